@@ -1,0 +1,58 @@
+"""The peer: plain Starlette with the ConnectionManager that FastAPI's documentation teaches."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+
+class ConnectionManager:
+    """Who is in which channel."""
+
+    def __init__(self) -> None:
+        self.channels: defaultdict[str, set[WebSocket]] = defaultdict(set)
+
+    async def connect(self, websocket: WebSocket, channel: str) -> None:
+        await websocket.accept()
+        self.channels[channel].add(websocket)
+
+    def disconnect(self, websocket: WebSocket, channel: str) -> None:
+        self.channels[channel].discard(websocket)
+
+    async def broadcast(self, channel: str, message: str) -> None:
+        for websocket in list(self.channels[channel]):
+            await websocket.send_text(message)
+
+
+manager = ConnectionManager()
+
+
+async def fanout(websocket: WebSocket) -> None:
+    channel = websocket.path_params["channel"]
+    await manager.connect(websocket, channel)
+    try:
+        while True:
+            await manager.broadcast(channel, await websocket.receive_text())
+    except WebSocketDisconnect:
+        manager.disconnect(websocket, channel)
+
+
+async def echo(websocket: WebSocket) -> None:
+    await websocket.accept()
+    try:
+        while True:
+            await websocket.send_text(await websocket.receive_text())
+    except WebSocketDisconnect:
+        pass
+
+
+app = Starlette(
+    routes=[
+        WebSocketRoute("/ws/fanout/{channel}", fanout),
+        WebSocketRoute("/ws/echo", echo),
+        WebSocketRoute("/ws/echo-async", echo),
+    ]
+)

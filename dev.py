@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Everything a person or CI does with this checkout. Needs Python 3.11+ and pip, nothing else.
+
+python3 dev.py chat     set up and run the example chat at http://localhost:8888/
+python3 dev.py check    set up and run every check: format, lint, types, import ladder, tests
+python3 dev.py test …   only the tests, with pytest's arguments
+python3 dev.py fix      format, and mend what the linter can mend
+python3 dev.py run …    `backchannel …` from this checkout
+python3 dev.py lock     renew requirements-dev.lock from pyproject.toml
+python3 dev.py setup    only set up
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+LOCK = ROOT / "requirements-dev.lock"
+CHECKS = {
+    "format": ["ruff", "format", "--check", "."],
+    "lint": ["ruff", "check", "."],
+    "mypy": ["mypy"],
+    "pyright": ["pyright"],
+    "ladder": ["lint-imports"],
+    "tests": ["pytest"],
+}
+
+
+def main(command: str = "help", *arguments: str) -> int:
+    """Run one command; return its exit code."""
+    if command == "chat":
+        setup(dev=False)
+        return tool("backchannel", "run", "examples/chat.py", *arguments)
+    if command == "run":
+        setup(dev=False)
+        return tool("backchannel", *arguments)
+    if command not in {"check", "test", "fix", "lock", "setup"}:
+        print(__doc__)
+        return 0 if command == "help" else 2
+    setup(dev=True)
+    if command == "check":
+        return check()
+    if command == "test":
+        return tool("pytest", *arguments)
+    if command == "fix":
+        return tool("ruff", "check", "--fix", ".") | tool("ruff", "format", ".")
+    if command == "lock":
+        return lock()
+    return 0
+
+
+def setup(*, dev: bool) -> None:
+    """Make .venv and install this checkout into it; does nothing when nothing changed."""
+    if sys.version_info < (3, 11):
+        have = ".".join(map(str, sys.version_info[:3]))
+        sys.exit(
+            f"Backchannel needs Python 3.11 or newer; {sys.executable} is {have}. "
+            "Run this with a newer one, for example: python3.12 dev.py chat"
+        )
+    stamp = VENV / ".installed"
+    inputs = (ROOT / "pyproject.toml").read_bytes() + LOCK.read_bytes()
+    wanted = hashlib.sha256(inputs + sys.version.encode()).hexdigest()
+    done = stamp.read_text().split() if stamp.exists() else []
+    if done[:1] == [wanted] and (not dev or done[1:] == ["dev"]):
+        return
+    print("Setting up .venv (once)…", flush=True)
+    pip = make_venv()
+    if dev:
+        run_or_exit([*pip, "install", "--quiet", "--requirement", str(LOCK)])
+    run_or_exit([*pip, "install", "--quiet", "--constraint", str(LOCK), "--editable", str(ROOT)])
+    stamp.write_text(f"{wanted} {'dev' if dev else ''}")
+
+
+def make_venv() -> list[str]:
+    """Create .venv; return the pip command for it.
+
+    Debian's Python comes without ensurepip, so that a plain `-m venv` fails there: then the
+    pip that runs outside installs into it (`pip --python`), which PEP 668 allows.
+    """
+    python = str(BIN / "python")
+    if not (BIN / "pip").exists() or subprocess.run([python, "-c", ""], check=False).returncode:
+        made = subprocess.run(
+            [sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, check=False
+        )
+        if made.returncode:
+            run_or_exit([sys.executable, "-m", "venv", "--clear", "--without-pip", str(VENV)])
+            return [sys.executable, "-m", "pip", "--python", python]
+    return [python, "-m", "pip"]
+
+
+def check() -> int:
+    """Run every check, also after one failed; say at the end which did."""
+    failed: list[str] = []
+    for name, command in CHECKS.items():
+        print(f"── {name}: {' '.join(command)}", flush=True)
+        began = time.monotonic()
+        if tool(*command):
+            failed.append(name)
+        print(f"── {name}: {time.monotonic() - began:.0f} s", flush=True)
+    print(f"FAILED: {', '.join(failed)}" if failed else "All checks passed.")
+    return 1 if failed else 0
+
+
+def lock() -> int:
+    """Pin what pyproject.toml allows, for every supported Python and system."""
+    command = "pip compile --quiet --universal --upgrade --no-header --no-annotate --extra dev"
+    return tool("python", "-m", "pip", "install", "--quiet", "uv") or tool(
+        "uv", *command.split(), "--no-emit-index-url", "--no-emit-find-links", "--no-emit-package",
+        "backchannel", "--output-file", str(LOCK), "pyproject.toml",
+    )  # fmt: skip
+
+
+def tool(name: str, *arguments: str) -> int:
+    """Run a command of .venv in the checkout; return its exit code."""
+    path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])
+    command = [str(BIN / name), *arguments]
+    try:
+        return subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PATH": path}, check=False
+        ).returncode
+    except KeyboardInterrupt:
+        return 130
+
+
+def run_or_exit(command: list[str]) -> None:
+    """Run a set-up step; end with its command line when it fails."""
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if code:
+        sys.exit(f"This failed with exit code {code}: {' '.join(command)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,40 @@
+"""Backchannel: a WebSocket application layer for Python.
+
+Write a Listener, bind it to a URL, and get live connections that know their user and session,
+channels, and messages to a channel, a user, one device or any chosen set.
+"""
+
+from backchannel.app import Hub
+from backchannel.audience import Audience, Info
+from backchannel.connection import CloseReason, Connection
+from backchannel.errors import (
+    BackchannelError,
+    InvalidMessage,
+    ListenerError,
+    Reject,
+    TemplateError,
+    UnsendableMessage,
+)
+from backchannel.listener import Listener, event, threaded
+from backchannel.request import Request
+from backchannel.sent import Sent
+
+__all__ = [
+    "Audience",
+    "BackchannelError",
+    "CloseReason",
+    "Connection",
+    "Hub",
+    "Info",
+    "InvalidMessage",
+    "Listener",
+    "ListenerError",
+    "Reject",
+    "Request",
+    "Sent",
+    "TemplateError",
+    "UnsendableMessage",
+    "event",
+    "threaded",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,254 @@
+"""The one place that knows the concrete classes: a hub with its broker and transports."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from backchannel.broker.memory import MemoryBroker
+from backchannel.config import Settings
+from backchannel.connection import ABSENT
+from backchannel.endpoint import Endpoint
+from backchannel.errors import Reject
+from backchannel.hub import HubCore
+from backchannel.listener import read_listener
+from backchannel.request import path_segments
+from backchannel.template import Template
+from backchannel.transport import asgi, http
+from backchannel.transport.lifespan import serve_lifespan, wrap_lifespan
+from backchannel.transport.memory import MemoryClient
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from backchannel.config import SettingsOptions
+    from backchannel.transport.asgi import Event, Receive, Scope, Send
+
+__all__ = ["Hub"]
+
+AsgiApp = Callable[[Any, Any, Any], Awaitable[Any]]
+
+
+class WebSocketLike(Protocol):
+    """What ``Hub.serve`` needs of Starlette's, FastAPI's or Litestar's WebSocket object."""
+
+    @property
+    def scope(self) -> Any:
+        """The ASGI scope."""
+        ...
+
+    async def receive(self) -> Any:
+        """Return the next ASGI event."""
+        ...
+
+    async def send(self, message: Any, /) -> None:
+        """Send an ASGI event."""
+        ...
+
+
+class Hub(HubCore):
+    """One application's connection manager; an ASGI app. Two hubs share nothing.
+
+    Args:
+        settings: see ``backchannel.config.Settings`` for each, with its unit and default.
+
+    Raises:
+        TypeError: an unknown setting, or one of the wrong type.
+        ValueError: a setting out of range.
+    """
+
+    def __init__(self, **settings: Unpack[SettingsOptions]):
+        known = [field.name for field in dataclasses.fields(Settings)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+                raise TypeError(f"Hub has no setting {name!r}; {hint}")
+        checked = Settings(**settings)
+        super().__init__(checked, checked.broker or MemoryBroker())
+        self.pages = http.Pages()
+
+    @property
+    def debug(self) -> bool:
+        """Show clients what went wrong; see the setting. May be set until the hub starts."""
+        return self.settings.debug
+
+    @debug.setter
+    def debug(self, value: bool) -> None:
+        self.settings = dataclasses.replace(self.settings, debug=value)
+
+    # ── as an ASGI app ────────────────────────────────────────────────────────────────────────
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "lifespan":
+            await serve_lifespan(self, receive, send)
+        elif scope["type"] == "http":
+            await http.answer(self, self.pages, scope, send)
+        elif scope["type"] == "websocket":
+            await self._serve_websocket(scope, receive, send)
+        else:
+            raise ValueError(f"unknown ASGI scope type {scope['type']!r}")
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self.endpoints.match(path_segments(scope))
+        if found is None:
+            await receive()
+            await asgi.refuse(scope, send, Reject(404, http.not_found(self, scope)))
+            return
+        endpoint, params = found
+        await self._live(endpoint, params, scope, receive, send)
+
+    async def _live(
+        self,
+        endpoint: Endpoint,
+        params: Mapping[str, Any],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        user: object = ABSENT,
+        accepted: bool = False,
+    ) -> None:
+        try:
+            if not self.is_stopping:
+                await self.start()
+        except RuntimeError as error:
+            await asgi.fail(scope, send, error, debug=self.debug)
+            return
+        if self.is_stopping:
+            await asgi.refuse(scope, send, Reject(503, "The server is going away."))
+            return
+        await asgi.serve(
+            self, endpoint, params, http.shown_path(scope), scope, receive, send,
+            user=user, accepted=accepted,
+        )  # fmt: skip
+
+    def wrap(self, app: AsgiApp) -> AsgiApp:
+        """Return an ASGI app that serves this hub's endpoints and pages, and passes the rest on.
+
+        Args:
+            app: any ASGI app: Django, Quart, Starlette …
+
+        Raises:
+            TypeError: not callable.
+        """
+        if not callable(app):
+            raise TypeError(f"hub.wrap takes an ASGI app, not {app!r}")
+
+        async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                await wrap_lifespan(self, app, scope, receive, send)
+            elif self._is_ours(scope):
+                await self(scope, receive, send)
+            else:
+                await app(scope, receive, send)
+
+        return wrapped
+
+    def _is_ours(self, scope: Scope) -> bool:
+        if self.endpoints.match(path_segments(scope)):
+            return True
+        return scope["type"] == "http" and self.pages.find(scope) is not None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:  # noqa: ARG002 - Starlette passes it
+        """Start and stop with a framework: ``FastAPI(lifespan=hub.lifespan)``.
+
+        With it an error at the start keeps the server from starting, and shutdown drains; without
+        it the hub starts at its first use.
+
+        Args:
+            app: the framework's app; not used.
+        """
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.stop()
+
+    async def serve(
+        self,
+        websocket: WebSocketLike,
+        listener: object,
+        *,
+        user: object = ABSENT,
+        params: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Serve a WebSocket that a framework's own route has matched; returns when it has ended.
+
+        Args:
+            websocket: Starlette's or FastAPI's WebSocket, accepted or not.
+            listener: a Listener class, instance or function; one instance serves all.
+            user: who it is: an id, or an object with one. Left out, ``authenticate`` is asked.
+            params: becomes ``ws.params``; a ``channel`` in it subscribes, as in a URL template.
+            options: as for ``add``.
+
+        Raises:
+            ListenerError, TemplateError: as for ``add``, at the first connection.
+        """
+        scope = websocket.scope
+        values = dict(params or {})
+        template = getattr(scope.get("route"), "path", None) or scope["path"]
+        endpoint = self.endpoints.served(
+            (listener, template),
+            lambda: Endpoint(_label(template, values), read_listener(listener), **options),
+        )
+        accepted = getattr(getattr(websocket, "application_state", None), "name", "") == "CONNECTED"
+
+        async def receive() -> Event:
+            event: Event = await websocket.receive()
+            return event
+
+        await self._live(
+            endpoint, values, scope, receive, websocket.send, user=user, accepted=accepted
+        )
+
+    # ── beside it ─────────────────────────────────────────────────────────────────────────────
+
+    def page(self, path: str, file: str | os.PathLike[str]) -> None:
+        """Serve a file, such as a page for a small app; it is read anew for each request.
+
+        Args:
+            path: where, such as ``"/"``.
+            file: absolute, or relative to the Python file that calls this.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the path does not start with a slash, or is taken.
+        """
+        caller = sys._getframe(1).f_globals.get("__file__")
+        base = Path(caller).resolve().parent if caller else Path.cwd()
+        self.pages.add(http.Page(path, base / file))
+
+    def test_client(
+        self,
+        url: str,
+        *,
+        user: object = ABSENT,
+        headers: Mapping[str, str] | None = None,
+        cookies: Mapping[str, str] | None = None,
+        session: Mapping[str, Any] | None = None,
+        subprotocols: Iterable[str] = (),
+    ) -> MemoryClient:
+        """Return a client for tests, which runs the real dispatch without sockets.
+
+        See ``backchannel.testing.MemoryClient`` for the arguments and what it can do.
+        """
+        return MemoryClient(
+            self, url, user=user, headers=headers, cookies=cookies, session=session,
+            subprotocols=subprotocols,
+        )  # fmt: skip
+
+
+def _label(template: str, params: Mapping[str, Any]) -> Template:
+    """Return a template that names the framework's route and has the given variables."""
+    missing = [name for name in params if f"{{{name}" not in template]
+    return Template(template + "".join(f"/{{{name}}}" for name in missing))

@@ -1,0 +1,192 @@
+"""Whom something is for: the same verbs on a channel, a user, a session, a connection, everyone."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Union
+
+from backchannel.codes import check_close
+from backchannel.connection import ABSENT, CloseReason, Connection
+from backchannel.contracts import Receipt, Target
+from backchannel.sent import Sent
+
+if TYPE_CHECKING:
+    from backchannel.dispatch import Change
+    from backchannel.hub import HubCore
+
+__all__ = ["Addressees", "Audience", "Changes", "Info", "targets"]
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What anyone may know about a connection.
+
+    Args:
+        id: connection id.
+        user: user id, or None for an anonymous client.
+        endpoint: the URL template it came in by.
+        node: id of the node it is connected to.
+        opened_at: aware datetime of its handshake.
+        meta: what the listener put into ``ws.meta``.
+    """
+
+    id: str
+    user: str | None
+    endpoint: str
+    node: str
+    opened_at: datetime
+    meta: Mapping[str, Any]
+
+
+class Audience:
+    """Whom something is for. Made by the hub: ``hub.channel("cars")``, ``hub.user("ana")`` …"""
+
+    __slots__ = ("_hub", "target")
+
+    def __init__(self, hub: HubCore, target: Target):
+        self._hub = hub
+        self.target = target
+
+    def send(self, message: Any, *, exclude: Addressees = ABSENT) -> Sent:
+        """Send to everyone in this audience.
+
+        Args:
+            message: str, bytes, or anything that can be JSON.
+            exclude: who is left out (see ``Hub.broadcast``).
+
+        Raises:
+            UnsendableMessage: the message has no valid JSON form; nothing was sent to anyone.
+            TypeError, ValueError: ``exclude`` is nothing that can be excluded.
+        """
+        return self._hub.publish(self.target, message, ABSENT, exclude)
+
+    def close(self, code: int = 1000, reason: str = "") -> Sent:
+        """Close every connection in this audience; ``.reached`` tells how many.
+
+        Args:
+            code: 1000–1003, 1007–1014 or 3000–4999; 4100–4999 are the application's own.
+            reason: at most 123 bytes of UTF-8.
+
+        Raises:
+            ValueError: a code that can't be sent, or a reason that is too long.
+        """
+        check_close(code, reason)
+        ending = CloseReason(code, reason, "server")
+
+        def close_all() -> Receipt:
+            return Receipt(sum(ws._dispatch.end(ending) for ws in self._members()))
+
+        return self._hub.in_loop(close_all)
+
+    def subscribe(self, channel: str) -> Changes:
+        """Let every connection in this audience enter a channel, each asked by ``on_subscribe``.
+
+        Returns:
+            Await it for a Sent whose ``.reached`` tells how many are in the channel now.
+
+        Raises:
+            TypeError, ValueError: no valid channel name.
+        """
+        return self._hub.change_all(self._members, channel, entering=True)
+
+    def unsubscribe(self, channel: str) -> Changes:
+        """Let every connection in this audience leave a channel.
+
+        Returns:
+            Await it for a Sent whose ``.reached`` tells how many have left.
+
+        Raises:
+            TypeError, ValueError: no valid channel name.
+        """
+        return self._hub.change_all(self._members, channel, entering=False)
+
+    async def connections(self) -> list[Info]:
+        """Return the connections in this audience, in the order they came."""
+        return [self._hub.info(ws) for ws in self._members()]
+
+    async def count(self) -> int:
+        """Return how many connections are in this audience."""
+        return len(self._hub.roster.members(self.target))
+
+    async def users(self) -> list[str]:
+        """Return the ids of the users in this audience, each once, in the order they came."""
+        return list(dict.fromkeys(ws.user for ws in self._members() if ws.user is not None))
+
+    def belongs_to(self, hub: HubCore) -> bool:
+        """Tell whether this audience was made by a hub."""
+        return self._hub is hub
+
+    def _members(self) -> list[Connection]:
+        return list(self._hub.roster.members(self.target))
+
+    def __repr__(self) -> str:
+        return f"<Audience {' '.join(part for part in self.target if part)}>"
+
+
+Addressee = Union[Connection, Audience, Info, str]  # noqa: UP007 - read at run time by Sphinx and people
+Addressees = Union[Addressee, Iterable[Addressee]]  # noqa: UP007
+"""A connection, a connection id, ``hub.user(…)``, ``hub.session(…)``, or a list of these."""
+
+
+class Changes:
+    """Many connections entering or leaving a channel. Await it for a Sent, or ignore it."""
+
+    __slots__ = ("_changes", "_started")
+
+    def __init__(self, started: Sent, changes: list[Change]):
+        self._started = started
+        self._changes = changes
+
+    def result(self, timeout: float | None = None) -> Sent:
+        """Wait in another thread; see ``Sent.result``."""
+        self._started.result(timeout)
+        return Sent(Receipt(sum(change.result(timeout) for change in self._changes)))
+
+    def __await__(self) -> Generator[Any, Any, Sent]:
+        """Wait until each has been asked."""
+        yield from self._started.__await__()
+        done = 0
+        for change in self._changes:
+            done += yield from change.__await__()
+        return Sent(Receipt(done))
+
+
+def targets(hub: HubCore, value: Any, argument: str) -> tuple[Target, ...]:
+    """Read ``to=`` or ``exclude=``.
+
+    Args:
+        hub: the hub whose connections are meant.
+        value: one addressee or an iterable of them; a bare str is one connection id.
+        argument: the argument's name, for the error.
+
+    Raises:
+        TypeError: None, or nothing that can be addressed.
+        ValueError: a connection or audience of another hub.
+    """
+    if isinstance(value, str | Connection | Audience | Info):
+        return (_target(hub, value, argument),)
+    if isinstance(value, Iterable) and not isinstance(value, Mapping | bytes | bytearray):
+        return tuple(_target(hub, one, argument) for one in value)  # pyright: ignore[reportUnknownVariableType]
+    raise TypeError(
+        f"{argument}={value!r} addresses nobody: use a connection, a connection id, hub.user(…), "
+        f"hub.session(…) or a list of these; leave {argument} out to "
+        + ("reach the whole audience" if argument == "to" else "exclude nobody")
+    )
+
+
+def _target(hub: HubCore, value: Any, argument: str) -> Target:
+    if isinstance(value, str):
+        return Target("connection", value)
+    if isinstance(value, Info):
+        return Target("connection", value.id)
+    if isinstance(value, Connection | Audience):
+        ours = value.hub is hub if isinstance(value, Connection) else value.belongs_to(hub)
+        if not ours:
+            raise ValueError(f"{argument}={value!r} belongs to another hub")
+        return Target("connection", value.id) if isinstance(value, Connection) else value.target
+    raise TypeError(
+        f"{argument} has {value!r}, which is no connection, connection id, hub.user(…) or "
+        "hub.session(…)"
+    )

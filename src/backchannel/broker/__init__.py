@@ -1,0 +1,1 @@
+"""What carries publications between nodes, behind one contract; one file a broker."""

@@ -1,0 +1,87 @@
+"""Channel names, and the life of a channel on one node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backchannel.turn import Occupancy
+
+if TYPE_CHECKING:
+    from backchannel.endpoint import Endpoint
+
+__all__ = ["Channel", "Channels", "check_channel"]
+
+MAX_NAME_BYTES = 255
+
+
+def check_channel(name: str, *, casefold: bool = False) -> str:
+    """Check a channel name and return it as the hub keeps it.
+
+    Args:
+        name: 1–255 bytes of text without control characters; ``$…`` is Backchannel's own.
+        casefold: True makes names that differ only in case the same.
+
+    Raises:
+        TypeError: not a str.
+        ValueError: empty, too long, with control characters, or starting with ``$``.
+    """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"a channel name is a str, not {name!r}")
+    if casefold:
+        name = name.casefold()
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"channel name {name!r} has a lone surrogate") from None
+    if not 1 <= size <= MAX_NAME_BYTES:
+        shown = f"{name[:40]!r}… is {size} bytes long" if size else "is empty"
+        raise ValueError(f"channel name {shown}; it must be 1–{MAX_NAME_BYTES} bytes of UTF-8")
+    if not name.isprintable() and any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in name):
+        raise ValueError(f"channel name {name!r} has a control character")
+    if name.startswith("$"):
+        raise ValueError(f"channel name {name!r}: names that start with $ are Backchannel's own")
+    return name
+
+
+class Channel:
+    """A channel's life: open from its first subscriber's coming to its last one's leaving.
+
+    Attributes:
+        occupancy: held by each member, and by whoever is being asked or told about the channel.
+        opener: the endpoint of the first subscriber; its listener hears of opening and closing.
+    """
+
+    __slots__ = ("name", "occupancy", "opener")
+
+    def __init__(self, name: str, opener: Endpoint):
+        self.name = name
+        self.occupancy = Occupancy()
+        self.opener = opener
+
+
+class Channels:
+    """The channels of one node that are held by someone."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Channel] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def find(self, name: str) -> Channel | None:
+        """Return a channel that is held, or None."""
+        return self._by_name.get(name)
+
+    def hold(self, name: str, endpoint: Endpoint) -> Channel:
+        """Return a channel, new if need be. The caller enters its occupancy before it waits."""
+        channel = self._by_name.get(name)
+        if channel is None:
+            channel = self._by_name[name] = Channel(name, endpoint)
+        elif not channel.occupancy.holders and not channel.occupancy.is_open:
+            channel.opener = endpoint
+        return channel
+
+    def drop_if_free(self, channel: Channel) -> None:
+        """Forget a channel that nobody holds any more."""
+        if not channel.occupancy.holders and channel.occupancy.is_calm:
+            self._by_name.pop(channel.name, None)

@@ -1,0 +1,213 @@
+"""``backchannel run``: serve the hub of a file with uvicorn."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import signal
+import socket
+import sys
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import uvicorn
+from uvicorn.supervisors import ChangeReload
+
+from backchannel import __version__
+from backchannel.blocking import forbid_blocking_calls
+from backchannel.cli.load import Found, find, split_target
+
+__all__ = ["Options", "run"]
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``backchannel run`` was told; it travels to the child process of ``--reload``."""
+
+    target: str
+    host: str
+    port: int
+    log_level: str
+    log_file: Path | None
+    debug: bool
+    open_browser: bool
+
+
+@click.command()
+@click.argument("target", metavar="FILE[:NAME]")
+@click.option("--host", default="localhost", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8888, show_default=True, type=click.IntRange(0, 65535),
+              help="Port to listen on; 0 takes a free one.")  # fmt: skip
+@click.option("--reload", is_flag=True, help="Restart when a Python file beside FILE changes.")
+@click.option("--log-level", default="info", show_default=True, type=click.Choice(LEVELS),
+              help="debug shows each event of a connection on one line, contents included.")  # fmt: skip
+@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write the WebSocket log to this file too.")  # fmt: skip
+@click.option("--debug", is_flag=True, help="Show tracebacks and near misses to clients, and raise "
+              "at blocking calls in callbacks. Never in production.")  # fmt: skip
+@click.option("--open", "open_browser", is_flag=True, help="Open the first page in a browser.")
+def run(
+    target: str,
+    host: str,
+    port: int,
+    reload: bool,
+    log_level: str,
+    log_file: Path | None,
+    debug: bool,
+    open_browser: bool,
+) -> None:
+    """Serve the hub in a Python file: `hub`, or the one named after the colon."""
+    options = Options(target, host, port, log_level, log_file, debug, open_browser)
+    file, _ = split_target(target)
+    sockets = bind(host, port)
+    if reload:
+        config = uvicorn.Config("backchannel:Hub", reload=True, reload_dirs=[str(file.parent)],
+                                log_config=None)  # fmt: skip
+        set_up_logging(options)
+        ChangeReload(config, target=functools.partial(serve, options), sockets=sockets).run()
+    else:
+        serve(options, sockets)
+
+
+def serve(options: Options, sockets: list[socket.socket]) -> None:
+    """Serve until a signal ends it."""
+    set_up_logging(options)
+    found = find(options.target)
+    if options.debug:
+        for hub in found.hubs:
+            hub.debug = True
+        if forbid_blocking_calls() is None:
+            click.echo("blocking calls go unnoticed: pip install 'backchannel[debug]'", err=True)
+    settings = [hub.settings for hub in found.hubs]
+    config = uvicorn.Config(
+        found.app,
+        log_config=None,
+        access_log=False,
+        lifespan="on" if found.app in found.hubs else "auto",
+        ws="websockets-sansio",
+        ws_max_size=max([one.max_message for one in settings], default=1024 * 1024),
+        ws_ping_interval=min([one.ping_interval for one in settings], default=25.0),
+        ws_ping_timeout=min([one.ping_timeout for one in settings], default=20.0),
+        timeout_graceful_shutdown=1,
+    )
+    try:
+        HubServer(config, found, options).run(sockets=sockets)
+    except KeyboardInterrupt:
+        click.echo("", err=True)
+
+
+class HubServer(uvicorn.Server):
+    """uvicorn, but the hub closes its connections first, with a code that says why."""
+
+    def __init__(self, config: uvicorn.Config, found: Found, options: Options):
+        super().__init__(config)
+        self._found = found
+        self._options = options
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say what is served where."""
+        await super().startup(sockets)
+        base = _base_url(self._options.host, (sockets or [])[0].getsockname()[1])
+        pages = [base + page.path for hub in self._found.hubs for page in hub.pages]
+        click.echo(_banner(self._found, base, pages))
+        if self._options.open_browser:
+            webbrowser.open(pages[0] if pages else base)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close all connections: 1001 after Ctrl-C, 1012 (come back) after SIGTERM."""
+        for server in self.servers:
+            server.close()
+        code = 1001 if signal.SIGINT in self._captured_signals[:1] else 1012
+        for hub in self._found.hubs:
+            await hub.stop(code, timeout=1.5)
+        await super().shutdown(sockets)
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Return sockets bound to every address of a host; ``localhost`` may have two.
+
+    Raises:
+        click.ClickException: the host is unknown, or the port is taken or not allowed.
+    """
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM,
+                                   flags=socket.AI_PASSIVE)  # fmt: skip
+    except OSError as error:
+        raise click.ClickException(f"--host {host}: {error.strerror}") from error
+    sockets: list[socket.socket] = []
+    for family, _, _, _, address in sorted(dict.fromkeys(found)):
+        chosen = sockets[0].getsockname()[1] if sockets else port
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.bind((address[0], chosen))
+            bound.listen(2048)
+        except OSError as error:
+            bound.close()
+            if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT} and sockets:
+                continue  # a machine without IPv6
+            raise click.ClickException(_bind_problem(error, host, chosen)) from error
+        sockets.append(bound)
+    return sockets
+
+
+def _bind_problem(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} of {host} is in use by another program: stop that one, or choose "
+            f"another port: --port {port + 1}"
+        )
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights than yours: choose one above 1023 with --port"
+    return f"can't listen on {host} port {port}: {error.strerror}"
+
+
+def set_up_logging(options: Options) -> None:
+    """Send ``backchannel.*`` to the terminal and, if asked for, to a file."""
+    form = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    log = logging.getLogger("backchannel")
+    log.setLevel(options.log_level.upper())
+    if options.log_file is not None:
+        try:
+            to_file = logging.FileHandler(options.log_file, encoding="utf-8")
+        except OSError as error:
+            raise click.ClickException(
+                f"--log-file {options.log_file}: {error.strerror}"
+            ) from error
+        to_file.setFormatter(form)
+        log.addHandler(to_file)
+    for handler in handlers:
+        handler.setFormatter(form)
+        log.addHandler(handler)
+        logging.getLogger("uvicorn").addHandler(handler)
+    logging.getLogger("uvicorn").setLevel("WARNING")
+
+
+def _base_url(host: str, port: int) -> str:
+    shown = {"": "localhost", "0.0.0.0": "localhost", "::": "localhost", "127.0.0.1": "localhost"}  # noqa: S104
+    name = shown.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}"
+
+
+def _banner(found: Found, base: str, pages: list[str]) -> str:
+    rows = [(click.style("page", bold=True), page, "") for page in pages]
+    for hub in found.hubs:
+        for endpoint in hub.endpoints:
+            url = base.replace("http", "ws", 1) + endpoint.template.text
+            by = f"{endpoint.callbacks.name}, {endpoint.callbacks.where}"
+            rows.append((click.style("endpoint", bold=True), url, by))
+    width = max((len(url) for _, url, _ in rows), default=0)
+    lines = [f"Backchannel {__version__} serves {found.label}", ""]
+    for kind, url, by in rows:
+        lines.append(f"  {kind}{' ' * (10 - len(click.unstyle(kind)))}{url.ljust(width)}  {by}")
+    if found.app not in found.hubs and found.hubs:
+        lines.append("  (endpoints are shown as they are below where the app mounts its hub)")
+    return "\n".join([*lines, "", "Ctrl-C to stop.", ""])

@@ -1,0 +1,137 @@
+"""A hub's settings: named, with units, checked before anything listens."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from backchannel.contracts import Broker
+
+__all__ = ["Settings", "SettingsOptions"]
+
+MIB = 1024 * 1024
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What ``Hub(…)`` takes, each as a keyword.
+
+    Args:
+        broker: carries publications between nodes; None keeps them in this process.
+        allowed_origins: origins that browsers may connect from besides the page's own: full
+            origins (``"https://app.example.com"``), with a wildcard for subdomains
+            (``"https://*.example.com"``), or ``"*"`` for any. One str is one origin.
+        authenticate: ``authenticate(request)``, sync or async; returns None (anonymous), a user
+            id, or an object with an ``id``, ``pk`` or ``user_id``.
+        require_user: True refuses anonymous clients with 401.
+        trusted_proxies: addresses or networks whose ``X-Forwarded-Host`` and ``X-Forwarded-For``
+            are believed.
+        max_message: bytes of the largest message a client may send; above it 1009.
+        max_outbox: bytes that may wait for a slow client; above it 4001. One message always fits.
+        handshake_timeout: seconds that ``authenticate`` and ``on_handshake`` may take together.
+        ping_interval: seconds between pings, where the server lets us set them.
+        ping_timeout: seconds a client has to answer a ping.
+        close_timeout: seconds a client has to take what is queued before its close frame.
+        cancel_on_close: True cancels a callback that still runs when its connection ends.
+        cancel_grace: seconds that a cancelled callback has before ``on_close`` runs regardless.
+        slow_callback: seconds a callback may hold the event loop before a warning names it.
+        casefold_channels: True makes channel names case-insensitive.
+        debug: True shows tracebacks and near misses to clients, admits any port of localhost as
+            origin, and makes blocking calls inside callbacks raise. Never in production.
+
+    Raises:
+        TypeError: an unknown setting, or one of the wrong type.
+        ValueError: a setting out of range.
+    """
+
+    broker: Broker | None = None
+    allowed_origins: str | Iterable[str] = ()
+    authenticate: Callable[[Any], Any] | None = None
+    require_user: bool = False
+    trusted_proxies: str | Iterable[str] = ()
+    max_message: int = MIB
+    max_outbox: int = MIB
+    handshake_timeout: float = 10.0
+    ping_interval: float = 25.0
+    ping_timeout: float = 20.0
+    close_timeout: float = 2.0
+    cancel_on_close: bool = True
+    cancel_grace: float = 5.0
+    slow_callback: float = 0.020
+    casefold_channels: bool = False
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what has a range; keep lists as tuples."""
+        for name in ("allowed_origins", "trusted_proxies"):
+            object.__setattr__(self, name, _texts(name, getattr(self, name)))
+        for origin in self.allowed_origins:
+            _check_origin(origin)
+        for proxy in self.trusted_proxies:
+            _network(proxy)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            wanted = {"int": int, "float": (int, float), "bool": bool}.get(str(field.type))
+            if wanted is None:
+                continue
+            if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
+                raise TypeError(f"Hub({field.name}=…) must be {field.type}, not {value!r}")
+            if wanted is not bool and value <= 0:
+                raise ValueError(f"Hub({field.name}=…) must be more than 0, not {value!r}")
+        if self.authenticate is not None and not callable(self.authenticate):
+            raise TypeError(f"Hub(authenticate=…) must be callable, not {self.authenticate!r}")
+
+    def networks(self) -> tuple[Network, ...]:
+        """Return the trusted proxies as networks."""
+        return tuple(_network(proxy) for proxy in self.trusted_proxies)
+
+
+class SettingsOptions(TypedDict, total=False):
+    """The settings as keywords, for editors; a test keeps it the same as Settings."""
+
+    broker: Broker | None
+    allowed_origins: str | Iterable[str]
+    authenticate: Callable[[Any], Any] | None
+    require_user: bool
+    trusted_proxies: str | Iterable[str]
+    max_message: int
+    max_outbox: int
+    handshake_timeout: float
+    ping_interval: float
+    ping_timeout: float
+    close_timeout: float
+    cancel_on_close: bool
+    cancel_grace: float
+    slow_callback: float
+    casefold_channels: bool
+    debug: bool
+
+
+def _texts(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else tuple(value)
+    if wrong := [text for text in texts if not isinstance(text, str)]:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"Hub({name}=…) takes str or a list of str, not {wrong[0]!r}")
+    return texts
+
+
+def _check_origin(origin: str) -> None:
+    scheme, separator, rest = origin.partition("://")
+    if origin != "*" and (not separator or not scheme or not rest or "/" in rest):
+        raise ValueError(
+            f"Hub(allowed_origins=…): {origin!r} is no origin; write it as a browser sends it: "
+            'scheme, host and port without a path, such as "https://app.example.com" or '
+            '"http://localhost:3000"; "https://*.example.com" for subdomains, "*" for any'
+        )
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError as error:
+        raise ValueError(
+            f"Hub(trusted_proxies=…): {text!r} is no address or network such as 10.0.0.0/8"
+        ) from error

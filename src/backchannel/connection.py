@@ -1,0 +1,309 @@
+"""One client, one socket: who it is, what it is in, and what can be sent to it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Coroutine, Iterator, Mapping, MutableMapping
+from contextvars import Context
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from logging import DEBUG
+from typing import TYPE_CHECKING, Any, Literal
+
+from backchannel.codes import check_close
+from backchannel.contracts import Receipt
+from backchannel.messages import Frame, encode
+from backchannel.observe import CONNECTION, excerpt
+from backchannel.sent import MISSED, REACHED, Sent
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from backchannel.app import Hub
+    from backchannel.audience import Addressees
+    from backchannel.contracts import Link
+    from backchannel.dispatch import Change, Dispatch
+    from backchannel.endpoint import Endpoint
+    from backchannel.request import MultiMapping, Request
+    from backchannel.session.scope import Session
+
+__all__ = ["ABSENT", "CloseReason", "Connection", "State"]
+
+
+class _Absent:
+    """Stands for an argument that was not given, where None means something."""
+
+    def __repr__(self) -> str:
+        return "<absent>"
+
+
+ABSENT: Any = _Absent()
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReason:
+    """How a connection ended.
+
+    Args:
+        code: the close code (see ``backchannel.codes``).
+        text: the reason that came with it, maybe empty.
+        by: who ended it.
+    """
+
+    code: int
+    text: str
+    by: Literal["client", "server", "network"]
+
+
+class State(MutableMapping[str, Any]):
+    """A connection's own data, as items and as attributes: ``state["x"]`` is ``state.x``."""
+
+    def __getitem__(self, key: str) -> Any:
+        return self.__dict__[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.__dict__[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.__dict__[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dict__)
+
+    def __len__(self) -> int:
+        return len(self.__dict__)
+
+    def __getattr__(self, name: str) -> Any:
+        """Explain what is missing; only called when there is no such attribute."""
+        known = ", ".join(self.__dict__) or "nothing"
+        raise AttributeError(f"ws.state has no {name!r}; it has {known}", name=name, obj=self)
+
+    def __repr__(self) -> str:
+        return f"State({self.__dict__!r})"
+
+
+class Connection:
+    """A live connection: ``ws`` in callbacks.
+
+    Attributes:
+        id: random and unique; a public fact, never a credential.
+        state: the application's own data about this client.
+        meta: public data about this client (name, device …), shown in ``Info``; JSON values.
+        hub: the hub it belongs to.
+        channel: the channel its URL subscribed it to, or None.
+        opened_at: aware datetime of the handshake.
+        latency: seconds a ping took to be answered, or None where the server does not tell.
+        subprotocol: the negotiated WebSocket subprotocol, or None.
+        reason: how it ended; None while it is open.
+    """
+
+    __slots__ = (
+        "_channels", "_context", "_dispatch", "_endpoint", "_held", "_link", "_request", "_tasks",
+        "channel", "hub", "id", "latency", "meta", "opened_at", "reason", "state", "subprotocol",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        hub: Hub,
+        endpoint: Endpoint,
+        request: Request,
+        link: Link,
+        *,
+        context: Context,
+        channel: str | None,
+        subprotocol: str | None,
+    ):
+        self.id = secrets.token_urlsafe(12)
+        self.hub = hub
+        self.channel = channel
+        self.subprotocol = subprotocol
+        self.state = State()
+        self.meta: dict[str, Any] = {}
+        self.opened_at = datetime.now(UTC)
+        self.latency: float | None = None
+        self.reason: CloseReason | None = None
+        self._endpoint = endpoint
+        self._request = request
+        self._link = link
+        self._context = context
+        self._dispatch: Dispatch  # set by the dispatch itself
+        self._channels: set[str] | frozenset[str] = set()
+        self._tasks: set[asyncio.Task[Any]] | None = None
+        # What on_open sends waits here until the automatic subscription is in force.
+        self._held: list[Frame] | None = []
+
+    # ── who it is ─────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def user(self) -> str | None:
+        """User id, or None for an anonymous client."""
+        return self._request.user
+
+    @property
+    def identity(self) -> Any:
+        """The object that ``authenticate`` returned."""
+        return self._request.identity
+
+    @property
+    def session(self) -> Session:
+        """The web framework's session that the handshake came with."""
+        return self._request.session
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The URL template's variables, converted."""
+        return self._request.params
+
+    @property
+    def query(self) -> MultiMapping:
+        """The URL's query fields; ``.getlist(key)`` has all values of a key."""
+        return self._request.query
+
+    @property
+    def headers(self) -> MultiMapping:
+        """The handshake's headers; case of names ignored."""
+        return self._request.headers
+
+    @property
+    def cookies(self) -> MultiMapping:
+        """The handshake's cookies."""
+        return self._request.cookies
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """(address, port) of the client, or None when the server does not tell."""
+        return self._request.client
+
+    @property
+    def app(self) -> Any:
+        """The web framework's application object, or None."""
+        return self._request.app
+
+    @property
+    def endpoint(self) -> str:
+        """The URL template of its endpoint."""
+        return self._endpoint.template.text
+
+    @property
+    def channels(self) -> frozenset[str]:
+        """Names of the channels it is in; once it ended, of those it was in."""
+        return frozenset(self._channels)
+
+    @property
+    def is_open(self) -> bool:
+        """It has not ended."""
+        return self.reason is None
+
+    # ── what can be done with it ──────────────────────────────────────────────────────────────
+
+    def send(self, message: Any) -> Sent:
+        """Send to this client alone. Never waits for it and never raises because of it.
+
+        Args:
+            message: str, bytes, or anything that can be JSON.
+
+        Returns:
+            ``.reached`` is 1, or 0 when the connection has ended.
+
+        Raises:
+            UnsendableMessage: the message has no valid JSON form; nothing was sent.
+        """
+        frame = encode(message)
+        if CONNECTION.isEnabledFor(DEBUG):
+            CONNECTION.debug("%s send %s", self, excerpt(frame))
+        if self.hub.is_elsewhere():
+            return self.hub.in_loop(lambda: Receipt(int(self._push(frame))))
+        return REACHED if self._push(frame) else MISSED
+
+    def broadcast(
+        self,
+        message: Any,
+        *,
+        channel: str | None = None,
+        to: Addressees = ABSENT,
+        exclude: Addressees = ABSENT,
+    ) -> Sent:
+        """Send to everyone in the endpoint's own channel, this client included.
+
+        Args:
+            message: str, bytes, or anything that can be JSON.
+            channel: name of another channel.
+            to: only those of the channel that are named here (see ``Hub.broadcast``).
+            exclude: not those of the channel that are named here; ``exclude=ws`` is the others.
+
+        Raises:
+            LookupError: the URL subscribed this connection to no channel, and none was named.
+            UnsendableMessage, TypeError, ValueError: as ``Hub.broadcast``.
+        """
+        name = self.channel if channel is None else channel
+        if name is None:
+            raise LookupError(
+                f"{self.endpoint} has no {{channel}} of its own: say "
+                'ws.broadcast(message, channel="…") or hub.everyone.send(message)'
+            )
+        return self.hub.broadcast(name, message, to=to, exclude=exclude)
+
+    def close(self, code: int = 1000, reason: str = "") -> Sent:
+        """End the connection, after what was sent before. Ending it again does nothing.
+
+        Args:
+            code: 1000–1003, 1007–1014 or 3000–4999; 4100–4999 are the application's own.
+            reason: at most 123 bytes of UTF-8.
+
+        Raises:
+            ValueError: a code that can't be sent, or a reason that is too long.
+        """
+        check_close(code, reason)
+        ending = CloseReason(code, reason, "server")
+        return self.hub.in_loop(lambda: Receipt(int(self._dispatch.end(ending))))
+
+    def subscribe(self, channel: str) -> Change:
+        """Enter a channel.
+
+        Returns:
+            Await it to know: True when it is in now, False when it was refused or has ended.
+
+        Raises:
+            TypeError, ValueError: no valid channel name.
+        """
+        return self.hub.change(self, channel, entering=True)
+
+    def unsubscribe(self, channel: str) -> Change:
+        """Leave a channel.
+
+        Returns:
+            Await it to know: True when it was in.
+
+        Raises:
+            TypeError, ValueError: no valid channel name.
+        """
+        return self.hub.change(self, channel, entering=False)
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine beside the messages; it is cancelled when the connection ends.
+
+        What it raises is logged.
+
+        Raises:
+            RuntimeError: called outside the hub's event loop.
+        """
+        if self._tasks is None:
+            self._tasks = set()
+        task = self.hub.run_beside(work, self._tasks, f"task of {self}", self._context)
+        if self.reason is not None:
+            task.cancel()
+        return task
+
+    def _push(self, frame: Frame) -> bool:
+        """Queue a frame; in the hub's event loop only."""
+        if self.reason is not None:
+            return False
+        if self._held is not None:
+            self._held.append(frame)
+            return True
+        return self._link.push(frame)
+
+    def __repr__(self) -> str:
+        user = f" user={self.user!r}" if self.user else ""
+        ended = f" ended={self.reason.code}" if self.reason else ""
+        return f"<Connection {self.id} {self.endpoint}{user}{ended}>"

@@ -1,0 +1,92 @@
+"""The seams: what the hub is promised by brokers and transports, order and failure spelled out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from backchannel.messages import Frame
+
+__all__ = ["Broker", "Deliver", "Link", "Publication", "Receipt", "Target", "TargetKind"]
+
+TargetKind = Literal["channel", "user", "session", "connection", "everyone"]
+
+
+class Target(NamedTuple):
+    """Whom a publication is for: plain values, so that it can travel between nodes.
+
+    Args:
+        kind: what ``key`` names.
+        key: channel name, user id, session id or connection id; empty for everyone.
+    """
+
+    kind: TargetKind
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One message on its way to an audience.
+
+    Args:
+        target: the audience.
+        frame: the encoded message.
+        to: only those of the audience that one of these names; None does not narrow, an empty
+            tuple reaches nobody.
+        exclude: not those of the audience that one of these names.
+    """
+
+    target: Target
+    frame: Frame
+    to: tuple[Target, ...] | None = None
+    exclude: tuple[Target, ...] = ()
+
+
+class Receipt(NamedTuple):
+    """What is known once the broker has a publication.
+
+    Args:
+        reached: connections it was queued for; None where other nodes may have more.
+    """
+
+    reached: int | None
+
+
+Deliver = Callable[[Publication], int]
+"""Hands a publication to the connections of this node; returns how many it was queued for."""
+
+
+class Broker(Protocol):
+    """Carries every publication, on one node too: there is one delivery path.
+
+    Order: each node hears the publications of one publisher in the order of its calls.
+    Failure: publish() raises when the broker did not take the publication; then nobody got it.
+    """
+
+    def bind(self, deliver: Deliver) -> None:
+        """Tell the broker where this node's connections are; called once, before anything else."""
+        ...
+
+    def publish(self, publication: Publication) -> Receipt:
+        """Take a publication and see to its delivery on every node, this one included.
+
+        Called in the hub's event loop. Delivery on this node may happen before it returns.
+        """
+        ...
+
+
+class Link(Protocol):
+    """One client's end of a transport, as its connection sees it.
+
+    Order: what was pushed leaves in that order, the close last.
+    Failure: none of these ever raises because of the client, and none waits for it.
+    """
+
+    def push(self, frame: Frame) -> bool:
+        """Queue a frame; False when the client is gone or was just dropped for being too slow."""
+        ...
+
+    def close(self, code: int, reason: str) -> None:
+        """Close after what was pushed before; later calls do nothing."""
+        ...

@@ -1,0 +1,580 @@
+"""One connection's callbacks, one at a time and in order, from on_open to on_close.
+
+A frame from the client is handled at once, in the turn of the event loop that brought it, as far
+as that goes without waiting. Only when a callback waits does a task take over: it ends when
+nothing is left to do, so that an idle connection has none.
+
+What a callback causes at its own connection (``await ws.subscribe(x)``) runs nested, at that
+await: a Frame in the context says that the code which waits belongs to a running callback, also
+through gather(), task groups and threads. Without it the callback would wait for its own end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import inspect
+from logging import DEBUG
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, ContextVar
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from backchannel.codes import fit_reason
+from backchannel.connection import CloseReason, Connection
+from backchannel.errors import InvalidMessage, Reject
+from backchannel.handshake import refusal
+from backchannel.messages import Frame as Message
+from backchannel.observe import CONNECTION, LISTENER, Watched, excerpt
+from backchannel.sent import Sent, wait_in_thread
+
+if TYPE_CHECKING:
+    from backchannel.hub import HubCore
+    from backchannel.listener import Callback
+
+__all__ = ["Change", "Dispatch", "detached"]
+
+INBOX_FULL: Final = 64
+"""Messages that may wait for a running callback before the transport stops reading."""
+
+INBOX_ROOM: Final = 16
+"""Messages left when it reads again."""
+
+Rest = Coroutine[Any, Any, Any]
+"""What is left of a piece of work once it has to wait."""
+
+_running: ContextVar[Frame | None] = ContextVar("backchannel_running", default=None)
+
+
+class Frame:
+    """One running callback that may wait; what it causes at its own connection nests in it."""
+
+    __slots__ = ("active", "dispatch", "turn")
+
+    def __init__(self, dispatch: Dispatch):
+        self.dispatch = dispatch
+        self.active = True
+        self.turn = asyncio.Lock()
+
+
+def _current() -> Frame | None:
+    frame = _running.get()
+    return frame if frame is not None and frame.active else None
+
+
+class Dispatch:
+    """Runs a connection's callbacks.
+
+    Attributes:
+        closed: done when on_close and all that follows it has run.
+    """
+
+    __slots__ = (
+        "_hub", "_inbox", "_inline", "_news", "_opened", "_present", "_room", "_task", "closed",
+        "endpoint", "entered", "ws",
+    )  # fmt: skip
+
+    def __init__(self, hub: HubCore, ws: Connection):
+        self.ws = ws
+        self.endpoint = ws._endpoint
+        self.closed: asyncio.Future[None] = hub.loop.create_future()
+        self.entered = False
+        self._hub = hub
+        self._opened = False
+        self._present = False
+        self._inbox: deque[Message | Change | Rest] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._inline = False
+        self._room: asyncio.Future[None] | None = None
+        self._news: asyncio.Future[None] | None = None
+        ws._dispatch = self
+
+    # ── what the transport calls ──────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Begin the connection's life: on_first_open, on_open, the automatic subscription."""
+        self._hub.dispatches.add(self)
+        self._work_on(self._open())
+
+    def feed(self, message: Message) -> None:
+        """Take a message from the client."""
+        if self.ws.reason is not None:
+            return
+        if CONNECTION.isEnabledFor(DEBUG):
+            CONNECTION.debug("%s received %s", self.ws, excerpt(message))
+        if self._task is not None:
+            self._inbox.append(message)
+        elif rest := self.ws._context.run(self._handle, message):
+            self._work_on(rest)
+
+    async def wait_for_room(self) -> None:
+        """Wait while too many messages wait for a running callback: backpressure for reading."""
+        while len(self._inbox) >= INBOX_FULL and self.ws.reason is None:
+            self._room = self._hub.loop.create_future()
+            await self._room
+
+    def end(self, reason: CloseReason, *, refused: bool = False) -> bool:
+        """End the connection: it leaves every audience at once, then on_close runs.
+
+        Args:
+            reason: how it ended.
+            refused: True drops what on_open sent: a refused client gets no welcome.
+
+        Returns:
+            False when it had ended already.
+        """
+        ws = self.ws
+        if ws.reason is not None:
+            return False
+        held, ws._held = ws._held, None
+        if not refused:
+            for frame in held or ():
+                ws._link.push(frame)
+        ws.reason = reason
+        CONNECTION.info("%s ended by the %s: %d %s", ws, reason.by, reason.code, reason.text)
+        self._hub.roster.remove(ws)
+        ws._link.close(reason.code, reason.text)
+        self._give_up_inbox()
+        me = _current_task()
+        for task in ws._tasks or ():
+            if task is not me:
+                task.cancel()
+        closing = self._close(own_wish=self._is_inside())
+        self._hub.keep(self._hub.loop.create_task(closing, context=ws._context))
+        return True
+
+    def take(self, change: Change, *, at_once: bool) -> None:
+        """Let this connection enter or leave a channel in its turn.
+
+        Args:
+            change: what to do.
+            at_once: True when it will not have to wait for anything.
+        """
+        if self.ws.reason is not None:
+            change.settle(result=False)
+            return
+        nested = self._is_inside()
+        if at_once and nested:
+            change.run_now()
+            return
+        if at_once and self._task is None:
+            self.ws._context.run(change.run_now)
+            return
+        self._inbox.append(change)
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+        if self._task is None:
+            self._start_task()
+
+    # ── the turn ──────────────────────────────────────────────────────────────────────────────
+
+    def _is_inside(self) -> bool:
+        """The code that runs now was called by one of this connection's callbacks."""
+        frame = _current()
+        return self._inline or (frame is not None and frame.dispatch is self)
+
+    def _work_on(self, rest: Rest) -> None:
+        self._inbox.appendleft(rest)
+        if self._task is None:
+            self._start_task()
+
+    def _start_task(self) -> None:
+        self._task = self._hub.loop.create_task(self._work(), context=self.ws._context)
+        self._task.add_done_callback(self._task_ended)
+        self._hub.keep(self._task)
+
+    def _task_ended(self, _task: object) -> None:
+        # Not at the end of _work: a task that is cancelled before its first step never gets there.
+        self._task = None
+        if self._inbox and self.ws.reason is None:
+            self._start_task()
+
+    async def _work(self) -> None:
+        """Finish what has begun, then what came in meanwhile."""
+        while self._inbox and (self.ws.reason is None):
+            item = self._inbox.popleft()
+            if isinstance(item, str | bytes):
+                rest = self._handle(item)
+            else:
+                rest = item.run() if isinstance(item, Change) else item
+            if rest is not None:
+                await rest
+            if self._room and not self._room.done() and len(self._inbox) <= INBOX_ROOM:
+                self._room.set_result(None)
+
+    async def settled(self) -> None:
+        """Wait until no callback of this connection runs or waits."""
+        while self._task is not None:
+            await asyncio.wait({self._task})
+        if self.ws.reason is not None:
+            await asyncio.shield(self.closed)
+
+    def _give_up_inbox(self) -> None:
+        for item in self._inbox:
+            if isinstance(item, Change):
+                item.settle(result=False)
+            elif not isinstance(item, str | bytes):
+                item.close()
+        self._inbox.clear()
+        if self._room and not self._room.done():
+            self._room.set_result(None)
+
+    def next_change(self) -> Change | None:
+        """Take the first change that waits for its turn out of the inbox."""
+        for item in self._inbox:
+            if isinstance(item, Change) and item.is_waiting:
+                self._inbox.remove(item)
+                return item
+        return None
+
+    def news(self) -> asyncio.Future[None]:
+        """Return a future that is done when another change comes in."""
+        if self._news is None or self._news.done():
+            self._news = self._hub.loop.create_future()
+        return self._news
+
+    # ── calling ───────────────────────────────────────────────────────────────────────────────
+
+    def call_now(self, callback: Callback, *arguments: Any) -> Any:
+        """Call a plain ``def`` and time it; raises what it raises."""
+        began = perf_counter()
+        outer, self._inline = self._inline, True
+        try:
+            return callback.function(*arguments)
+        finally:
+            self._inline = outer
+            if (took := perf_counter() - began) > self._hub.settings.slow_callback:
+                self._report_slow(callback, took)
+
+    async def call(self, callback: Callback, *arguments: Any) -> Any:
+        """Call a callback of any kind and wait for its end; raises what it raises."""
+        if callback.in_thread:
+            return await self._in_frame(self._call_in_thread(callback, arguments), callback)
+        if callback.is_async:
+            return await self._in_frame(callback.function(*arguments), callback)
+        result = self.call_now(callback, *arguments)
+        return await self._in_frame(result, callback) if inspect.iscoroutine(result) else result
+
+    async def _in_frame(self, coroutine: Rest, callback: Callback) -> Any:
+        outer, frame = _running.get(), Frame(self)
+        _running.set(frame)
+        limit = self._hub.settings.slow_callback
+        try:
+            return await Watched(coroutine, limit, functools.partial(self._report_slow, callback))
+        finally:
+            frame.active = False
+            _running.set(outer)
+
+    async def _call_in_thread(self, callback: Callback, arguments: tuple[Any, ...]) -> Any:
+        return await asyncio.to_thread(callback.function, *arguments)
+
+    async def call_safely(self, callback: Callback | None, *arguments: Any) -> Any:
+        """Call a callback; when it raises, log it, tell on_error, and return None."""
+        if callback is None:
+            return None
+        try:
+            return await self.call(callback, *arguments)
+        except Exception as error:  # noqa: BLE001 - a listener may raise anything
+            await self.failed(callback, error)
+            return None
+
+    def _report_slow(self, callback: Callback, seconds: float) -> None:
+        LISTENER.warning(
+            "%s (%s) held the event loop for %.0f ms, so that nobody else was served meanwhile; "
+            "a blocking def wants @threaded, a blocking call in async def an await",
+            callback.name, callback.where, seconds * 1000,
+        )  # fmt: skip
+
+    async def failed(self, callback: Callback, error: Exception) -> None:
+        """Log what a callback raised, once, and tell on_error."""
+        ws = self.ws
+        LISTENER.error(
+            "%s (%s) raised %s: %s [%s, connection %s, client %s]",
+            callback.name, callback.where, type(error).__name__, error,
+            ws.endpoint, ws.id, ws.client, exc_info=error,
+        )  # fmt: skip
+        on_error = self.endpoint.callbacks.on_error
+        if on_error is None or callback is on_error:
+            return
+        if await self.call_safely(on_error, ws, error) is False:
+            self.end(CloseReason(1011, "listener failed", "server"))
+
+    # ── messages ──────────────────────────────────────────────────────────────────────────────
+
+    def _handle(self, message: Message) -> Rest | None:
+        """Handle a message as far as it goes without waiting; return what is left of it."""
+        callbacks = self.endpoint.callbacks
+        callback = callbacks.on_message
+        try:
+            if callbacks.events:
+                callback = self._route(message)
+            if callback is None:
+                return None
+            content = message if callback.decode is None else callback.decode(message)
+        except InvalidMessage as error:
+            return self._invalid(error)
+        arguments = (self.ws, content) if callback.takes_message else (self.ws,)
+        if not callback.returns_at_once:
+            return self._finish(callback, self.call(callback, *arguments))
+        try:
+            answer = self.call_now(callback, *arguments)
+            if inspect.iscoroutine(answer):
+                return self._finish(callback, self._in_frame(answer, callback))
+            self._reply(answer)
+        except Exception as error:  # noqa: BLE001 - a listener may raise anything
+            return self.failed(callback, error)
+        return None
+
+    async def _finish(self, callback: Callback, call: Rest) -> None:
+        try:
+            self._reply(await call)
+        except Exception as error:  # noqa: BLE001 - a listener may raise anything
+            await self.failed(callback, error)
+
+    def _reply(self, answer: Any) -> None:
+        if answer is not None and not isinstance(answer, Sent | Change):
+            self.ws.send(answer)
+
+    def _route(self, message: Message) -> Callback | None:
+        """Choose the @event method by the message's tag, or on_message."""
+        callbacks = self.endpoint.callbacks
+        try:
+            name = self.endpoint.read_tag(message)
+        except InvalidMessage as error:
+            if callbacks.on_message:
+                return callbacks.on_message
+            known = ", ".join(sorted(callbacks.events))
+            tag = self.endpoint.tag
+            raise InvalidMessage(
+                f"{error.text}; expected a JSON object whose {tag!r} is one of {known}",
+                field=f"$.{tag}",
+            ) from error
+        callback = callbacks.events.get(name) or callbacks.on_message
+        if callback is None:
+            known = ", ".join(sorted(callbacks.events))
+            raise InvalidMessage(
+                f"unknown {self.endpoint.tag} {name!r}; known are {known}",
+                field=f"$.{self.endpoint.tag}",
+                code="unknown_type",
+            )
+        return callback
+
+    def _invalid(self, error: InvalidMessage) -> Rest | None:
+        CONNECTION.debug("%s invalid message: %s", self.ws, error.text)
+        callback = self.endpoint.callbacks.on_invalid
+        if callback is None:
+            return None
+        if not callback.returns_at_once:
+            return self.call_safely(callback, self.ws, error)
+        try:
+            self.call_now(callback, self.ws, error)
+        except Exception as raised:  # noqa: BLE001 - a listener may raise anything
+            return self.failed(callback, raised)
+        return None
+
+    # ── the beginning and the end ─────────────────────────────────────────────────────────────
+
+    async def _open(self) -> None:
+        ws, callbacks = self.ws, self.endpoint.callbacks
+        if not await self._enter_endpoint():
+            return
+        self._opened = True
+        if callbacks.on_open is not None:
+            try:
+                answer = await self.call(callbacks.on_open, ws)
+            except Reject as raised:
+                answer = raised
+            except Exception as error:  # noqa: BLE001 - a listener may raise anything
+                await self.failed(callbacks.on_open, error)
+                self.end(CloseReason(1011, "listener failed", "server"), refused=True)
+                return
+            if refused := refusal(answer, Reject(403, "refused")):
+                self._refuse(refused)
+                return
+        if ws.reason is not None:
+            return
+        self._hub.roster.admit(ws)
+        if ws.channel is not None:
+            refused = await self._hub.membership.enter(self, ws.channel)
+            if refused is not None:
+                self._refuse(refused)
+        if ws.reason is None:
+            self._release()
+            await self._hub.user_came(self)
+            self._present = True
+
+    async def _enter_endpoint(self) -> bool:
+        first = self.endpoint.callbacks.on_first_open
+        opening = None if first is None else functools.partial(self.call, first, self._hub)
+        try:
+            await self.endpoint.occupancy.enter(opening)
+        except Exception as error:  # noqa: BLE001 - a listener may raise anything
+            if first is not None:
+                await self.failed(first, error)
+            self.end(CloseReason(1011, "listener failed", "server"), refused=True)
+            return False
+        self.entered = True
+        return True
+
+    def _refuse(self, answer: Reject) -> None:
+        self.end(CloseReason(1008, fit_reason(answer.text or "refused"), "server"), refused=True)
+
+    def _release(self) -> None:
+        held, self.ws._held = self.ws._held, None
+        for frame in held or ():
+            self.ws._link.push(frame)
+        CONNECTION.info("%s open, client %s", self.ws, self.ws.client)
+
+    async def _close(self, *, own_wish: bool) -> None:
+        """Run what follows the end: on_close, on_unsubscribe, on_last_close."""
+        try:
+            await self._wait_for_task(own_wish=own_wish)
+            ws, callbacks = self.ws, self.endpoint.callbacks
+            if self._opened:
+                await self.call_safely(callbacks.on_close, ws, ws.reason)
+            for name in sorted(ws._channels):
+                await self._hub.membership.left(self, name)
+            if self._present:
+                await self._hub.user_went(self)
+            if self.entered:
+                last = callbacks.on_last_close
+                await self.endpoint.occupancy.leave(
+                    None if last is None else functools.partial(self.call_safely, last, self._hub)
+                )
+        finally:
+            self._hub.dispatches.discard(self)
+            if not self.closed.done():
+                self.closed.set_result(None)
+
+    async def _wait_for_task(self, *, own_wish: bool) -> None:
+        """Let a running callback come to its end, or cancel it.
+
+        One that closed its own connection may go on for a while: it knows what it did.
+        """
+        task, grace = self._task, self._hub.grace
+        if task is None:
+            return
+        if not self._hub.settings.cancel_on_close and not self._hub.is_stopping:
+            await asyncio.wait({task})
+            return
+        if own_wish:
+            await asyncio.wait({task}, timeout=grace)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=grace)
+        if not task.done():
+            LISTENER.error(
+                "a callback of %s still runs though its connection ended and it was cancelled; "
+                "on_close runs beside it",
+                self.ws,
+            )
+
+
+class Change:
+    """A connection entering or leaving a channel. Await it for True or False, or ignore it."""
+
+    __slots__ = ("_apply", "_dispatch", "_outcome")
+
+    def __init__(self, dispatch: Dispatch, apply: Callable[[], Coroutine[Any, Any, bool]]):
+        self._dispatch = dispatch
+        self._apply: Callable[[], Coroutine[Any, Any, bool]] | None = apply
+        self._outcome: bool | concurrent.futures.Future[bool] = concurrent.futures.Future()
+
+    @property
+    def is_waiting(self) -> bool:
+        """It has not begun."""
+        return self._apply is not None
+
+    def settle(self, *, result: bool) -> None:
+        """Tell those who wait."""
+        self._apply = None
+        outcome, self._outcome = self._outcome, result
+        if isinstance(outcome, concurrent.futures.Future) and not outcome.done():
+            outcome.set_result(result)
+
+    def run_now(self) -> None:
+        """Do it without waiting."""
+        try:
+            self.run().send(None)
+        except StopIteration:
+            return
+        raise RuntimeError("a change that was to be immediate had to wait; please report this")
+
+    async def run(self) -> None:
+        """Do it, once."""
+        apply, self._apply = self._apply, None
+        if apply is None:
+            return
+        result = False
+        try:
+            result = await apply()
+        finally:
+            self.settle(result=result)
+
+    def result(self, timeout: float | None = None) -> bool:
+        """Wait in another thread.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+
+        Raises:
+            TimeoutError: it took longer.
+            RuntimeError: called in the event loop, which would wait for itself.
+        """
+        if self.is_waiting and (frame := _current()) and frame.dispatch is self._dispatch:
+            loop = self._dispatch._hub.loop
+            loop.call_soon_threadsafe(lambda: loop.create_task(self._nested(frame)))
+        return bool(wait_in_thread(self._outcome, timeout))
+
+    async def _nested(self, frame: Frame) -> None:
+        async with frame.turn:
+            await self.run()
+
+    async def _wait(self) -> bool:
+        frame = _current()
+        if frame is None:
+            return await self._settled()
+        if frame.dispatch is self._dispatch:
+            await self._nested(frame)
+            return await self._settled()
+        # A callback of one connection waits for another connection's turn: its own changes
+        # are taken meanwhile, so that two that wait for each other don't wait for ever.
+        waiting = asyncio.ensure_future(self._settled())
+        try:
+            while not waiting.done():
+                if change := frame.dispatch.next_change():
+                    await change._nested(frame)
+                    continue
+                await asyncio.wait(
+                    {waiting, frame.dispatch.news()}, return_when=asyncio.FIRST_COMPLETED
+                )
+        finally:
+            waiting.cancel()
+        return waiting.result()
+
+    async def _settled(self) -> bool:
+        if isinstance(self._outcome, concurrent.futures.Future):
+            return await asyncio.shield(asyncio.wrap_future(self._outcome))
+        return self._outcome
+
+    def __await__(self) -> Generator[Any, Any, bool]:
+        """Wait until it is done; inside a callback of the same connection it is done right here."""
+        if isinstance(self._outcome, bool):
+            return self._outcome
+        return (yield from self._wait().__await__())
+
+
+def detached(context: Context) -> Context:
+    """Return a copy of a context for a task of its own, which is part of no running callback."""
+    context = context.copy()
+    context.run(_running.set, None)
+    return context
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None

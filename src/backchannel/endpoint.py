@@ -1,0 +1,164 @@
+"""A URL template bound to a listener, with its options; and the table of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from backchannel.errors import TemplateError
+from backchannel.listener import Callbacks
+from backchannel.messages import Decoder, tag_reader
+from backchannel.template import NamePattern, Router, Template, near_misses
+from backchannel.turn import Occupancy
+
+__all__ = ["Endpoint", "Endpoints"]
+
+
+class Endpoint:
+    """A URL template bound to a listener.
+
+    Args:
+        template: the URL template.
+        callbacks: its listener, as read at registration.
+        channel: pattern of the channel its connections enter by themselves; None takes a plain
+            ``{channel}`` of the template, and no channel where there is none.
+        share_channels: True when its channels may also be entered through other endpoints.
+        tag: the field that ``@event`` methods are chosen by.
+        subprotocols: WebSocket subprotocols it speaks; the client's first choice among them wins.
+
+    Raises:
+        TemplateError: the channel pattern is malformed.
+    """
+
+    __slots__ = (
+        "callbacks", "occupancy", "pattern", "read_tag", "share_channels", "subprotocols", "tag",
+        "template",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        template: Template,
+        callbacks: Callbacks,
+        *,
+        channel: str | None = None,
+        share_channels: bool = False,
+        tag: str = "type",
+        subprotocols: Iterable[str] = (),
+    ):
+        self.template = template
+        self.callbacks = callbacks
+        self.occupancy = Occupancy()
+        self.share_channels = share_channels
+        self.subprotocols = (
+            (subprotocols,) if isinstance(subprotocols, str) else tuple(subprotocols)
+        )
+        self.tag = tag
+        self.read_tag: Decoder = tag_reader(tag)
+        text = "{channel}" if channel is None and "channel" in template.variables else channel
+        self.pattern = None if text is None else NamePattern(text, template.variables)
+
+    def choose_subprotocol(self, offered: Iterable[str]) -> str | None:
+        """Return the first of the client's offers that this endpoint speaks."""
+        return next((name for name in offered if name in self.subprotocols), None)
+
+    def __str__(self) -> str:
+        return f"{self.template.text} ({self.callbacks.name}, {self.callbacks.where})"
+
+
+class Endpoints:
+    """The endpoints of a hub."""
+
+    def __init__(self) -> None:
+        self._router = Router[Endpoint]()
+        self._served: dict[tuple[object, str], Endpoint] = {}
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        """Iterate over those that a URL of the hub leads to, as they were added."""
+        return iter(self._router)
+
+    def all(self) -> Iterator[Endpoint]:
+        """Iterate also over those that a framework's own routes lead to."""
+        yield from self._router
+        yield from self._served.values()
+
+    def served(self, key: tuple[object, str], make: Callable[[], Endpoint]) -> Endpoint:
+        """Return the endpoint of a framework's own route, made at its first use.
+
+        Args:
+            key: listener and route.
+            make: makes it.
+
+        Raises:
+            TemplateError: it leads into another endpoint's channels.
+        """
+        if (endpoint := self._served.get(key)) is None:
+            endpoint = make()
+            for (listener, _), other in self._served.items():
+                if listener == key[0]:
+                    endpoint.callbacks = other.callbacks
+            self._check_door(endpoint)
+            self._served[key] = endpoint
+        return endpoint
+
+    def get(self, template: str) -> Endpoint | None:
+        """Return the endpoint of a template's text."""
+        return self._router.get(template)
+
+    def add(self, endpoint: Endpoint) -> None:
+        """Add an endpoint.
+
+        Raises:
+            TemplateError: its template or its channels clash with another endpoint's.
+        """
+        self._check_door(endpoint)
+        self._router.add(endpoint.template, endpoint)
+
+    def match(self, readings: Iterable[list[str]]) -> tuple[Endpoint, Mapping[str, Any]] | None:
+        """Find the endpoint for the first reading of a path that has one."""
+        found = (self._router.match(segments) for segments in readings)
+        return next((match for match in found if match), None)
+
+    def near_misses(self, path: str) -> list[str]:
+        """Return the templates that look most like a path."""
+        return near_misses(path, [endpoint.template.text for endpoint in self])
+
+    def guarded_by_another(self, endpoint: Endpoint, channel: str) -> Endpoint | None:
+        """Return the endpoint whose own door a channel has, when it is not this one.
+
+        Without this, ``/ws/chat/{channel}`` would let anyone into ``admin:x`` past the
+        on_subscribe of the endpoint that says ``channel="admin:{room}"``.
+        """
+        own = endpoint.pattern.literal_length if endpoint.pattern else 0
+        for other in self.all():
+            if (
+                other.pattern
+                and other.callbacks is not endpoint.callbacks
+                and not other.share_channels
+                and other.pattern.literal_length > own
+                and other.pattern.matches(channel)
+            ):
+                return other
+        return None
+
+    def _check_door(self, endpoint: Endpoint) -> None:
+        """Refuse a second door to the same channels: the first one's on_subscribe guards its own."""
+        if endpoint.pattern is None or endpoint.share_channels:
+            return
+        blank = _shape(endpoint.pattern)
+        for other in self.all():
+            if (
+                other.pattern
+                and not other.share_channels
+                and other.callbacks is not endpoint.callbacks
+                and _shape(other.pattern) == blank
+            ):
+                raise TemplateError(
+                    f"{endpoint.template.text!r} and {other.template.text!r} both lead into the "
+                    f"channels {other.pattern.text!r}, so that the on_subscribe of one would not "
+                    f'guard the other: give one its own names, such as channel="admin:'
+                    f'{endpoint.pattern.text}", or say share_channels=True'
+                )
+
+
+def _shape(pattern: NamePattern) -> str:
+    return pattern.text.format_map(dict.fromkeys(pattern.names, "{}"))

@@ -1,0 +1,126 @@
+"""Everything Backchannel raises, and what a listener raises to refuse.
+
+Exception
+└── BackchannelError
+    ├── InvalidMessage        a client's message; handed to ``on_invalid``
+    ├── UnsendableMessage     also TypeError: what was to be sent has no JSON form
+    ├── TemplateError         also ValueError: a URL template or channel pattern
+    ├── ListenerError         also TypeError: a listener that can't be registered
+    ├── HandshakeRefused      the test client was not let in
+    └── ConnectionClosed      the test client's connection has ended
+└── Reject                    raised or returned by a callback to refuse
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackchannelError",
+    "ConnectionClosed",
+    "HandshakeRefused",
+    "InvalidMessage",
+    "ListenerError",
+    "Reject",
+    "TemplateError",
+    "UnsendableMessage",
+]
+
+
+class BackchannelError(Exception):
+    """The root of all errors that Backchannel raises."""
+
+
+class InvalidMessage(BackchannelError):  # noqa: N818 - the field's word, and public
+    """A client sent something that the listener's annotation does not admit.
+
+    Args:
+        text: what is wrong, safe to show to the client.
+        field: JSON path of the wrong value, such as ``$.age``; None when it is the whole message.
+        code: a short word for programs: ``"invalid_message"`` or ``"unknown_type"``.
+    """
+
+    def __init__(self, text: str, *, field: str | None = None, code: str = "invalid_message"):
+        super().__init__(text)
+        self.text = text
+        self.field = field
+        self.code = code
+
+
+class UnsendableMessage(BackchannelError, TypeError):  # noqa: N818
+    """A message has no valid JSON form; nothing was sent to anyone.
+
+    Args:
+        path: JSON path of the value that can't be sent, such as ``$.users[3]``.
+        problem: what is wrong with it.
+    """
+
+    def __init__(self, path: str, problem: str):
+        super().__init__(f"can't send this message: {path} {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class TemplateError(BackchannelError, ValueError):
+    """A URL template or channel pattern is malformed, a duplicate, or ambiguous."""
+
+
+class ListenerError(BackchannelError, TypeError):
+    """A listener or function can't serve as an endpoint."""
+
+
+class HandshakeRefused(BackchannelError):  # noqa: N818
+    """The server answered the test client's handshake with an HTTP status other than 101.
+
+    Args:
+        status: the HTTP status.
+        text: the response's body.
+    """
+
+    def __init__(self, status: int, text: str):
+        super().__init__(f"HTTP {status}: {text}")
+        self.status = status
+        self.text = text
+
+
+class ConnectionClosed(BackchannelError):  # noqa: N818
+    """The connection has ended.
+
+    Args:
+        code: the close code (see ``backchannel.codes``).
+        reason: the reason that came with it, maybe empty.
+    """
+
+    def __init__(self, code: int, reason: str):
+        super().__init__(f"closed with {code} {reason}".rstrip())
+        self.code = code
+        self.reason = reason
+
+
+class Reject(Exception):  # noqa: N818 - not an error: an answer
+    """Refuse, with a word to the client. Returning one and raising one are the same.
+
+    In ``on_handshake`` and ``authenticate`` it becomes the HTTP response; in ``on_open`` and for
+    the automatic subscription the connection is closed with 1008 and the text; in a later
+    ``on_subscribe`` it refuses the subscription.
+
+    Args:
+        status: HTTP status from 300 to 599, used before the 101 only. A str is taken as the text.
+        text: what the client is told: the response's body, or the close reason (cut to 123 bytes).
+        headers: more response headers, used before the 101 only.
+
+    Raises:
+        ValueError: the status is no HTTP status of a refusal.
+    """
+
+    def __init__(
+        self, status: int | str = 403, text: str = "", headers: dict[str, str] | None = None
+    ):
+        if isinstance(status, str):
+            status, text = 403, status
+        if not 300 <= status <= 599:
+            raise ValueError(
+                f"Reject's status must be an HTTP status from 300 to 599, not {status}"
+            )
+        super().__init__(status, text)
+        self.status = status
+        self.text = text
+        self.headers = headers or {}

@@ -1,0 +1,487 @@
+"""The hub as listeners and views meet it: endpoints, audiences, and the verbs on them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import secrets
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from logging import DEBUG
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from backchannel.audience import Addressees, Audience, Changes, Info, targets
+from backchannel.channel import Channels, check_channel
+from backchannel.codes import check_close, meaning_of
+from backchannel.connection import ABSENT, CloseReason, Connection
+from backchannel.contracts import Broker, Publication, Receipt, Target
+from backchannel.dispatch import Change, Dispatch, detached
+from backchannel.endpoint import Endpoint, Endpoints
+from backchannel.listener import read_listener
+from backchannel.membership import Membership
+from backchannel.messages import encode
+from backchannel.observe import HUB, LISTENER, excerpt
+from backchannel.request import user_id
+from backchannel.roster import Roster
+from backchannel.sent import Sent
+from backchannel.template import Template
+from backchannel.turn import Occupancy
+
+if TYPE_CHECKING:
+    from backchannel.config import Settings
+
+__all__ = ["Health", "HubCore"]
+
+T = TypeVar("T")
+UserCallback = TypeVar("UserCallback", bound=Callable[[str], Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a hub is doing.
+
+    Args:
+        running: it takes connections.
+        connections: how many are open on this node.
+        channels: how many have members on this node.
+        problems: what went wrong and was not awaited by anyone, newest last.
+    """
+
+    running: bool
+    connections: int
+    channels: int
+    problems: tuple[str, ...]
+
+
+class HubCore:
+    """One application's connection manager, without what carries its bytes.
+
+    Attributes:
+        settings: what it was made with.
+        roster: the live connections of this node.
+        node: this node's id, new at each start.
+    """
+
+    def __init__(self, settings: Settings, broker: Broker):
+        self.settings = settings
+        self.node = ""
+        self.roster = Roster()
+        self.membership = Membership(self.roster, Channels())
+        self.dispatches: set[Dispatch] = set()
+        self.endpoints = Endpoints()
+        self.is_stopping = False
+        self._broker = broker
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: int | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._spawned: set[asyncio.Task[Any]] = set()
+        self._problems: list[str] = []
+        self._users: dict[str, Occupancy] = {}
+        self._user_online: Callable[[str], Any] | None = None
+        self._user_offline: Callable[[str], Any] | None = None
+        broker.bind(self._deliver)
+
+    # ── endpoints ─────────────────────────────────────────────────────────────────────────────
+
+    def endpoint(self, template: str, **options: Any) -> Callable[[T], T]:
+        """Bind the decorated Listener class or function to a URL template.
+
+        Args:
+            template: such as ``"/ws/chat/{channel}"``; ``{channel}`` subscribes by itself.
+            options: see ``add``.
+
+        Raises:
+            TemplateError, ListenerError: see ``add``.
+        """
+        names = _names_of_caller(2)
+
+        def bind(target: T) -> T:
+            self._add(template, target, names, options)
+            return target
+
+        return bind
+
+    def add(self, template: str, listener: object, **options: Any) -> None:
+        """Bind a Listener class, a Listener instance or a function to a URL template.
+
+        Args:
+            template: ``{name}``, ``{name:int}``, ``{name:uuid}`` and, last, ``{rest:path}`` are
+                variables; exact text wins over them.
+            listener: a class is instantiated without arguments.
+            options: ``channel="support:{room}"`` names the channel that connections enter by
+                themselves when it is not plain ``{channel}``; ``share_channels=True`` when another
+                endpoint leads into the same channels on purpose; ``tag="msgType"`` the field that
+                ``@event`` methods are chosen by; ``subprotocols=["chat.v2"]`` what it speaks.
+
+        Raises:
+            TemplateError: the template is malformed or clashes with another endpoint's.
+            ListenerError: the listener can't serve (signature, annotation, spelling).
+        """
+        self._add(template, listener, _names_of_caller(2), options)
+
+    def replace(self, template: str, listener: object) -> None:
+        """Swap the listener of an endpoint; its connections stay and meet the new one next.
+
+        Args:
+            template: the endpoint's URL template.
+            listener: as in ``add``.
+
+        Raises:
+            LookupError: there is no such endpoint.
+            ListenerError: the listener can't serve; the old one stays.
+        """
+        endpoint = self.endpoints.get(template)
+        if endpoint is None:
+            known = ", ".join(e.template.text for e in self.endpoints) or "none"
+            raise LookupError(
+                f"no endpoint {template!r} to replace the listener of; known: {known}"
+            )
+        endpoint.callbacks = read_listener(listener, _names_of_caller(2))
+
+    def _add(
+        self, template: str, listener: object, names: Mapping[str, Any], options: dict[str, Any]
+    ) -> Endpoint:
+        callbacks = read_listener(listener, names)
+        endpoint = Endpoint(Template(template), callbacks, **options)
+        self.endpoints.add(endpoint)
+        return endpoint
+
+    # ── audiences ─────────────────────────────────────────────────────────────────────────────
+
+    def channel(self, name: str) -> Audience:
+        """Return everyone in a channel.
+
+        Raises:
+            TypeError, ValueError: no valid channel name.
+        """
+        return Audience(self, Target("channel", self.check_channel(name)))
+
+    def user(self, id: object) -> Audience:  # noqa: A002 - the public name
+        """Return a user on all devices. 42 and "42" are the same user.
+
+        Raises:
+            TypeError, ValueError: None, empty, or no str or int.
+        """
+        return Audience(self, Target("user", user_id(id)))
+
+    def session(self, id: str) -> Audience:  # noqa: A002 - the public name
+        """Return every connection of a web session.
+
+        Raises:
+            TypeError: None or no str: a session kept in a cookie alone has no id.
+            ValueError: empty.
+        """
+        if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"a session id is a str, not {id!r}; a session that lives in a cookie alone has none"
+            )
+        if not id:
+            raise ValueError("a session id can't be empty")
+        return Audience(self, Target("session", id))
+
+    def connection(self, id: str) -> Audience:  # noqa: A002 - the public name
+        """Return one connection, by its id. An unknown id is no error: it reaches nobody.
+
+        Raises:
+            TypeError: not a str.
+        """
+        if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"a connection id is a str, not {id!r}")
+        return Audience(self, Target("connection", id))
+
+    @property
+    def everyone(self) -> Audience:
+        """Everyone connected to this hub."""
+        return Audience(self, Target("everyone"))
+
+    def broadcast(
+        self,
+        channel: str,
+        message: Any,
+        *,
+        to: Addressees = ABSENT,
+        exclude: Addressees = ABSENT,
+    ) -> Sent:
+        """Send to everyone in a channel, or to some of them.
+
+        Args:
+            channel: the channel's name.
+            message: str (text frame), bytes (binary frame), or anything that can be JSON.
+            to: only these, and only if they are in the channel: a connection, a connection id
+                (a bare str is one id), ``hub.user(…)``, ``hub.session(…)``, or a list of these.
+                An empty list reaches nobody.
+            exclude: not these.
+
+        Returns:
+            ``.reached`` tells how many connections it was queued for.
+
+        Raises:
+            UnsendableMessage: the message has no valid JSON form; nothing was sent to anyone.
+            TypeError: ``to`` or ``exclude`` is None or addresses nobody.
+            ValueError: no valid channel name, or a connection of another hub.
+        """
+        return self.publish(Target("channel", self.check_channel(channel)), message, to, exclude)
+
+    def channels(self) -> dict[str, int]:
+        """Return this node's channels that have members, with how many."""
+        return self.roster.counts()
+
+    def publish(self, target: Target, message: Any, to: Addressees, exclude: Addressees) -> Sent:
+        """Send to a target; what ``broadcast`` and ``Audience.send`` have in common."""
+        if HUB.isEnabledFor(DEBUG):
+            HUB.debug("publish to %s %s", " ".join(filter(None, target)), excerpt(encode(message)))
+        publication = Publication(
+            target,
+            encode(message),
+            None if to is ABSENT else targets(self, to, "to"),
+            () if exclude is ABSENT else targets(self, exclude, "exclude"),
+        )
+        return self.in_loop(functools.partial(self._publish, publication))
+
+    def _publish(self, publication: Publication) -> Receipt:
+        return self._broker.publish(publication)
+
+    def _deliver(self, publication: Publication) -> int:
+        """Queue a publication for this node's receivers: the end of the one delivery path."""
+        frame = publication.frame
+        return sum([ws._push(frame) for ws in self.roster.receivers(publication)])
+
+    # ── what else an application asks for ─────────────────────────────────────────────────────
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine until it ends or the hub stops. What it raises is logged.
+
+        Raises:
+            RuntimeError: called outside the hub's event loop.
+        """
+        return self.run_beside(work, self._spawned, "hub task", copy_context())
+
+    def on_user_online(self, callback: UserCallback) -> UserCallback:
+        """Call ``callback(user)`` when a user's first device has come; a decorator."""
+        self._user_online = callback
+        return callback
+
+    def on_user_offline(self, callback: UserCallback) -> UserCallback:
+        """Call ``callback(user)`` when a user's last device has gone; a decorator."""
+        self._user_offline = callback
+        return callback
+
+    @property
+    def health(self) -> Health:
+        """How the hub is doing."""
+        return Health(
+            running=self.is_running,
+            connections=len(self.roster.everyone),
+            channels=len(self.roster.counts()),
+            problems=tuple(self._problems),
+        )
+
+    def info(self, ws: Connection) -> Info:
+        """Return what anyone may know about a connection."""
+        return Info(ws.id, ws.user, ws.endpoint, self.node, ws.opened_at, dict(ws.meta))
+
+    def check_channel(self, name: str) -> str:
+        """Return a valid channel name as this hub keeps it; see ``channel.check_channel``."""
+        return check_channel(name, casefold=self.settings.casefold_channels)
+
+    # ── the event loop ────────────────────────────────────────────────────────────────────────
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop this hub runs in."""
+        if self._loop is None:
+            raise RuntimeError("the hub has not started: it starts with its server")
+        return self._loop
+
+    @property
+    def is_running(self) -> bool:
+        """It has started, takes connections, and its event loop is alive."""
+        return self._loop is not None and not self._loop.is_closed() and not self.is_stopping
+
+    @property
+    def grace(self) -> float:
+        """Seconds that a cancelled callback has."""
+        return (
+            min(1.0, self.settings.cancel_grace) if self.is_stopping else self.settings.cancel_grace
+        )
+
+    def is_elsewhere(self) -> bool:
+        """Tell whether the caller is in another thread than the hub's event loop."""
+        return threading.get_ident() != self._thread
+
+    def in_loop(self, work: Callable[[], Receipt]) -> Sent:
+        """Do something in the hub's event loop: at once when the caller is in it."""
+        if self._loop is None or self._loop.is_closed():
+            return Sent(Receipt(0))  # nobody can be connected to a hub that does not run
+        if self.is_elsewhere():
+            return Sent.from_thread(self._loop, work)
+        return Sent(work())
+
+    async def start(self) -> None:
+        """Start; does nothing when it runs already.
+
+        Raises:
+            RuntimeError: it runs in another event loop.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is loop and not self.is_stopping:
+            return
+        if self._loop is not loop and self.is_running and self._loop is not None:
+            raise RuntimeError(
+                "this hub runs in another event loop already; one Hub serves one event loop: make "
+                "a second Hub, or stop the first with `await hub.stop()`"
+            )
+        self._forget()
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self.is_stopping = False
+        self.node = secrets.token_hex(4)
+        HUB.debug("hub started as node %s with %d endpoints", self.node, len(list(self.endpoints)))
+
+    def _forget(self) -> None:
+        """Begin anew: nothing of an earlier event loop is alive."""
+        self.roster = Roster()
+        self.membership = Membership(self.roster, Channels())
+        self.dispatches.clear()
+        self._tasks.clear()
+        self._spawned.clear()
+        self._users.clear()
+        for endpoint in self.endpoints.all():
+            endpoint.occupancy = Occupancy()
+
+    async def stop(self, code: int = 1001, reason: str = "", *, timeout: float = 2.0) -> None:  # noqa: ASYNC109
+        """Close every connection, run every on_close, and take no more connections.
+
+        Args:
+            code: the close code for all.
+            reason: the reason; by default what the code means.
+            timeout: seconds for callbacks to end; then what still runs is cancelled and logged.
+
+        Raises:
+            ValueError: a code that can't be sent, or a reason that is too long.
+        """
+        check_close(code, reason)
+        if self._loop is None or self.is_stopping:
+            return
+        self.is_stopping = True
+        ending = CloseReason(code, reason or meaning_of(code), "server")
+        waiting = {dispatch.closed: dispatch for dispatch in self.dispatches}
+        for dispatch in list(self.dispatches):
+            dispatch.end(ending)
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=timeout)
+            for closed in late:
+                LISTENER.error("%s: its callbacks did not end in time", waiting[closed].ws)
+        current = asyncio.current_task()
+        for task in [*self._spawned, *self._tasks]:
+            if task is not current:
+                task.cancel()
+        if self._spawned:
+            await asyncio.wait(self._spawned, timeout=timeout)
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Hold a task of the hub's own until it ends; what it raises is a bug, and logged."""
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._problem(f"internal task failed: {error!r}", error)
+
+    def _problem(self, text: str, error: BaseException) -> None:
+        self._problems = [*self._problems[-9:], text]
+        HUB.error("%s", text, exc_info=error)
+
+    def run_beside(
+        self,
+        work: Coroutine[Any, Any, Any],
+        tasks: set[asyncio.Task[Any]],
+        label: str,
+        context: Context,
+    ) -> asyncio.Task[Any]:
+        """Run a coroutine of the application in a task of its own."""
+        if self.is_elsewhere():
+            work.close()
+            raise RuntimeError("spawn() must be called in the hub's event loop")
+        task = self.loop.create_task(work, context=detached(context))
+        tasks.add(task)
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()):
+                LISTENER.error("%s raised %r", label, error, exc_info=error)
+
+        task.add_done_callback(ended)
+        return task
+
+    # ── membership and users ──────────────────────────────────────────────────────────────────
+
+    def change(self, ws: Connection, channel: str, *, entering: bool) -> Change:
+        """Let a connection enter or leave a channel; see ``Connection.subscribe``."""
+        name, dispatch = self.check_channel(channel), ws._dispatch
+        change = Change(dispatch, functools.partial(self._apply, dispatch, name, entering))
+        if self.is_elsewhere():
+            self.loop.call_soon_threadsafe(self._take, change, dispatch, name)
+        else:
+            self._take(change, dispatch, name)
+        return change
+
+    def change_all(
+        self, members: Callable[[], Iterable[Connection]], channel: str, *, entering: bool
+    ) -> Changes:
+        """Let many connections enter or leave a channel; see ``Audience.subscribe``."""
+        name = self.check_channel(channel)
+        changes: list[Change] = []
+
+        def begin() -> Receipt:
+            changes.extend(self.change(ws, name, entering=entering) for ws in members())
+            return Receipt(len(changes))
+
+        return Changes(self.in_loop(begin), changes)
+
+    def _take(self, change: Change, dispatch: Dispatch, name: str) -> None:
+        dispatch.take(change, at_once=self.membership.is_immediate(dispatch, name))
+
+    async def _apply(self, dispatch: Dispatch, name: str, entering: bool) -> bool:
+        if not entering:
+            return await self.membership.leave(dispatch, name)
+        refused = await self.membership.enter(dispatch, name)
+        return refused is None and name in dispatch.ws._channels
+
+    async def user_came(self, dispatch: Dispatch) -> None:
+        """Note that one of a user's devices has come; the first one is announced."""
+        user = dispatch.ws.user
+        if user is None or (self._user_online is None and self._user_offline is None):
+            return
+        occupancy = self._users.setdefault(user, Occupancy())
+        await occupancy.enter(functools.partial(self._tell_user, self._user_online, user))
+
+    async def user_went(self, dispatch: Dispatch) -> None:
+        """Note that one of a user's devices has gone; the last one is announced."""
+        occupancy = self._users.get(dispatch.ws.user or "")
+        if occupancy is None:
+            return
+        user = dispatch.ws.user or ""
+        await occupancy.leave(functools.partial(self._tell_user, self._user_offline, user))
+        if not occupancy.holders and occupancy.is_calm:
+            self._users.pop(user, None)
+
+    async def _tell_user(self, callback: Callable[[str], Any] | None, user: str) -> None:
+        if callback is None:
+            return
+        try:
+            told = callback(user)
+            if asyncio.iscoroutine(told):
+                await told
+        except Exception as error:  # noqa: BLE001 - the application may raise anything
+            LISTENER.error("%s(%r) raised %r", callback.__name__, user, error, exc_info=error)
+
+
+def _names_of_caller(depth: int) -> Mapping[str, Any]:
+    """Return the locals where an endpoint is defined, for annotations that name local classes."""
+    frame = sys._getframe(depth)
+    return {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)

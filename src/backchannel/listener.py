@@ -1,0 +1,368 @@
+"""What an application writes, and how it is read: Listener, @event, @threaded, functions."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+
+from backchannel.errors import InvalidMessage, ListenerError
+from backchannel.messages import Decoder, decoder_for
+
+if TYPE_CHECKING:
+    from backchannel.app import Hub
+    from backchannel.connection import CloseReason, Connection
+    from backchannel.handshake import Request
+
+__all__ = ["Callback", "Callbacks", "Listener", "event", "read_listener", "threaded"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Listener:
+    """The callbacks of an endpoint. All are optional, and each may be ``def`` or ``async def``.
+
+    A ``def`` runs in the event loop, unlike in FastAPI: it must not block. Work in memory is fine;
+    for anything that waits write ``async def``, or put ``@threaded`` on a blocking ``def``.
+
+    One instance serves all connections of its endpoint. What belongs to one client lives on
+    ``ws.state``; setting an attribute on a registered listener raises AttributeError, unless the
+    class says ``shared = True``.
+    """
+
+    shared: ClassVar[bool] = False
+
+    def on_handshake(self, request: Request) -> Any:
+        """Before the 101. False or Reject(status, text) refuses; raising answers HTTP 500."""
+
+    def on_first_open(self, hub: Hub) -> Any:
+        """This endpoint's connections on this node went from 0 to 1. Raising closes with 1011."""
+
+    def on_open(self, ws: Connection) -> Any:
+        """Connected. False or Reject refuses: 1008, never subscribed. Raising closes with 1011."""
+
+    def on_message(self, ws: Connection, message: Any) -> Any:
+        """Handle a message. What it returns, unless None, goes to the sender."""
+
+    def on_invalid(self, ws: Connection, error: InvalidMessage) -> Any:
+        """Answer a message that its annotation does not admit; by default with a JSON error."""
+        ws.send(
+            {"type": "error", "code": error.code, "text": error.text, "field": error.field},
+        )
+
+    def on_close(self, ws: Connection, reason: CloseReason) -> Any:
+        """Ended; exactly once for each connection whose on_open ran. State is still readable."""
+
+    def on_error(self, ws: Connection | None, error: Exception) -> Any:
+        """A callback raised. Returning False closes the connection with 1011."""
+
+    def on_last_close(self, hub: Hub) -> Any:
+        """This endpoint's connections on this node went from 1 to 0. Balances on_first_open."""
+
+    def on_subscribe(self, ws: Connection, channel: str) -> Any:
+        """About to be subscribed. False, Reject or raising refuses."""
+
+    def on_unsubscribe(self, ws: Connection, channel: str) -> Any:
+        """Has left a channel."""
+
+    def on_channel_open(self, channel: str) -> Any:
+        """A channel gets its first subscriber on this node."""
+
+    def on_channel_close(self, channel: str) -> Any:
+        """A channel has lost its last subscriber on this node."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse what would be shared between connections by accident."""
+        self._check_seal(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse what would be shared between connections by accident."""
+        self._check_seal(name)
+        super().__delattr__(name)
+
+    def _check_seal(self, name: str) -> None:
+        kind = type(self)
+        if not kind.shared and self.__dict__.get("_sealed"):
+            raise AttributeError(
+                f"can't set {name!r}: one {kind.__name__} serves all connections: use ws.state "
+                f"(or say `shared = True` in class {kind.__name__} if sharing is meant)"
+            )
+
+
+def event(name: str) -> Callable[[F], F]:
+    """Route messages whose ``"type"`` field is ``name`` to a listener's method.
+
+    The method takes ``(self, ws, message)`` or just ``(self, ws)``; the message's annotation
+    decides what it gets, as with on_message, and what it returns goes to the sender.
+
+    Raises:
+        TypeError: the name is not a str.
+    """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError('@event takes the message type, as in @event("typing")')
+
+    def mark(function: F) -> F:
+        function._backchannel_event = name  # type: ignore[attr-defined]  # noqa: SLF001 # pyright: ignore[reportFunctionMemberAccess]
+        return function
+
+    return mark
+
+
+def threaded(function: F) -> F:
+    """Run a blocking ``def`` callback in a worker thread, with the context variables copied.
+
+    Raises:
+        TypeError: it is ``async def``, which needs no thread.
+    """
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"@threaded is for a blocking def; {function.__qualname__} is async def")
+    function._backchannel_threaded = True  # type: ignore[attr-defined]  # noqa: SLF001 # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """One callback, read once at registration.
+
+    Args:
+        name: for logs, such as ``Chat.on_message``.
+        where: file and line of its definition.
+        function: what to call, bound to its listener.
+        is_async: it was written as ``async def``.
+        in_thread: it is to be called in a worker thread.
+        decode: makes its message; None passes it on as sent.
+        takes_message: False for an event method without a message parameter.
+    """
+
+    name: str
+    where: str
+    function: Callable[..., Any]
+    is_async: bool
+    in_thread: bool
+    decode: Decoder | None = None
+    takes_message: bool = True
+
+    @property
+    def returns_at_once(self) -> bool:
+        """It runs to its end in the event loop, without ever waiting."""
+        return not self.is_async and not self.in_thread
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """A listener as the dispatch uses it: None where the listener has no such callback."""
+
+    name: str
+    where: str
+    on_handshake: Callback | None = None
+    on_first_open: Callback | None = None
+    on_open: Callback | None = None
+    on_message: Callback | None = None
+    on_invalid: Callback | None = None
+    on_close: Callback | None = None
+    on_error: Callback | None = None
+    on_last_close: Callback | None = None
+    on_subscribe: Callback | None = None
+    on_unsubscribe: Callback | None = None
+    on_channel_open: Callback | None = None
+    on_channel_close: Callback | None = None
+    events: Mapping[str, Callback] = field(default_factory=dict[str, Callback])
+
+    @property
+    def membership_is_immediate(self) -> bool:
+        """Subscribing and unsubscribing never have to wait for a callback."""
+        four = (self.on_subscribe, self.on_unsubscribe, self.on_channel_open, self.on_channel_close)
+        return all(callback is None or callback.returns_at_once for callback in four)
+
+
+# Each callback with what it is called with, after self.
+_PARAMETERS: Final = {
+    "on_handshake": "request", "on_first_open": "hub", "on_open": "ws",
+    "on_message": "ws, message", "on_invalid": "ws, error", "on_close": "ws, reason",
+    "on_error": "ws, error", "on_last_close": "hub", "on_subscribe": "ws, channel",
+    "on_unsubscribe": "ws, channel", "on_channel_open": "channel", "on_channel_close": "channel",
+}  # fmt: skip
+
+
+def read_listener(target: object, names: Mapping[str, Any] | None = None) -> Callbacks:
+    """Read a Listener class, a Listener instance or a function, and check all it can be checked for.
+
+    Args:
+        target: a class is instantiated without arguments.
+        names: more names that annotations may use, such as the locals where it was defined.
+
+    Raises:
+        ListenerError: it is none of these, a callback has a wrong signature or a misspelt name, or
+            an annotation can't be resolved or decoded.
+    """
+    names = names or {}
+    if isinstance(target, type):
+        if not issubclass(target, Listener):
+            raise ListenerError(
+                f"{target.__qualname__} must inherit from backchannel.Listener to be an endpoint"
+            )
+        try:
+            target = target()
+        except TypeError as error:
+            raise ListenerError(
+                f"{target.__qualname__} can't be made without arguments ({error}); pass an "
+                f'instance: hub.add("/path", {target.__name__}(…))'
+            ) from error
+    if isinstance(target, Listener):
+        return _read_instance(target, names)
+    if callable(target):
+        return _read_function(target, names)
+    raise ListenerError(f"an endpoint needs a Listener or a function, not {target!r}")
+
+
+def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
+    kind = type(listener)
+    _check_spelling(kind)
+    found: dict[str, Any] = {}
+    for name, parameters in _PARAMETERS.items():
+        function = getattr(kind, name)
+        if function is getattr(Listener, name) and name != "on_invalid":
+            continue
+        found[name] = _read_callback(getattr(listener, name), f"{kind.__name__}.{name}", parameters)
+    if message := found.get("on_message"):
+        found["on_message"] = _with_decoder(message, 2, names)
+    found["events"] = _read_events(listener, names)
+    if not kind.shared:
+        object.__setattr__(listener, "_sealed", True)
+    return Callbacks(name=kind.__name__, where=_where(kind), **found)
+
+
+def _read_function(function: Callable[..., Any], names: Mapping[str, Any]) -> Callbacks:
+    name = getattr(function, "__name__", type(function).__name__)
+    callback = _with_decoder(_read_callback(function, name, "ws, message"), 1, names)
+    on_invalid = _read_callback(Listener().on_invalid, f"{name}.on_invalid", "ws, error")
+    return Callbacks(name=name, where=callback.where, on_message=callback, on_invalid=on_invalid)
+
+
+def _read_events(listener: Listener, names: Mapping[str, Any]) -> dict[str, Callback]:
+    kind, found = type(listener), dict[str, Callback]()
+    for attribute in dir(kind):
+        marked = inspect.getattr_static(kind, attribute, None)
+        name = getattr(marked, "_backchannel_event", None)
+        if name is None:
+            continue
+        if other := found.get(name):
+            raise ListenerError(f"{kind.__name__}: {other.name} and {attribute} both take {name!r}")
+        function = getattr(listener, attribute)
+        label = f"{kind.__name__}.{attribute}"
+        if len(_positional(function)) == 1:
+            callback = _read_callback(function, label, "ws")
+            found[name] = _replaced(callback, takes_message=False)
+        else:
+            found[name] = _with_decoder(_read_callback(function, label, "ws, message"), 2, names)
+    return found
+
+
+def _read_callback(function: Callable[..., Any], name: str, parameters: str) -> Callback:
+    wanted = parameters.split(", ")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise ListenerError(f"{name}: its signature can't be read: {error}") from error
+    try:
+        signature.bind(*wanted)
+    except TypeError as error:
+        raise ListenerError(
+            f"{name} must take ({parameters}), but takes {signature}: {error}"
+        ) from error
+    inner = _innermost(function)
+    return Callback(
+        name=name,
+        where=_where(inner),
+        function=function,
+        is_async=inspect.iscoroutinefunction(inner)
+        or inspect.iscoroutinefunction(getattr(inner, "__call__", None)),  # noqa: B004
+        in_thread=getattr(inner, "_backchannel_threaded", False),
+    )
+
+
+def _with_decoder(callback: Callback, position: int, names: Mapping[str, Any]) -> Callback:
+    """Add what the annotation of the message asks for; ``position`` counts self, if there is one."""
+    positional = _positional(callback.function)
+    parameter = positional[1]
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
+        return callback
+    label = f"{callback.name} ({callback.where}): the annotation of {parameter.name!r}"
+    annotation = _resolve(annotation, _innermost(callback.function), names, label)
+    return _replaced(callback, decode=decoder_for(annotation, label))
+
+
+def _replaced(callback: Callback, **changes: Any) -> Callback:
+    fields = {name: getattr(callback, name) for name in Callback.__dataclass_fields__}
+    return Callback(**{**fields, **changes})
+
+
+def _resolve(annotation: Any, function: Any, names: Mapping[str, Any], label: str) -> Any:
+    """Evaluate one annotation; the others may name what is imported for type checkers only."""
+    holder = types.SimpleNamespace(__annotations__={"message": annotation})
+    scope = dict(getattr(function, "__globals__", {}))
+    code, closure = getattr(function, "__code__", None), getattr(function, "__closure__", None)
+    for name, cell in zip(code.co_freevars if code else (), closure or (), strict=False):
+        try:
+            scope[name] = cell.cell_contents
+        except ValueError:  # a cell that is not filled yet
+            continue
+    try:
+        hints = typing.get_type_hints(holder, scope, dict(names), include_extras=True)
+    except (NameError, TypeError, SyntaxError, AttributeError) as error:
+        raise ListenerError(
+            f"{label}, {annotation!r}, can't be resolved: {error}; define or import its names at "
+            "module level, outside `if TYPE_CHECKING`"
+        ) from error
+    return hints["message"]
+
+
+def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
+
+
+def _innermost(function: Any) -> Any:
+    while True:
+        if isinstance(function, functools.partial):
+            function = typing.cast("Any", function.func)  # pyright: ignore[reportUnknownMemberType]
+        elif isinstance(function, types.MethodType):
+            function = function.__func__
+        else:
+            return inspect.unwrap(function)
+
+
+def _where(thing: Any) -> str:
+    """Return file and line of a definition, the file relative to the working directory."""
+    try:
+        path = Path(inspect.getsourcefile(thing) or "?")
+        line = inspect.getsourcelines(thing)[1] if isinstance(thing, type) else None
+    except (OSError, TypeError):
+        return "?"
+    line = line or getattr(getattr(thing, "__code__", None), "co_firstlineno", "?")
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return f"{path}:{line}"
+
+
+def _check_spelling(kind: type[Listener]) -> None:
+    known = {name.replace("_", ""): name for name in _PARAMETERS}
+    for name in dir(kind):
+        plain = name.replace("_", "").casefold()
+        if name in _PARAMETERS or not plain.startswith("on") or name.startswith("_"):
+            continue
+        if hasattr(inspect.getattr_static(kind, name), "_backchannel_event"):
+            continue
+        close = difflib.get_close_matches(plain, known, n=1, cutoff=0.85)
+        if close:
+            raise ListenerError(
+                f"{kind.__name__}.{name} is no callback; did you mean {known[close[0]]}?"
+            )

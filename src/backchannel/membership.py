@@ -1,0 +1,110 @@
+"""Entering and leaving channels: who is asked, who is told, in which order."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from backchannel.errors import Reject
+from backchannel.handshake import refusal
+from backchannel.observe import CONNECTION
+
+if TYPE_CHECKING:
+    from backchannel.channel import Channel, Channels
+    from backchannel.dispatch import Dispatch
+    from backchannel.roster import Roster
+
+__all__ = ["Membership"]
+
+
+class Membership:
+    """Entering and leaving, for one hub.
+
+    A connection that is asked about a channel holds it, so that the channel neither opens twice
+    nor closes under it; a slow on_subscribe of one does not keep another waiting.
+    """
+
+    __slots__ = ("_channels", "_roster")
+
+    def __init__(self, roster: Roster, channels: Channels):
+        self._roster = roster
+        self._channels = channels
+
+    def is_immediate(self, dispatch: Dispatch, name: str) -> bool:
+        """Tell whether entering or leaving would not have to wait for anything."""
+        if not dispatch.endpoint.callbacks.membership_is_immediate:
+            return False
+        channel = self._channels.find(name)
+        return channel is None or (
+            channel.occupancy.is_calm and channel.opener.callbacks.membership_is_immediate
+        )
+
+    async def enter(self, dispatch: Dispatch, name: str) -> Reject | None:
+        """Ask on_subscribe and enter; return who refused, None when it is in."""
+        ws = dispatch.ws
+        if name in ws._channels:
+            return None
+        channel = self._channels.hold(name, dispatch.endpoint)
+        await channel.occupancy.enter(self._opening(dispatch, channel))
+        stays = False
+        try:
+            refused = await self._ask(dispatch, name)
+            if refused is None and ws.reason is None:
+                self._roster.enter(ws, name)
+                stays = True
+                CONNECTION.debug("%s entered %s", ws, name)
+            else:
+                CONNECTION.debug("%s was refused %s", ws, name)
+        finally:
+            if not stays:
+                await self._release(dispatch, channel)
+        return refused
+
+    async def leave(self, dispatch: Dispatch, name: str) -> bool:
+        """Leave and tell on_unsubscribe; return whether it was in."""
+        if name not in dispatch.ws._channels:
+            return False
+        self._roster.leave(dispatch.ws, name)
+        CONNECTION.debug("%s left %s", dispatch.ws, name)
+        await self.left(dispatch, name)
+        return True
+
+    async def left(self, dispatch: Dispatch, name: str) -> None:
+        """Tell on_unsubscribe of a channel that the connection is out of already."""
+        await dispatch.call_safely(dispatch.endpoint.callbacks.on_unsubscribe, dispatch.ws, name)
+        if channel := self._channels.find(name):
+            await self._release(dispatch, channel)
+
+    async def _ask(self, dispatch: Dispatch, name: str) -> Reject | None:
+        callback = dispatch.endpoint.callbacks.on_subscribe
+        default = Reject(403, f"subscription to {name!r} refused")
+        if callback is None:
+            return None
+        try:
+            answer = await dispatch.call(callback, dispatch.ws, name)
+        except Reject as raised:
+            return raised
+        except Exception as error:  # noqa: BLE001 - a listener may raise anything
+            await dispatch.failed(callback, error)
+            return default
+        return refusal(answer, default)
+
+    async def _release(self, dispatch: Dispatch, channel: Channel) -> None:
+        on_close = channel.opener.callbacks.on_channel_close
+        await channel.occupancy.leave(
+            None
+            if on_close is None
+            else functools.partial(dispatch.call_safely, on_close, channel.name)
+        )
+        self._channels.drop_if_free(channel)
+
+    def _opening(self, dispatch: Dispatch, channel: Channel) -> functools.partial[object] | None:
+        on_open = dispatch.endpoint.callbacks.on_channel_open
+        if on_open is None:
+            return None
+        return functools.partial(self._open, dispatch, channel)
+
+    async def _open(self, dispatch: Dispatch, channel: Channel) -> None:
+        channel.opener = dispatch.endpoint
+        on_open = dispatch.endpoint.callbacks.on_channel_open
+        await dispatch.call_safely(on_open, channel.name)

@@ -1,0 +1,217 @@
+"""A handshake's facts: path, headers, cookies, query, and what middleware made of them."""
+
+from __future__ import annotations
+
+import http.cookies
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, unquote
+
+if TYPE_CHECKING:
+    from backchannel.config import Network
+    from backchannel.session.scope import Session
+
+__all__ = ["MultiMapping", "Request", "path_segments", "user_id"]
+
+Scope = Mapping[str, Any]
+_FORWARDING: Final = {"forwarded", "via", "x-real-ip", "x-forwarded-for", "x-forwarded-host"}
+
+
+class MultiMapping(Mapping[str, str]):
+    """A read-only mapping whose keys may have several values; ``[key]`` is the first.
+
+    Args:
+        pairs: keys and values in their order.
+        casefold: True ignores the case of keys, as headers want it.
+    """
+
+    __slots__ = ("_casefold", "_values")
+
+    def __init__(self, pairs: Iterable[tuple[str, str]], *, casefold: bool = False):
+        self._casefold = casefold
+        self._values: dict[str, list[str]] = {}
+        for key, value in pairs:
+            self._values.setdefault(key.lower() if casefold else key, []).append(value)
+
+    def __getitem__(self, key: str) -> str:
+        return self._values[key.lower() if self._casefold else key][0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def getlist(self, key: str) -> list[str]:
+        """Return all values of a key, in their order; an empty list when there is none."""
+        return list(self._values.get(key.lower() if self._casefold else key, ()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._values!r})"
+
+
+class Request:
+    """A WebSocket handshake, as ``on_handshake`` and ``authenticate`` get it.
+
+    Attributes:
+        path: decoded path below the place where the hub is mounted.
+        params: the URL template's variables, converted.
+        client: (address, port) of the peer, or None when the server does not tell.
+        session: the web framework's session that came with the handshake.
+        user: user id, set once ``authenticate`` has run; None is anonymous.
+        identity: the object that ``authenticate`` returned.
+        subprotocols: what the client offers, in its order of preference.
+        app: the framework's application object, or None.
+        scope: the ASGI scope itself.
+    """
+
+    __slots__ = (
+        "app", "client", "identity", "params", "path", "scope", "session", "subprotocols", "user",
+        "_cookies", "_headers", "_proxied", "_query",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        scope: Scope,
+        *,
+        path: str,
+        params: Mapping[str, Any],
+        session: Session,
+        proxies: tuple[Network, ...] = (),
+    ):
+        self.scope = scope
+        self.path = path
+        self.params = params
+        self.session = session
+        self.user: str | None = None
+        self.identity: Any = None
+        self.subprotocols: tuple[str, ...] = tuple(scope.get("subprotocols") or ())
+        self.app: Any = scope.get("app")
+        self._headers: MultiMapping | None = None
+        self._query: MultiMapping | None = None
+        self._cookies: MultiMapping | None = None
+        peer = scope.get("client")
+        self._proxied = bool(peer and proxies and _is_in(peer[0], proxies))
+        self.client: tuple[str, int] | None = self._forwarded_client(peer, proxies)
+
+    @property
+    def headers(self) -> MultiMapping:
+        """The handshake's headers; case of names ignored."""
+        if self._headers is None:
+            pairs = ((k.decode("latin-1"), v.decode("latin-1")) for k, v in self.scope["headers"])
+            self._headers = MultiMapping(pairs, casefold=True)
+        return self._headers
+
+    @property
+    def query(self) -> MultiMapping:
+        """The query string's fields, blank ones included; ``.getlist(key)`` has all values."""
+        if self._query is None:
+            text = self.scope.get("query_string", b"").decode("latin-1")
+            self._query = MultiMapping(parse_qsl(text, keep_blank_values=True))
+        return self._query
+
+    @property
+    def cookies(self) -> MultiMapping:
+        """The cookies; of several with one name the first, which is the most specific."""
+        if self._cookies is None:
+            self._cookies = MultiMapping(_cookies(self.headers.getlist("cookie")))
+        return self._cookies
+
+    @property
+    def host(self) -> str:
+        """Host and port the client asked for; a trusted proxy's word counts."""
+        if self._proxied and (forwarded := self.headers.get("x-forwarded-host")):
+            return forwarded.split(",")[0].strip()
+        return self.headers.get("host", "")
+
+    @property
+    def is_local(self) -> bool:
+        """Peer and Host are this machine, and nothing was forwarded: a developer's own request."""
+        peer = self.scope.get("client")
+        host = self.headers.get("host", "").rpartition(":")[0] or self.headers.get("host", "")
+        return bool(
+            peer
+            and _is_loopback(peer[0])
+            and (host == "localhost" or _is_loopback(host.strip("[]")))
+            and _FORWARDING.isdisjoint(self.headers)
+        )
+
+    def _forwarded_client(
+        self, peer: tuple[str, int] | None, proxies: tuple[Network, ...]
+    ) -> tuple[str, int] | None:
+        if self._proxied and (forwarded := self.headers.getlist("x-forwarded-for")):
+            hops = [hop.strip() for hop in ",".join(forwarded).split(",")]
+            # From the right: the first hop that is no proxy of ours is the client.
+            for hop in reversed(hops):
+                if not _is_in(hop, proxies):
+                    return hop, 0
+        return (peer[0], peer[1]) if peer else None
+
+
+def path_segments(scope: Scope) -> Iterator[list[str]]:
+    """Yield the readings of a scope's path, as decoded segments, the likeliest first.
+
+    ``root_path`` is where the app is mounted. Most servers and frameworks keep it at the front of
+    ``path`` (as the ASGI spec says), some cut it off. An encoded slash stays inside its segment.
+    """
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    raw = scope.get("raw_path") or b""
+    keep = raw.decode("latin-1") if b"%" in raw else ""
+    if root and (path == root or path.startswith(root + "/")):
+        yield _split(path[len(root) :], keep)
+    yield _split(path, keep)
+
+
+def _split(path: str, raw: str) -> list[str]:
+    if raw and (cut := _raw_tail(path, raw)) is not None:
+        return [unquote(segment) for segment in cut.split("/")]
+    return path[1:].split("/") if path not in {"", "/"} else []
+
+
+def _raw_tail(path: str, raw: str) -> str | None:
+    """Return the end of the raw path that decodes to the path, without its first slash."""
+    parts = raw.split("/")
+    for start in range(1, len(parts)):
+        tail = "/".join(parts[start:])
+        if "/" + unquote(tail) == path:
+            return tail
+    return None
+
+
+def _cookies(headers: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Read cookies as browsers send them (RFC 6265 §4.2), keeping ``=`` in values."""
+    for header in headers:
+        for part in header.split(";"):
+            name, separator, value = part.strip().partition("=")
+            if separator and name:
+                yield name.strip(), http.cookies._unquote(value.strip())  # type: ignore[attr-defined]  # noqa: SLF001 # pyright: ignore
+
+
+def _is_in(address: str, networks: tuple[Network, ...]) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in networks)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def user_id(value: object) -> str:
+    """Return a user's id as the hub keeps it: a str; 42 is "42".
+
+    Raises:
+        TypeError: neither a str nor an int.
+        ValueError: empty.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f"a user id is a str or an int, not {value!r}")
+    if value == "":
+        raise ValueError("a user id can't be empty")
+    return str(value)

@@ -1,0 +1,1 @@
+"""The web framework's session, behind one contract; one file a framework."""

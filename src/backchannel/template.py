@@ -1,0 +1,259 @@
+"""URL templates and the names made from them. Pure: values in, values out.
+
+``/ws/chat/{channel}`` · ``{n:int}`` · ``{id:uuid}`` · ``{rest:path}`` (last, takes the remainder).
+A variable fills a whole segment and is never empty. At each segment, from left to right, an exact
+text wins over ``int`` and ``uuid``, these over a plain variable, and that over ``path``
+(the order of Jakarta WebSocket 2.1 §3.1.1, with types added).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import string
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+from uuid import UUID
+
+from backchannel.errors import TemplateError
+
+__all__ = ["NamePattern", "Router", "Template", "near_misses"]
+
+_VARIABLE: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([^}]*))?\}")
+_INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
+_UUID: Final = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+
+
+def _integer(text: str) -> int | None:
+    return int(text) if _INTEGER.fullmatch(text) else None
+
+
+def _uuid(text: str) -> UUID | None:
+    return UUID(text) if _UUID.fullmatch(text) else None
+
+
+def _plain(text: str) -> str | None:
+    return text or None
+
+
+# From the most specific to the least: the order in which a segment tries them.
+_CONVERTERS: Final[dict[str, Callable[[str], Any]]] = {
+    "int": _integer,
+    "uuid": _uuid,
+    "str": _plain,
+    "path": _plain,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A ``{name:kind}`` segment."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A checked URL template.
+
+    Args:
+        text: as it was written.
+
+    Raises:
+        TemplateError: it is malformed; the error says where and how to write it.
+    """
+
+    text: str
+    segments: tuple[str | Variable, ...] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Parse the text."""
+        object.__setattr__(self, "segments", tuple(_parse(self.text)))
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The names of its variables, from left to right."""
+        return tuple(part.name for part in self.segments if isinstance(part, Variable))
+
+    @property
+    def shape(self) -> tuple[str, ...]:
+        """What two templates share when they match the same paths."""
+        return tuple("{" + s.kind if isinstance(s, Variable) else s for s in self.segments)
+
+
+def _parse(text: str) -> Iterable[str | Variable]:
+    if not isinstance(text, str) or not text.startswith("/"):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TemplateError(
+            f'URL template {text!r} must start with "/", as in "/ws/chat/{{channel}}"'
+        )
+    parts = text[1:].split("/") if text != "/" else []
+    seen: set[str] = set()
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        if not part and not last:
+            raise TemplateError(f'URL template {text!r} has an empty segment ("//")')
+        if part in {".", ".."}:
+            raise TemplateError(
+                f"URL template {text!r} has the segment {part!r}, which no URL keeps"
+            )
+        if "{" not in part and "}" not in part:
+            yield part
+            continue
+        variable = _variable(text, part)
+        if variable.name in seen:
+            raise TemplateError(f"URL template {text!r} has the variable {variable.name!r} twice")
+        if variable.kind == "path" and not last:
+            raise TemplateError(f"URL template {text!r}: {part} must be the last segment")
+        seen.add(variable.name)
+        yield variable
+
+
+def _variable(text: str, part: str) -> Variable:
+    found = _VARIABLE.fullmatch(part)
+    if not found:
+        raise TemplateError(
+            f"URL template {text!r}: {part!r} must be all text or one variable, such as {{name}}, "
+            f"{{name:int}}, {{name:uuid}} or {{rest:path}}"
+        )
+    name, kind = found[1], "str" if found[2] is None else found[2]
+    if kind not in _CONVERTERS:
+        known = ", ".join(_CONVERTERS)
+        raise TemplateError(
+            f"URL template {text!r}: {kind!r} in {part} is unknown; known are {known}"
+        )
+    return Variable(name, kind)
+
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Branch(Generic[T]):
+    """One segment's place in the tree of templates."""
+
+    exact: dict[str, _Branch[T]] = field(default_factory=dict[str, "_Branch[T]"])
+    variable: dict[str, _Branch[T]] = field(default_factory=dict[str, "_Branch[T]"])
+    leaf: tuple[Template, T] | None = None
+
+
+class Router(Generic[T]):
+    """Finds what a path belongs to."""
+
+    def __init__(self) -> None:
+        self._root = _Branch[T]()
+        self._by_text: dict[str, T] = {}
+
+    def __iter__(self) -> Iterable[T]:
+        """Iterate over what was added, in that order."""
+        return iter(self._by_text.values())
+
+    def get(self, text: str) -> T | None:
+        """Return what was added for a template, by its text."""
+        return self._by_text.get(text)
+
+    def add(self, template: Template, value: T) -> None:
+        """Add a template.
+
+        Raises:
+            TemplateError: it is a duplicate, or matches exactly what another one matches.
+        """
+        branch = self._root
+        for part in template.segments:
+            if isinstance(part, Variable):
+                branch = branch.variable.setdefault(part.kind, _Branch())
+            else:
+                branch = branch.exact.setdefault(part, _Branch())
+        if branch.leaf:
+            other = branch.leaf[0].text
+            raise TemplateError(
+                f"URL template {template.text!r} is registered already"
+                if other == template.text
+                else f"URL templates {template.text!r} and {other!r} match the same URLs"
+            )
+        branch.leaf = (template, value)
+        self._by_text[template.text] = value
+
+    def match(self, segments: list[str]) -> tuple[T, dict[str, Any]] | None:
+        """Find the value for a path.
+
+        Args:
+            segments: the path's decoded segments; ``[]`` is ``/``.
+
+        Returns:
+            The value and its variables, converted; None when nothing matches.
+        """
+        found = _walk(self._root, segments, 0)
+        if found is None:
+            return None
+        (template, value), values = found
+        return value, dict(zip(template.variables, values, strict=True))
+
+
+def _walk(
+    branch: _Branch[T], segments: list[str], at: int
+) -> tuple[tuple[Template, T], list[Any]] | None:
+    if at == len(segments):
+        return (branch.leaf, []) if branch.leaf else None
+    exact = branch.exact.get(segments[at])
+    if exact and (found := _walk(exact, segments, at + 1)):
+        return found
+    for kind, convert in _CONVERTERS.items():
+        below = branch.variable.get(kind)
+        if below is None:
+            continue
+        taken = len(segments) if kind == "path" else at + 1
+        value = convert("/".join(segments[at:taken]))
+        if value is not None and (found := _walk(below, segments, taken)):
+            return found[0], [value, *found[1]]
+    return None
+
+
+def near_misses(path: str, templates: Iterable[str], most: int = 3) -> list[str]:
+    """Return the templates that look most like a path that matched none of them."""
+    known = list(templates)
+    close = difflib.get_close_matches(path, known, n=most, cutoff=0.3)
+    return close or known[:most]
+
+
+class NamePattern:
+    """A channel name with variables in it, such as ``support:{room}``.
+
+    Args:
+        text: literal text with ``{name}`` variables.
+        variables: the names that may be used: those of the URL template.
+
+    Raises:
+        TemplateError: malformed, or with a variable that the template does not have.
+    """
+
+    __slots__ = ("_regex", "literal_length", "names", "text")
+
+    def __init__(self, text: str, variables: Iterable[str]):
+        known = list(variables)
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise TemplateError(f"channel={text!r} is malformed: {error}") from error
+        self.text = text
+        self.names = tuple(name for _, name, _, _ in parts if name is not None)
+        for _, name, spec, conversion in parts:
+            if name is not None and (name not in known or spec or conversion):
+                raise TemplateError(
+                    f"channel={text!r}: {{{name}}} is no variable of the URL template, which has "
+                    f"{', '.join(known) or 'none'}"
+                )
+        self.literal_length = sum(len(literal) for literal, *_ in parts)
+        self._regex = re.compile(
+            "".join(re.escape(lit) + (".+" if name is not None else "") for lit, name, *_ in parts),
+            re.DOTALL,
+        )
+
+    def fill(self, values: Mapping[str, Any]) -> str:
+        """Return the name for a connection's URL variables."""
+        return self.text.format_map({name: values[name] for name in self.names})
+
+    def matches(self, name: str) -> bool:
+        """Tell whether the pattern could have made a name."""
+        return self._regex.fullmatch(name) is not None

@@ -1,0 +1,1 @@
+"""How frames reach a client: any ASGI server, or memory (for tests)."""

@@ -1,0 +1,307 @@
+"""The portable transport: any ASGI server (ASGI 3.0, WebSocket spec 2.3).
+
+What a server can't do is in docs/servers.md. Nothing here waits for one client on behalf of
+another: each has its own queue, bounded in bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Final
+
+from backchannel.codes import ENDINGS
+from backchannel.connection import ABSENT, CloseReason, Connection
+from backchannel.dispatch import Dispatch
+from backchannel.errors import Reject
+from backchannel.handshake import shake_hands
+from backchannel.observe import CONNECTION, HANDSHAKE, new_error_id
+from backchannel.request import Request
+from backchannel.session.scope import Session
+
+if TYPE_CHECKING:
+    from backchannel.endpoint import Endpoint
+    from backchannel.hub import HubCore
+    from backchannel.messages import Frame
+
+__all__ = ["AsgiLink", "Receive", "Scope", "Send", "choose_channel", "refuse", "serve"]
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+
+_PATIENCE: Final = 8
+"""Turns of the event loop in which a full queue may still get shorter."""
+
+_SERVER_CODES: Final = {1002, 1007, 1009, 1012}
+"""Codes that a server reports for closes of its own."""
+
+
+async def serve(
+    hub: HubCore,
+    endpoint: Endpoint,
+    params: Mapping[str, Any],
+    path: str,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    user: object = ABSENT,
+    accepted: bool = False,
+) -> None:
+    """Serve one WebSocket from its handshake to the end of its on_close.
+
+    Args:
+        hub: the hub; it has started.
+        endpoint: what the path leads to.
+        params: the URL template's variables.
+        path: decoded path below the hub's mount.
+        scope, receive, send: the ASGI connection.
+        user: who it is, when the caller knows already.
+        accepted: the 101 has been sent already.
+    """
+    if not accepted:
+        await receive()  # websocket.connect
+    request = Request(
+        scope,
+        path=path,
+        params=params,
+        session=Session(scope.get("session")),
+        proxies=hub.settings.networks(),
+    )
+    answer = await shake_hands(request, endpoint.callbacks, hub.settings, user=user)
+    channel = None if answer else choose_channel(hub, endpoint, params)
+    if isinstance(channel, Reject):
+        answer = channel
+    if answer or isinstance(channel, Reject):
+        await refuse(scope, send, answer or Reject(403), accepted=accepted)
+        return
+    subprotocol = endpoint.choose_subprotocol(request.subprotocols)
+    if not accepted:
+        await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
+    link = AsgiLink(send, hub.settings.max_outbox, hub.settings.close_timeout)
+    ws = Connection(
+        hub, endpoint, request, link, context=copy_context(), channel=channel,
+        subprotocol=subprotocol,
+    )  # type: ignore[arg-type]  # fmt: skip # pyright: ignore[reportArgumentType]
+    await _live(Dispatch(hub, ws), link, receive)
+
+
+async def _live(dispatch: Dispatch, link: AsgiLink, receive: Receive) -> None:
+    """Read until the connection has ended, and stay until its on_close has run."""
+
+    def drop_slow_client() -> None:
+        text = "reads slower than it is sent to"
+        dispatch.end(CloseReason(4001, text, "server"))
+
+    link.too_slow = drop_slow_client
+    dispatch.start()
+    reader = asyncio.create_task(_read(dispatch, link, receive))
+    try:
+        await asyncio.shield(dispatch.closed)
+        await link.finished()
+    except asyncio.CancelledError:
+        # The server gives this connection up: its listener is still told.
+        link.lose()
+        dispatch.end(CloseReason(1006, "cancelled by the server", "network"))
+        await asyncio.shield(dispatch.closed)
+        raise
+    finally:
+        reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reader
+
+
+async def _read(dispatch: Dispatch, link: AsgiLink, receive: Receive) -> None:
+    limit = dispatch.ws.hub.settings.max_message
+    try:
+        while True:
+            event = await receive()
+            if event["type"] != "websocket.receive":
+                break
+            text = event.get("text")
+            frame: Frame = text if text is not None else event.get("bytes") or b""
+            if (size := _size(frame, limit)) > limit:
+                text = f"message of {size} bytes is over the limit of {limit}"
+                dispatch.end(CloseReason(1009, text, "server"))
+                return
+            dispatch.feed(frame)
+            await dispatch.wait_for_room()
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the server's, and the same as a lost network
+        CONNECTION.debug("%s reading failed: %r", dispatch.ws, error)
+        event = {"type": "websocket.disconnect", "code": 1006}
+    link.lose()
+    dispatch.end(_reason(event))
+
+
+def _size(frame: Frame, limit: int) -> int:
+    """Return a message's bytes; only a text that may be over the limit is encoded for it."""
+    if isinstance(frame, str) and len(frame) <= limit < 4 * len(frame) and not frame.isascii():
+        return len(frame.encode(errors="replace"))
+    return len(frame)
+
+
+def _reason(event: Mapping[str, Any]) -> CloseReason:
+    """Read a disconnect event.
+
+    uvicorn reports a lost connection as 1005 without a reason, a close frame without a code as
+    1005 with one.
+    """
+    code, text = event.get("code") or 1005, event.get("reason")
+    if code == 1006 or (code == 1005 and text is None):
+        return CloseReason(1006, text or "connection lost", "network")
+    if code in _SERVER_CODES:
+        return CloseReason(code, text or ENDINGS[code].meaning, "server")
+    return CloseReason(code, text or "", "client")
+
+
+def choose_channel(
+    hub: HubCore, endpoint: Endpoint, params: Mapping[str, Any]
+) -> str | Reject | None:
+    """Return the name of the channel that a URL leads into, None, or why it leads nowhere."""
+    if endpoint.pattern is None:
+        return None
+    try:
+        name = hub.check_channel(endpoint.pattern.fill(params))
+    except ValueError as error:
+        return Reject(400, str(error))
+    if other := hub.endpoints.guarded_by_another(endpoint, name):
+        HANDSHAKE.warning("refused: channel %r belongs to %s, not to %s", name, other, endpoint)
+        return Reject(403, f"The channel {name!r} can't be entered by this URL.")
+    return name
+
+
+async def refuse(scope: Scope, send: Send, answer: Reject, *, accepted: bool = False) -> None:
+    """Answer a handshake with an HTTP status other than 101, where the server can do so."""
+    HANDSHAKE.debug("refused %s with %d: %s", scope["path"], answer.status, answer.text)
+    if accepted:
+        await send({"type": "websocket.close", "code": 1008, "reason": answer.text[:40]})
+        return
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": 1008})  # becomes a plain 403
+        return
+    body = answer.text.encode(errors="replace")
+    headers = {
+        "content-type": "text/plain; charset=utf-8",
+        "content-length": str(len(body)),
+        **{name.lower(): value for name, value in answer.headers.items()},
+    }
+    await send(
+        {
+            "type": "websocket.http.response.start",
+            "status": answer.status,
+            "headers": [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()],
+        }
+    )
+    await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
+    # uvicorn logs an error when the app returns before its transport has noticed the close.
+    await asyncio.sleep(0)
+
+
+async def fail(scope: Scope, send: Send, error: Exception, *, debug: bool) -> None:
+    """Answer 500 with an error id for what went wrong outside all callbacks."""
+    error_id = new_error_id()
+    HANDSHAKE.error("error id %s: %s: %r", error_id, scope["path"], error, exc_info=error)
+    detail = f"\n\n{error!r}" if debug else ""
+    await refuse(scope, send, Reject(500, f"The server failed, error id {error_id}.{detail}"))
+
+
+class AsgiLink:
+    """A client's outbox on an ASGI server: a queue bounded in bytes, emptied by a task.
+
+    Attributes:
+        too_slow: called when more than the limit waits after an attempt to send.
+    """
+
+    __slots__ = (
+        "_checking", "_close", "_close_timeout", "_limit", "_lost", "_queue", "_send", "_sent",
+        "_size", "_task", "too_slow",
+    )  # fmt: skip
+
+    def __init__(self, send: Send, limit: int, close_timeout: float):
+        self.too_slow: Callable[[], None] = self.lose
+        self._send = send
+        self._limit = limit
+        self._close_timeout = close_timeout
+        self._queue: deque[Frame] = deque()
+        self._size = 0
+        self._sent = 0
+        self._checking = False
+        self._close: Event | None = None
+        self._lost = False
+        self._task: asyncio.Task[None] | None = None
+
+    def push(self, frame: Frame) -> bool:
+        """Queue a frame."""
+        if self._lost or self._close is not None:
+            return False
+        self._queue.append(frame)
+        self._size += len(frame)
+        if self._task is None:
+            self._task = asyncio.create_task(self._write())
+        if self._size > self._limit and not self._checking:
+            self._checking = True
+            self._check_soon(_PATIENCE, self._sent)
+        return True
+
+    def close(self, code: int, reason: str) -> None:
+        """Close after what waits; a client that does not take it in time is left."""
+        if self._lost or self._close is not None:
+            return
+        self._close = {"type": "websocket.close", "code": code, "reason": reason}
+        if self._task is None:
+            self._task = asyncio.create_task(self._write())
+        asyncio.get_running_loop().call_later(self._close_timeout, self.lose)
+
+    def lose(self) -> None:
+        """Give the client up: it is gone, or takes nothing."""
+        self._lost = True
+        self._queue.clear()
+        self._size = 0
+        if self._task is not None:
+            self._task.cancel()
+
+    async def finished(self) -> None:
+        """Wait until the close has been sent or given up."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    def _check_soon(self, patience: int, sent: int) -> None:
+        # After the writer's next step: what one turn queued has then been tried to send.
+        asyncio.get_running_loop().call_soon(self._check, patience, sent)
+
+    def _check(self, patience: int, sent: int) -> None:
+        """Judge a full queue by what is left after an attempt to send; one frame always fits."""
+        if self._size <= self._limit or len(self._queue) + (self._task is not None) <= 1:
+            self._checking = False
+        elif patience and sent != self._sent:
+            self._check_soon(patience - 1, self._sent)
+        else:
+            self._checking = False
+            self._queue.clear()
+            self.too_slow()
+
+    async def _write(self) -> None:
+        try:
+            while self._queue:
+                frame = self._queue.popleft()
+                kind = "text" if isinstance(frame, str) else "bytes"
+                await self._send({"type": "websocket.send", kind: frame})
+                self._size -= len(frame)
+                self._sent += 1
+            if self._close is not None:
+                await self._send(self._close)
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:  # noqa: BLE001 - the server's way to say that the client is gone
+            CONNECTION.debug("sending failed: %r", error)
+            self._lost = True
+            self._queue.clear()
+        finally:
+            self._task = None

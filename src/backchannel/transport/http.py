@@ -1,0 +1,133 @@
+"""What a hub answers to plain HTTP: its pages, and words that help to find a mistake."""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backchannel.request import Request, path_segments
+from backchannel.session.scope import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from backchannel.hub import HubCore
+    from backchannel.transport.asgi import Scope, Send
+
+__all__ = ["Page", "Pages", "answer", "not_found", "shown_path"]
+
+
+class Page:
+    """A file that is served at a path, read anew for each request.
+
+    Args:
+        path: where it is served, such as ``"/"``.
+        file: the file.
+
+    Raises:
+        ValueError: the path does not start with a slash.
+        FileNotFoundError: there is no such file.
+    """
+
+    __slots__ = ("file", "path", "type")
+
+    def __init__(self, path: str, file: Path):
+        if not path.startswith("/"):
+            raise ValueError(f'page path {path!r} must start with "/"')
+        if not file.is_file():
+            raise FileNotFoundError(f"hub.page({path!r}, …): there is no file {file}")
+        self.path = path
+        self.file = file
+        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+        self.type = f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
+
+
+class Pages:
+    """The pages of a hub, by path."""
+
+    def __init__(self) -> None:
+        self._pages: dict[str, Page] = {}
+
+    def __iter__(self) -> object:
+        return iter(self._pages.values())
+
+    def add(self, page: Page) -> None:
+        """Add a page.
+
+        Raises:
+            ValueError: there is one at that path already.
+        """
+        if other := self._pages.get(page.path):
+            raise ValueError(
+                f"hub.page({page.path!r}, …): {other.file.name} is served there already"
+            )
+        self._pages[page.path] = page
+
+    def find(self, scope: Scope) -> Page | None:
+        """Return the page for a request's path."""
+        readings = ("/" + "/".join(segments) for segments in path_segments(scope))
+        return next((self._pages[path] for path in readings if path in self._pages), None)
+
+
+async def answer(hub: HubCore, pages: Pages, scope: Scope, send: Send) -> None:
+    """Answer a plain HTTP request: a page, 426 where a WebSocket belongs, or 404."""
+    method = scope.get("method", "GET")
+    if page := pages.find(scope):
+        if method not in {"GET", "HEAD"}:
+            await _respond(send, 405, f"{method} is not allowed here.", {"allow": "GET, HEAD"})
+            return
+        body = await asyncio.to_thread(page.file.read_bytes)
+        headers = {"content-type": page.type, "cache-control": "no-cache"}
+        await _respond(send, 200, body, headers, head=method == "HEAD")
+    elif hub.endpoints.match(path_segments(scope)):
+        await _respond(
+            send,
+            426,
+            f"{shown_path(scope)} speaks WebSocket, and this was a plain HTTP request. If a "
+            "browser's WebSocket led here, a proxy on the way dropped its Upgrade and Connection "
+            "headers.\n",
+            {"upgrade": "websocket", "connection": "upgrade"},
+            head=method == "HEAD",
+        )
+    else:
+        await _respond(send, 404, not_found(hub, scope), head=method == "HEAD")
+
+
+def not_found(hub: HubCore, scope: Scope) -> str:
+    """Say that nothing is here; name the nearest endpoints to a developer, to nobody else."""
+    path = shown_path(scope)
+    text = f"Nothing is served at {path}.\n"
+    request = Request(scope, path=path, params={}, session=Session(None))
+    if not (hub.settings.debug or request.is_local):
+        return text
+    near = hub.endpoints.near_misses(path)
+    if not near:
+        return text + "This hub has no endpoints yet.\n"
+    return text + "The nearest WebSocket endpoints are: " + ", ".join(near) + "\n"
+
+
+def shown_path(scope: Scope) -> str:
+    """Return the path below the hub's mount, decoded."""
+    return "/" + "/".join(next(iter(path_segments(scope))))
+
+
+async def _respond(
+    send: Send,
+    status: int,
+    body: str | bytes,
+    headers: Mapping[str, str] | None = None,
+    *,
+    head: bool = False,
+) -> None:
+    content = body.encode(errors="replace") if isinstance(body, str) else body
+    lines = {
+        "content-type": "text/plain; charset=utf-8",
+        "x-content-type-options": "nosniff",
+        **(headers or {}),
+        "content-length": str(len(content)),
+    }
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in lines.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": b"" if head else content})

@@ -1,0 +1,69 @@
+"""First in and last out take turns: what an endpoint's and a channel's life have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+__all__ = ["Occupancy"]
+
+Step = Callable[[], Awaitable[object]]
+
+
+class Occupancy:
+    """Something that opens with its first holder and closes with its last.
+
+    Opening and closing may wait for callbacks. They never overlap, and whoever comes while one
+    runs waits for its end, so that each opening is followed by one closing.
+    """
+
+    __slots__ = ("_turn", "holders", "is_open")
+
+    def __init__(self) -> None:
+        self.holders = 0
+        self.is_open = False
+        self._turn: asyncio.Lock | None = None
+
+    @property
+    def is_calm(self) -> bool:
+        """No opening or closing is under way."""
+        return self._turn is None or not self._turn.locked()
+
+    async def enter(self, opening: Step | None) -> None:
+        """Become a holder; the first one runs ``opening``.
+
+        Raises:
+            Whatever opening raises; then it is not open, and the caller is no holder.
+        """
+        self.holders += 1
+        if self.is_calm and (self.is_open or opening is None):
+            self.is_open = True
+            return
+        try:
+            async with self._locked():
+                if not self.is_open:
+                    if opening is not None:
+                        await opening()
+                    self.is_open = True
+        except BaseException:
+            self.holders -= 1
+            raise
+
+    async def leave(self, closing: Step | None) -> None:
+        """Be a holder no more; the last one runs ``closing``, whose errors pass through."""
+        self.holders -= 1
+        if self.holders:
+            return
+        if closing is None and self.is_calm:
+            self.is_open = False
+            return
+        async with self._locked():
+            if self.is_open and not self.holders:
+                self.is_open = False
+                if closing is not None:
+                    await closing()
+
+    def _locked(self) -> asyncio.Lock:
+        if self._turn is None:
+            self._turn = asyncio.Lock()
+        return self._turn
