@@ -58,7 +58,7 @@ def main(command: str = "help", *arguments: str) -> int:
 
 def setup(*, dev: bool) -> None:
     """Make .venv and install this checkout into it; does nothing when nothing changed."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - the message below is for such a Python
         have = ".".join(map(str, sys.version_info[:3]))
         sys.exit(
             f"Backchannel needs Python 3.11 or newer; {sys.executable} is {have}. "

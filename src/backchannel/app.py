@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -158,7 +158,7 @@ class Hub(HubCore):
         return scope["type"] == "http" and self.pages.find(scope) is not None
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, app: object = None) -> AsyncIterator[None]:  # noqa: ARG002 - Starlette passes it
+    async def lifespan(self, app: object = None) -> AsyncGenerator[None]:  # noqa: ARG002 - Starlette passes it
         """Start and stop with a framework: ``FastAPI(lifespan=hub.lifespan)``.
 
         With it an error at the start keeps the server from starting, and shutdown drains; without

@@ -13,7 +13,7 @@ from backchannel.contracts import Receipt, Target
 from backchannel.sent import Sent
 
 if TYPE_CHECKING:
-    from backchannel.dispatch import Change
+    from backchannel.change import Change
     from backchannel.hub import HubCore
 
 __all__ = ["Addressees", "Audience", "Changes", "Info", "targets"]
@@ -41,7 +41,7 @@ class Info:
 
 
 class Audience:
-    """Whom something is for. Made by the hub: ``hub.channel("cars")``, ``hub.user("ana")`` …"""
+    """Whom something is for, made by the hub: ``hub.channel("cars")``, ``hub.user("ana")``."""
 
     __slots__ = ("_hub", "target")
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Settings", "SettingsOptions"]
 
 MIB = 1024 * 1024
+_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -74,13 +75,13 @@ class Settings:
         for proxy in self.trusted_proxies:
             _network(proxy)
         for field in fields(self):
-            value = getattr(self, field.name)
-            wanted = {"int": int, "float": (int, float), "bool": bool}.get(str(field.type))
+            value: Any = getattr(self, field.name)
+            wanted = _TYPES.get(str(field.type))
             if wanted is None:
                 continue
-            if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
+            if not isinstance(value, wanted) or (bool not in wanted and isinstance(value, bool)):
                 raise TypeError(f"Hub({field.name}=…) must be {field.type}, not {value!r}")
-            if wanted is not bool and value <= 0:
+            if bool not in wanted and value <= 0:
                 raise ValueError(f"Hub({field.name}=…) must be more than 0, not {value!r}")
         if self.authenticate is not None and not callable(self.authenticate):
             raise TypeError(f"Hub(authenticate=…) must be callable, not {self.authenticate!r}")

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from backchannel.app import Hub
     from backchannel.audience import Addressees
+    from backchannel.change import Change
     from backchannel.contracts import Link
-    from backchannel.dispatch import Change, Dispatch
+    from backchannel.dispatch import Dispatch
     from backchannel.endpoint import Endpoint
     from backchannel.request import MultiMapping, Request
     from backchannel.session.scope import Session

@@ -3,38 +3,33 @@
 A frame from the client is handled at once, in the turn of the event loop that brought it, as far
 as that goes without waiting. Only when a callback waits does a task take over: it ends when
 nothing is left to do, so that an idle connection has none.
-
-What a callback causes at its own connection (``await ws.subscribe(x)``) runs nested, at that
-await: a Frame in the context says that the code which waits belongs to a running callback, also
-through gather(), task groups and threads. Without it the callback would wait for its own end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import functools
 import inspect
-from logging import DEBUG
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
-from contextvars import Context, ContextVar
+from collections.abc import Coroutine
+from logging import DEBUG
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from backchannel.change import RUNNING, Change, Frame, current
 from backchannel.codes import fit_reason
 from backchannel.connection import CloseReason, Connection
 from backchannel.errors import InvalidMessage, Reject
 from backchannel.handshake import refusal
 from backchannel.messages import Frame as Message
 from backchannel.observe import CONNECTION, LISTENER, Watched, excerpt
-from backchannel.sent import Sent, wait_in_thread
+from backchannel.sent import Sent
 
 if TYPE_CHECKING:
     from backchannel.hub import HubCore
     from backchannel.listener import Callback
 
-__all__ = ["Change", "Dispatch", "detached"]
+__all__ = ["Dispatch"]
 
 INBOX_FULL: Final = 64
 """Messages that may wait for a running callback before the transport stops reading."""
@@ -44,24 +39,6 @@ INBOX_ROOM: Final = 16
 
 Rest = Coroutine[Any, Any, Any]
 """What is left of a piece of work once it has to wait."""
-
-_running: ContextVar[Frame | None] = ContextVar("backchannel_running", default=None)
-
-
-class Frame:
-    """One running callback that may wait; what it causes at its own connection nests in it."""
-
-    __slots__ = ("active", "dispatch", "turn")
-
-    def __init__(self, dispatch: Dispatch):
-        self.dispatch = dispatch
-        self.active = True
-        self.turn = asyncio.Lock()
-
-
-def _current() -> Frame | None:
-    frame = _running.get()
-    return frame if frame is not None and frame.active else None
 
 
 class Dispatch:
@@ -172,7 +149,7 @@ class Dispatch:
 
     def _is_inside(self) -> bool:
         """The code that runs now was called by one of this connection's callbacks."""
-        frame = _current()
+        frame = current()
         return self._inline or (frame is not None and frame.dispatch is self)
 
     def _work_on(self, rest: Rest) -> None:
@@ -258,14 +235,14 @@ class Dispatch:
         return await self._in_frame(result, callback) if inspect.iscoroutine(result) else result
 
     async def _in_frame(self, coroutine: Rest, callback: Callback) -> Any:
-        outer, frame = _running.get(), Frame(self)
-        _running.set(frame)
+        outer, frame = RUNNING.get(), Frame(self)
+        RUNNING.set(frame)
         limit = self._hub.settings.slow_callback
         try:
             return await Watched(coroutine, limit, functools.partial(self._report_slow, callback))
         finally:
             frame.active = False
-            _running.set(outer)
+            RUNNING.set(outer)
 
     async def _call_in_thread(self, callback: Callback, arguments: tuple[Any, ...]) -> Any:
         return await asyncio.to_thread(callback.function, *arguments)
@@ -470,107 +447,6 @@ class Dispatch:
                 "on_close runs beside it",
                 self.ws,
             )
-
-
-class Change:
-    """A connection entering or leaving a channel. Await it for True or False, or ignore it."""
-
-    __slots__ = ("_apply", "_dispatch", "_outcome")
-
-    def __init__(self, dispatch: Dispatch, apply: Callable[[], Coroutine[Any, Any, bool]]):
-        self._dispatch = dispatch
-        self._apply: Callable[[], Coroutine[Any, Any, bool]] | None = apply
-        self._outcome: bool | concurrent.futures.Future[bool] = concurrent.futures.Future()
-
-    @property
-    def is_waiting(self) -> bool:
-        """It has not begun."""
-        return self._apply is not None
-
-    def settle(self, *, result: bool) -> None:
-        """Tell those who wait."""
-        self._apply = None
-        outcome, self._outcome = self._outcome, result
-        if isinstance(outcome, concurrent.futures.Future) and not outcome.done():
-            outcome.set_result(result)
-
-    def run_now(self) -> None:
-        """Do it without waiting."""
-        try:
-            self.run().send(None)
-        except StopIteration:
-            return
-        raise RuntimeError("a change that was to be immediate had to wait; please report this")
-
-    async def run(self) -> None:
-        """Do it, once."""
-        apply, self._apply = self._apply, None
-        if apply is None:
-            return
-        result = False
-        try:
-            result = await apply()
-        finally:
-            self.settle(result=result)
-
-    def result(self, timeout: float | None = None) -> bool:
-        """Wait in another thread.
-
-        Args:
-            timeout: seconds to wait; None waits for ever.
-
-        Raises:
-            TimeoutError: it took longer.
-            RuntimeError: called in the event loop, which would wait for itself.
-        """
-        if self.is_waiting and (frame := _current()) and frame.dispatch is self._dispatch:
-            loop = self._dispatch._hub.loop
-            loop.call_soon_threadsafe(lambda: loop.create_task(self._nested(frame)))
-        return bool(wait_in_thread(self._outcome, timeout))
-
-    async def _nested(self, frame: Frame) -> None:
-        async with frame.turn:
-            await self.run()
-
-    async def _wait(self) -> bool:
-        frame = _current()
-        if frame is None:
-            return await self._settled()
-        if frame.dispatch is self._dispatch:
-            await self._nested(frame)
-            return await self._settled()
-        # A callback of one connection waits for another connection's turn: its own changes
-        # are taken meanwhile, so that two that wait for each other don't wait for ever.
-        waiting = asyncio.ensure_future(self._settled())
-        try:
-            while not waiting.done():
-                if change := frame.dispatch.next_change():
-                    await change._nested(frame)
-                    continue
-                await asyncio.wait(
-                    {waiting, frame.dispatch.news()}, return_when=asyncio.FIRST_COMPLETED
-                )
-        finally:
-            waiting.cancel()
-        return waiting.result()
-
-    async def _settled(self) -> bool:
-        if isinstance(self._outcome, concurrent.futures.Future):
-            return await asyncio.shield(asyncio.wrap_future(self._outcome))
-        return self._outcome
-
-    def __await__(self) -> Generator[Any, Any, bool]:
-        """Wait until it is done; inside a callback of the same connection it is done right here."""
-        if isinstance(self._outcome, bool):
-            return self._outcome
-        return (yield from self._wait().__await__())
-
-
-def detached(context: Context) -> Context:
-    """Return a copy of a context for a task of its own, which is part of no running callback."""
-    context = context.copy()
-    context.run(_running.set, None)
-    return context
 
 
 def _current_task() -> asyncio.Task[Any] | None:

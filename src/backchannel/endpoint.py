@@ -141,7 +141,7 @@ class Endpoints:
         return None
 
     def _check_door(self, endpoint: Endpoint) -> None:
-        """Refuse a second door to the same channels: the first one's on_subscribe guards its own."""
+        """Refuse a second door to the same channels, which the first one's would not guard."""
         if endpoint.pattern is None or endpoint.share_channels:
             return
         blank = _shape(endpoint.pattern)

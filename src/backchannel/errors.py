@@ -114,13 +114,12 @@ class Reject(Exception):  # noqa: N818 - not an error: an answer
     def __init__(
         self, status: int | str = 403, text: str = "", headers: dict[str, str] | None = None
     ):
-        if isinstance(status, str):
-            status, text = 403, status
-        if not 300 <= status <= 599:
+        number, said = (403, status) if isinstance(status, str) else (status, text)
+        if not 300 <= number <= 599:
             raise ValueError(
-                f"Reject's status must be an HTTP status from 300 to 599, not {status}"
+                f"Reject's status must be an HTTP status from 300 to 599, not {number}"
             )
-        super().__init__(status, text)
-        self.status = status
-        self.text = text
+        super().__init__(number, said)
+        self.status = number
+        self.text = said
         self.headers = headers or {}

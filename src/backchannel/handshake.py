@@ -169,7 +169,7 @@ async def _report(
             told = callbacks.on_error.function(None, error)
             if inspect.isawaitable(told):
                 await told
-        except Exception:
+        except Exception:  # noqa: BLE001 - the application may raise anything
             HANDSHAKE.exception("error id %s: on_error raised too", error_id)
     text = f"The handshake failed, error id {error_id}: the server's log has it under this id."
     if settings.debug:

@@ -14,11 +14,12 @@ from logging import DEBUG
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backchannel.audience import Addressees, Audience, Changes, Info, targets
+from backchannel.change import Change, detached
 from backchannel.channel import Channels, check_channel
 from backchannel.codes import check_close, meaning_of
 from backchannel.connection import ABSENT, CloseReason, Connection
 from backchannel.contracts import Broker, Publication, Receipt, Target
-from backchannel.dispatch import Change, Dispatch, detached
+from backchannel.dispatch import Dispatch
 from backchannel.endpoint import Endpoint, Endpoints
 from backchannel.listener import read_listener
 from backchannel.membership import Membership
@@ -176,7 +177,7 @@ class HubCore:
         """
         if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
-                f"a session id is a str, not {id!r}; a session that lives in a cookie alone has none"
+                f"a session id is a str, not {id!r}; a session kept in a cookie alone has none"
             )
         if not id:
             raise ValueError("a session id can't be empty")

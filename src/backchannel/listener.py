@@ -18,7 +18,7 @@ from backchannel.messages import Decoder, decoder_for
 if TYPE_CHECKING:
     from backchannel.app import Hub
     from backchannel.connection import CloseReason, Connection
-    from backchannel.handshake import Request
+    from backchannel.request import Request
 
 __all__ = ["Callback", "Callbacks", "Listener", "event", "read_listener", "threaded"]
 
@@ -109,7 +109,7 @@ def event(name: str) -> Callable[[F], F]:
         raise TypeError('@event takes the message type, as in @event("typing")')
 
     def mark(function: F) -> F:
-        function._backchannel_event = name  # type: ignore[attr-defined]  # noqa: SLF001 # pyright: ignore[reportFunctionMemberAccess]
+        function._backchannel_event = name  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
         return function
 
     return mark
@@ -123,7 +123,7 @@ def threaded(function: F) -> F:
     """
     if inspect.iscoroutinefunction(function):
         raise TypeError(f"@threaded is for a blocking def; {function.__qualname__} is async def")
-    function._backchannel_threaded = True  # type: ignore[attr-defined]  # noqa: SLF001 # pyright: ignore[reportFunctionMemberAccess]
+    function._backchannel_threaded = True  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
     return function
 
 
@@ -192,7 +192,7 @@ _PARAMETERS: Final = {
 
 
 def read_listener(target: object, names: Mapping[str, Any] | None = None) -> Callbacks:
-    """Read a Listener class, a Listener instance or a function, and check all it can be checked for.
+    """Read a Listener class, a Listener instance or a function, and check it thoroughly.
 
     Args:
         target: a class is instantiated without arguments.
@@ -208,12 +208,13 @@ def read_listener(target: object, names: Mapping[str, Any] | None = None) -> Cal
             raise ListenerError(
                 f"{target.__qualname__} must inherit from backchannel.Listener to be an endpoint"
             )
+        kind = target
         try:
-            target = target()
+            target = kind()
         except TypeError as error:
             raise ListenerError(
-                f"{target.__qualname__} can't be made without arguments ({error}); pass an "
-                f'instance: hub.add("/path", {target.__name__}(…))'
+                f"{kind.__qualname__} can't be made without arguments ({error}); pass an "
+                f'instance: hub.add("/path", {kind.__name__}(…))'
             ) from error
     if isinstance(target, Listener):
         return _read_instance(target, names)
@@ -232,7 +233,7 @@ def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
             continue
         found[name] = _read_callback(getattr(listener, name), f"{kind.__name__}.{name}", parameters)
     if message := found.get("on_message"):
-        found["on_message"] = _with_decoder(message, 2, names)
+        found["on_message"] = _with_decoder(message, names)
     found["events"] = _read_events(listener, names)
     if not kind.shared:
         object.__setattr__(listener, "_sealed", True)
@@ -241,7 +242,7 @@ def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
 
 def _read_function(function: Callable[..., Any], names: Mapping[str, Any]) -> Callbacks:
     name = getattr(function, "__name__", type(function).__name__)
-    callback = _with_decoder(_read_callback(function, name, "ws, message"), 1, names)
+    callback = _with_decoder(_read_callback(function, name, "ws, message"), names)
     on_invalid = _read_callback(Listener().on_invalid, f"{name}.on_invalid", "ws, error")
     return Callbacks(name=name, where=callback.where, on_message=callback, on_invalid=on_invalid)
 
@@ -261,7 +262,7 @@ def _read_events(listener: Listener, names: Mapping[str, Any]) -> dict[str, Call
             callback = _read_callback(function, label, "ws")
             found[name] = _replaced(callback, takes_message=False)
         else:
-            found[name] = _with_decoder(_read_callback(function, label, "ws, message"), 2, names)
+            found[name] = _with_decoder(_read_callback(function, label, "ws, message"), names)
     return found
 
 
@@ -284,12 +285,12 @@ def _read_callback(function: Callable[..., Any], name: str, parameters: str) -> 
         function=function,
         is_async=inspect.iscoroutinefunction(inner)
         or inspect.iscoroutinefunction(getattr(inner, "__call__", None)),  # noqa: B004
-        in_thread=getattr(inner, "_backchannel_threaded", False),
+        in_thread=getattr(inner, "_backchannel_threaded", False) is True,
     )
 
 
-def _with_decoder(callback: Callback, position: int, names: Mapping[str, Any]) -> Callback:
-    """Add what the annotation of the message asks for; ``position`` counts self, if there is one."""
+def _with_decoder(callback: Callback, names: Mapping[str, Any]) -> Callback:
+    """Add what the annotation of the message asks for."""
     positional = _positional(callback.function)
     parameter = positional[1]
     annotation = parameter.annotation
@@ -347,10 +348,11 @@ def _where(thing: Any) -> str:
         line = inspect.getsourcelines(thing)[1] if isinstance(thing, type) else None
     except (OSError, TypeError):
         return "?"
-    line = line or getattr(getattr(thing, "__code__", None), "co_firstlineno", "?")
+    if line is None:
+        line = getattr(getattr(thing, "__code__", None), "co_firstlineno", None)
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
-    return f"{path}:{line}"
+    return f"{path}:{line or '?'}"
 
 
 def _check_spelling(kind: type[Listener]) -> None:

@@ -98,9 +98,8 @@ class Membership:
         )
         self._channels.drop_if_free(channel)
 
-    def _opening(self, dispatch: Dispatch, channel: Channel) -> functools.partial[object] | None:
-        on_open = dispatch.endpoint.callbacks.on_channel_open
-        if on_open is None:
+    def _opening(self, dispatch: Dispatch, channel: Channel) -> Step | None:
+        if dispatch.endpoint.callbacks.on_channel_open is None:
             return None
         return functools.partial(self._open, dispatch, channel)
 

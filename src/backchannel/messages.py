@@ -42,7 +42,7 @@ def encode(message: Any) -> Frame:
     if isinstance(message, bytes):
         return message
     if isinstance(message, bytearray | memoryview):
-        return bytes(message)
+        return bytes(typing.cast("bytearray", message))
     return _encode_json(message).decode()
 
 
@@ -192,8 +192,8 @@ def _json_decoder(annotation: Any, where: str) -> Decoder:
         ) from error
     if unknown:
         raise ListenerError(
-            f"{where}: no message can be decoded into {unknown.__qualname__}: use str, bytes, dict, "
-            "list, a msgspec Struct, dataclass, TypedDict or pydantic model"
+            f"{where}: no message can be decoded into {unknown.__qualname__}: use str, bytes, "
+            "dict, list, a msgspec Struct, dataclass, TypedDict or pydantic model"
         )
 
     def decode_json(frame: Frame) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import http.cookies
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, unquote
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["MultiMapping", "Request", "path_segments", "user_id"]
 
 Scope = Mapping[str, Any]
+_ESCAPE: Final = re.compile(r"\\(?:([0-3][0-7]{2})|(.))")
 _FORWARDING: Final = {"forwarded", "via", "x-real-ip", "x-forwarded-for", "x-forwarded-host"}
 
 
@@ -67,8 +68,19 @@ class Request:
     """
 
     __slots__ = (
-        "app", "client", "identity", "params", "path", "scope", "session", "subprotocols", "user",
-        "_cookies", "_headers", "_proxied", "_query",
+        "_cookies",
+        "_headers",
+        "_proxied",
+        "_query",
+        "app",
+        "client",
+        "identity",
+        "params",
+        "path",
+        "scope",
+        "session",
+        "subprotocols",
+        "user",
     )  # fmt: skip
 
     def __init__(
@@ -185,7 +197,14 @@ def _cookies(headers: Iterable[str]) -> Iterator[tuple[str, str]]:
         for part in header.split(";"):
             name, separator, value = part.strip().partition("=")
             if separator and name:
-                yield name.strip(), http.cookies._unquote(value.strip())  # type: ignore[attr-defined]  # noqa: SLF001 # pyright: ignore
+                yield name.strip(), _unquote(value.strip())
+
+
+def _unquote(value: str) -> str:
+    """Undo the quoting that servers put around values with special characters."""
+    if len(value) < 2 or value[0] != '"' or value[-1] != '"':
+        return value
+    return _ESCAPE.sub(lambda m: chr(int(m[1], 8)) if m[1] else m[2], value[1:-1])
 
 
 def _is_in(address: str, networks: tuple[Network, ...]) -> bool:

@@ -82,7 +82,7 @@ class Roster:
                 return self.everyone
 
     def receivers(self, publication: Publication) -> list[Connection]:
-        """Return who gets a publication, each once: in its audience, in ``to``, not in ``exclude``."""
+        """Return who gets a publication, each once."""
         audience = self.members(publication.target)
         if publication.to is None:
             chosen: Iterable[Connection] = audience

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Generator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from backchannel.contracts import Receipt
 
@@ -85,6 +85,7 @@ def wait_in_thread(outcome: object, timeout: float | None) -> Any:
     """Return a future's result from outside the event loop; see Sent.result for what it raises."""
     if not isinstance(outcome, concurrent.futures.Future):
         return outcome
+    outcome = cast("concurrent.futures.Future[Any]", outcome)
     if not outcome.done() and _in_event_loop():
         raise RuntimeError(".result() would make the event loop wait for itself: use await")
     return outcome.result(timeout)

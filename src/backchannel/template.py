@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 from uuid import UUID
@@ -145,7 +145,7 @@ class Router(Generic[T]):
         self._root = _Branch[T]()
         self._by_text: dict[str, T] = {}
 
-    def __iter__(self) -> Iterable[T]:
+    def __iter__(self) -> Iterator[T]:
         """Iterate over what was added, in that order."""
         return iter(self._by_text.values())
 

@@ -16,7 +16,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, unquote, urljoin
 
 import click
 from rich.console import Console
@@ -181,6 +181,7 @@ redirect nowhere: HTTP {status}: the server redirects, but not to any address
 - Compare {path} with the endpoint's template.
 - If the hub is mounted, put the prefix in front: app.mount("/live", hub) has /live/ws/echo.
 - See that the module which registers the endpoint is imported.
+- Ask from the server's own machine, or run it with --debug: then it names the nearest endpoints.
 
 404 near: HTTP 404: there is no endpoint at {path}
 = The server is there and names what comes nearest.{said}
@@ -204,7 +205,7 @@ redirect nowhere: HTTP {status}: the server redirects, but not to any address
 - See the traceback in the server's log at this very moment.
 
 500 id: HTTP 500: the server failed on the handshake, error id {error_id}
-= `authenticate` or `on_handshake` raised an exception. What it was stays on the server.
+= `authenticate` or `on_handshake` raised an exception. Without --debug only the log says which.
 - Look for {error_id} in the server's log: the traceback is there.
 - On a development machine `backchannel run --debug` shows it.
 
@@ -219,6 +220,11 @@ redirect nowhere: HTTP {status}: the server redirects, but not to any address
 - Wait and try again{retry}.
 - {start}
 - {proxy_log}
+
+503 id: HTTP 503: the handshake took the server too long, error id {error_id}
+= `authenticate` or `on_handshake` did not end within the hub's `handshake_timeout`.
+- Look for {error_id} in the server's log: the traceback shows what it waited for.
+- Make that faster, give it a time limit of its own, or raise Hub(handshake_timeout=...).
 
 504: HTTP 504: the proxy is up, the application behind it did not answer in time
 = The application hangs, or the proxy's way to it is blocked.{said}
@@ -289,6 +295,7 @@ _ANSWERS: Final = (
     ({400}, "https (port|server)|ssl-enabled", "plain to tls"),
     ({403}, "origin", "403 origin"),
     ({500}, r"error id \w", "500 id"),
+    ({503}, r"error id \w", "503 id"),
     ({301, 302, 303, 307, 308}, "", "redirect"),
     (range(200, 300), "", "200"),
     *(({code}, "", str(code)) for code in (400, 401, 403, 404, 426, 429, 500, 502, 503, 504)),
@@ -380,7 +387,7 @@ async def diagnose(
     """
     if not 0 < timeout <= 86_400:
         raise ValueError(f"timeout must be more than 0 seconds and at most a day, not {timeout}")
-    if origin is not None and not re.fullmatch(r"null|[a-z][a-z0-9+.-]*://[!-.0-~]+", origin):
+    if origin is not None and not re.fullmatch(r"null|[a-z][a-z0-9+.-]*://[][a-z0-9_.:-]+", origin):
         raise ValueError(f"{origin!r} is no origin: write it like https://example.com, no path")
     validate_subprotocols([Subprotocol(name) for name in subprotocols])
     try:
@@ -508,13 +515,14 @@ class _Visit:
                 all_errors=True,
             )
         except OSError as error:
-            raise _TroubleError("unresolved", why=error.strerror) from error
+            raise _TroubleError("unresolved", why=_clean(error.strerror or str(error))) from error
         except ExceptionGroup as group:
             errors = group.exceptions
         else:
-            address, port = sock.getpeername()[:2]
-            self.details["address"] = build_host(address, port, False, always_include_port=True)
             sock.setblocking(False)
+            with suppress(OSError):  # it may be reset already
+                address, port = sock.getpeername()[:2]
+                self.details["address"] = build_host(address, port, False, always_include_port=True)
             return sock
         for kind, row in ((ConnectionRefusedError, "refused"), (TimeoutError, "connect timeout")):
             if any(isinstance(error, kind) for error in errors):
@@ -633,11 +641,13 @@ class _Visit:
         return row
 
     def near_misses(self, body: str) -> str:
-        """Return the row for a 404 whose body may name other endpoints."""
-        paths = re.findall(r"(?<![\w:/])/[^\s,;'\"`)]+", body)
-        near = dict.fromkeys(path.rstrip(".:?!") for path in paths)  # each once, in their order
-        near.pop(self.uri.path, None)
-        self.values["near"] = ", ".join(_clean(self.base + path) for path in near)
+        """Return the row for a 404 whose body may name the nearest endpoints."""
+        asked, path = re.search(r" at (/\S*?)[.:;,]?\s", body), unquote(self.uri.path)
+        # The server knows paths below where its hub is mounted; what the two have not in common
+        # is the mount.
+        mount = path.removesuffix(asked[1]) if asked and path.endswith(asked[1]) else ""
+        near = re.findall(r"(?<=\s)/[^\s,;]+", re.sub(r"(?is)^.*?(nearest|\Z)", "", body))
+        self.values["near"] = ", ".join(_clean(self.base + mount + path) for path in near)
         return "404 near" if near else "404"
 
     def redirect(self, location: str) -> str:

@@ -45,7 +45,7 @@ class Options:
               help="Port to listen on; 0 takes a free one.")  # fmt: skip
 @click.option("--reload", is_flag=True, help="Restart when a Python file beside FILE changes.")
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(LEVELS),
-              help="debug shows each event of a connection on one line, contents included.")  # fmt: skip
+              help="debug shows each event of a connection on one line.")  # fmt: skip
 @click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path),
               help="Write the WebSocket log to this file too.")  # fmt: skip
 @click.option("--debug", is_flag=True, help="Show tracebacks and near misses to clients, and raise "
@@ -69,7 +69,7 @@ def run(
         config = uvicorn.Config("backchannel:Hub", reload=True, reload_dirs=[str(file.parent)],
                                 log_config=None)  # fmt: skip
         set_up_logging(options)
-        ChangeReload(config, target=functools.partial(serve, options), sockets=sockets).run()
+        ChangeReload(config, target=functools.partial(_serve_child, options), sockets=sockets).run()
     else:
         serve(options, sockets)
 
@@ -99,6 +99,11 @@ def serve(options: Options, sockets: list[socket.socket]) -> None:
         HubServer(config, found, options).run(sockets=sockets)
     except KeyboardInterrupt:
         click.echo("", err=True)
+
+
+def _serve_child(options: Options, sockets: list[socket.socket] | None = None) -> None:
+    """Serve in a child process of ``--reload``, on the sockets of its parent."""
+    serve(options, sockets or [])
 
 
 class HubServer(uvicorn.Server):

@@ -23,8 +23,8 @@ from backchannel.request import Request
 from backchannel.session.scope import Session
 
 if TYPE_CHECKING:
+    from backchannel.app import Hub
     from backchannel.endpoint import Endpoint
-    from backchannel.hub import HubCore
     from backchannel.messages import Frame
 
 __all__ = ["AsgiLink", "Receive", "Scope", "Send", "choose_channel", "refuse", "serve"]
@@ -42,7 +42,7 @@ _SERVER_CODES: Final = {1002, 1007, 1009, 1012}
 
 
 async def serve(
-    hub: HubCore,
+    hub: Hub,
     endpoint: Endpoint,
     params: Mapping[str, Any],
     path: str,
@@ -60,7 +60,9 @@ async def serve(
         endpoint: what the path leads to.
         params: the URL template's variables.
         path: decoded path below the hub's mount.
-        scope, receive, send: the ASGI connection.
+        scope: the ASGI scope.
+        receive: returns the next ASGI event.
+        send: takes an ASGI event.
         user: who it is, when the caller knows already.
         accepted: the 101 has been sent already.
     """
@@ -85,9 +87,14 @@ async def serve(
         await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
     link = AsgiLink(send, hub.settings.max_outbox, hub.settings.close_timeout)
     ws = Connection(
-        hub, endpoint, request, link, context=copy_context(), channel=channel,
+        hub,
+        endpoint,
+        request,
+        link,
+        context=copy_context(),
+        channel=channel,
         subprotocol=subprotocol,
-    )  # type: ignore[arg-type]  # fmt: skip # pyright: ignore[reportArgumentType]
+    )
     await _live(Dispatch(hub, ws), link, receive)
 
 
@@ -161,9 +168,7 @@ def _reason(event: Mapping[str, Any]) -> CloseReason:
     return CloseReason(code, text or "", "client")
 
 
-def choose_channel(
-    hub: HubCore, endpoint: Endpoint, params: Mapping[str, Any]
-) -> str | Reject | None:
+def choose_channel(hub: Hub, endpoint: Endpoint, params: Mapping[str, Any]) -> str | Reject | None:
     """Return the name of the channel that a URL leads into, None, or why it leads nowhere."""
     if endpoint.pattern is None:
         return None

@@ -11,7 +11,7 @@ from backchannel.request import Request, path_segments
 from backchannel.session.scope import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from backchannel.hub import HubCore
     from backchannel.transport.asgi import Scope, Send
@@ -50,7 +50,7 @@ class Pages:
     def __init__(self) -> None:
         self._pages: dict[str, Page] = {}
 
-    def __iter__(self) -> object:
+    def __iter__(self) -> Iterator[Page]:
         return iter(self._pages.values())
 
     def add(self, page: Page) -> None:

@@ -23,7 +23,7 @@ async def serve_lifespan(hub: HubCore, receive: Receive, send: Send) -> None:
         if event["type"] == "lifespan.startup":
             try:
                 await hub.start()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the server is told
                 HUB.exception("the hub could not start")
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
@@ -56,7 +56,7 @@ async def wrap_lifespan(
             return
         try:
             await hub.start()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the server is told
             HUB.exception("the hub could not start")
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return

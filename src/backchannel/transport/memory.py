@@ -22,7 +22,7 @@ from backchannel.session.scope import Session
 from backchannel.transport.asgi import choose_channel
 
 if TYPE_CHECKING:
-    from backchannel.hub import HubCore
+    from backchannel.app import Hub
 
 __all__ = ["MemoryClient"]
 
@@ -70,7 +70,7 @@ class MemoryClient:
 
     def __init__(
         self,
-        hub: HubCore,
+        hub: Hub,
         url: str,
         *,
         user: object = ABSENT,
@@ -143,9 +143,14 @@ class MemoryClient:
         if isinstance(channel, Reject):
             raise HandshakeRefused(channel.status, channel.text)
         ws = Connection(
-            hub, endpoint, request, self._link, context=copy_context(), channel=channel,
+            hub,
+            endpoint,
+            request,
+            self._link,
+            context=copy_context(),
+            channel=channel,
             subprotocol=endpoint.choose_subprotocol(request.subprotocols),
-        )  # type: ignore[arg-type]  # fmt: skip # pyright: ignore[reportArgumentType]
+        )
         self._dispatch = Dispatch(hub, ws)
         self._dispatch.start()
         if wait:

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import trustme
@@ -42,7 +43,7 @@ def assert_says(diagnosis, *needles, ok=False):
     assert diagnosis.title
     assert diagnosis.explanation
     assert ok or diagnosis.advice
-    assert not re.search(r"[{}]|None", re.sub(r"\{id:int\}", "", text_of(diagnosis)))
+    assert not re.search(r"[{}]|None", re.sub(r"\{(id:int|channel)\}", "", text_of(diagnosis)))
     for needle in needles:
         assert needle in text_of(diagnosis)
 
@@ -151,7 +152,14 @@ async def test_a_timeout_must_be_some_time(seconds):
 
 @pytest.mark.parametrize(
     "origin",
-    ["", "example.com", "https://example.com/", "https://example.com/page", "https://a\r\nX: y"],
+    [
+        "",
+        "example.com",
+        "https://example.com/",
+        "https://example.com/page",
+        "https://a\r\nX: y",
+        "https://a?b",
+    ],
 )
 async def test_an_origin_must_be_one_that_browsers_send(origin):
     with pytest.raises(ValueError, match="no origin"):
@@ -291,6 +299,7 @@ REFUSALS = [
     (http("500 Internal", "Failed; error id 3f9a-x."), ["error id 3f9a-x", "Look for 3f9a-x in the server's log"]),
     (http("502 Bad Gateway"), ["HTTP 502", "proxy is up", "Start the application", "error log"]),
     (http("503 Unavailable", "", "Retry-After: Fri, 31 Dec"), ["HTTP 503", "not available", "again after Fri, 31 Dec."]),
+    (http("503 No", "Failed, error id ab12: see"), ["error id ab12", "too long", "handshake_timeout"]),
     (http("504 Timeout"), ["HTTP 504", "did not answer in time", "hangs"]),
     (http("418 Teapot", "short and stout"), ["HTTP 418", "“short and stout”", "Check that /ws/echo"]),
 ]  # fmt: skip
@@ -331,14 +340,24 @@ async def test_origin_refused_by_our_server():
     assert details["body"] == body
 
 
-async def test_near_misses_of_a_404():
-    body = "No endpoint at /ws/ech. The nearest: /ws/echo, /ws/{id:int}."
+@pytest.mark.parametrize("mount", ["", "/live"])
+async def test_near_misses_of_a_404(mount):
+    body = (
+        "Nothing is served at /ws/ech.\n"
+        "The nearest WebSocket endpoints are: /ws/echo, /ws/{id:int}/{channel}\n"
+    )
     answer = http("404 Not Found", body, "Content-Type: text/plain; charset=utf-8")
     async with talking(answering(answer)) as port:
-        diagnosis = await diagnose(f"ws://{HOST}:{port}/ws/ech")
-    base = f"ws://{HOST}:{port}"
-    assert_says(diagnosis, "no endpoint at /ws/ech")
-    assert diagnosis.advice[0].endswith(f"{base}/ws/echo, {base}/ws/{{id:int}}")
+        diagnosis = await diagnose(f"ws://{HOST}:{port}{mount}/ws/ech")
+    base = f"ws://{HOST}:{port}{mount}"
+    assert_says(diagnosis, f"no endpoint at {mount}/ws/ech", "Nothing is served at /ws/ech.")
+    assert diagnosis.advice[0].endswith(f"{base}/ws/echo, {base}/ws/{{id:int}}/{{channel}}")
+
+
+async def test_a_404_that_knows_no_near_misses():
+    body = "Nothing is served at /ws/echo.\nThis hub has no endpoints yet.\n"
+    diagnosis = await seen_by(answering(http("404 No", body, "Content-Type: text/plain")))
+    assert_says(diagnosis, "no endpoints yet", "is imported", "--debug")
 
 
 async def test_a_404_page_names_no_near_misses():
@@ -753,6 +772,12 @@ def test_every_row_is_whole():
         assert diagnosis.advice or name == "ok"
     named = {row for _, _, row in module._ANSWERS} | set(module._CERTIFICATES.values())
     assert named <= set(names)
+
+
+def test_the_documentation_has_every_row():
+    page = (Path(__file__).parents[3] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    for title in re.findall(r"^[a-z0-9 -]+: (.+)", module._ROWS, re.MULTILINE):
+        assert f"| {re.sub(r'{[a-z_]+}', '…', title)} |" in page
 
 
 # The command

@@ -1,0 +1,140 @@
+"""Entering and leaving a channel as something that can be awaited, or not.
+
+What a callback causes at its own connection (``await ws.subscribe(x)``) runs nested, at that
+await: a Frame in the context says that the code which waits belongs to a running callback, also
+through gather(), task groups and threads. Without it the callback would wait for its own end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, ContextVar
+from typing import TYPE_CHECKING, Any
+
+from backchannel.sent import wait_in_thread
+
+if TYPE_CHECKING:
+    from backchannel.dispatch import Dispatch
+
+__all__ = ["RUNNING", "Change", "Frame", "current", "detached"]
+
+RUNNING: ContextVar[Frame | None] = ContextVar("backchannel_running", default=None)
+
+
+class Frame:
+    """One running callback that may wait; what it causes at its own connection nests in it."""
+
+    __slots__ = ("active", "dispatch", "turn")
+
+    def __init__(self, dispatch: Dispatch):
+        self.dispatch = dispatch
+        self.active = True
+        self.turn = asyncio.Lock()
+
+
+def current() -> Frame | None:
+    """Return the running callback that the calling code belongs to, if there is one."""
+    frame = RUNNING.get()
+    return frame if frame is not None and frame.active else None
+
+
+def detached(context: Context) -> Context:
+    """Return a copy of a context for a task of its own, which is part of no running callback."""
+    context = context.copy()
+    context.run(RUNNING.set, None)
+    return context
+
+
+class Change:
+    """A connection entering or leaving a channel. Await it for True or False, or ignore it."""
+
+    __slots__ = ("_apply", "_dispatch", "_outcome")
+
+    def __init__(self, dispatch: Dispatch, apply: Callable[[], Coroutine[Any, Any, bool]]):
+        self._dispatch = dispatch
+        self._apply: Callable[[], Coroutine[Any, Any, bool]] | None = apply
+        self._outcome: bool | concurrent.futures.Future[bool] = concurrent.futures.Future()
+
+    @property
+    def is_waiting(self) -> bool:
+        """It has not begun."""
+        return self._apply is not None
+
+    def settle(self, *, result: bool) -> None:
+        """Tell those who wait."""
+        self._apply = None
+        outcome, self._outcome = self._outcome, result
+        if isinstance(outcome, concurrent.futures.Future) and not outcome.done():
+            outcome.set_result(result)
+
+    def run_now(self) -> None:
+        """Do it without waiting."""
+        try:
+            self.run().send(None)
+        except StopIteration:
+            return
+        raise RuntimeError("a change that was to be immediate had to wait; please report this")
+
+    async def run(self) -> None:
+        """Do it, once."""
+        apply, self._apply = self._apply, None
+        if apply is None:
+            return
+        result = False
+        try:
+            result = await apply()
+        finally:
+            self.settle(result=result)
+
+    def result(self, timeout: float | None = None) -> bool:
+        """Wait in another thread.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+
+        Raises:
+            TimeoutError: it took longer.
+            RuntimeError: called in the event loop, which would wait for itself.
+        """
+        if self.is_waiting and (frame := current()) and frame.dispatch is self._dispatch:
+            loop = self._dispatch._hub.loop
+            loop.call_soon_threadsafe(lambda: loop.create_task(self._nested(frame)))
+        return bool(wait_in_thread(self._outcome, timeout))
+
+    async def _nested(self, frame: Frame) -> None:
+        async with frame.turn:
+            await self.run()
+
+    async def _wait(self) -> bool:
+        frame = current()
+        if frame is None:
+            return await self._settled()
+        if frame.dispatch is self._dispatch:
+            await self._nested(frame)
+            return await self._settled()
+        # A callback of one connection waits for another connection's turn: its own changes
+        # are taken meanwhile, so that two that wait for each other don't wait for ever.
+        waiting = asyncio.ensure_future(self._settled())
+        try:
+            while not waiting.done():
+                if change := frame.dispatch.next_change():
+                    await change._nested(frame)
+                    continue
+                either: set[asyncio.Future[Any]] = {waiting, frame.dispatch.news()}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        return waiting.result()
+
+    async def _settled(self) -> bool:
+        if isinstance(self._outcome, concurrent.futures.Future):
+            return await asyncio.shield(asyncio.wrap_future(self._outcome))
+        return self._outcome
+
+    def __await__(self) -> Generator[Any, Any, bool]:
+        """Wait until it is done; inside a callback of the same connection it is done right here."""
+        if isinstance(self._outcome, bool):
+            return self._outcome
+        return (yield from self._wait().__await__())
