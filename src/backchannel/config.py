@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 if TYPE_CHECKING:
     from backchannel.contracts import Broker
@@ -79,9 +79,10 @@ class Settings:
             wanted = _TYPES.get(str(field.type))
             if wanted is None:
                 continue
-            if not isinstance(value, wanted) or (bool not in wanted and isinstance(value, bool)):
+            is_number = bool not in wanted
+            if not isinstance(value, wanted) or (is_number and isinstance(value, bool)):
                 raise TypeError(f"Hub({field.name}=…) must be {field.type}, not {value!r}")
-            if bool not in wanted and value <= 0:
+            if is_number and cast("float", value) <= 0:
                 raise ValueError(f"Hub({field.name}=…) must be more than 0, not {value!r}")
         if self.authenticate is not None and not callable(self.authenticate):
             raise TypeError(f"Hub(authenticate=…) must be callable, not {self.authenticate!r}")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from backchannel.channel import Channel, Channels
     from backchannel.dispatch import Dispatch
     from backchannel.roster import Roster
+    from backchannel.turn import Step
 
 __all__ = ["Membership"]
 

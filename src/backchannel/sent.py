@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Generator
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar
 
 from backchannel.contracts import Receipt
 
 __all__ = ["MISSED", "REACHED", "Sent"]
+
+T = TypeVar("T")
 
 
 class Sent:
@@ -81,11 +83,10 @@ def settle(future: concurrent.futures.Future[Any], work: Callable[[], Any]) -> N
         future.set_exception(error)
 
 
-def wait_in_thread(outcome: object, timeout: float | None) -> Any:
+def wait_in_thread(outcome: T | concurrent.futures.Future[T], timeout: float | None) -> T:
     """Return a future's result from outside the event loop; see Sent.result for what it raises."""
     if not isinstance(outcome, concurrent.futures.Future):
         return outcome
-    outcome = cast("concurrent.futures.Future[Any]", outcome)
     if not outcome.done() and _in_event_loop():
         raise RuntimeError(".result() would make the event loop wait for itself: use await")
     return outcome.result(timeout)
