@@ -101,7 +101,8 @@ class Change:
         if self.is_waiting and (frame := current()) and frame.dispatch is self._dispatch:
             loop = self._dispatch._hub.loop
             loop.call_soon_threadsafe(lambda: loop.create_task(self._nested(frame)))
-        return bool(wait_in_thread(self._outcome, timeout))
+        outcome = self._outcome
+        return outcome if isinstance(outcome, bool) else wait_in_thread(outcome, timeout)
 
     async def _nested(self, frame: Frame) -> None:
         async with frame.turn:

@@ -61,7 +61,8 @@ class Sent:
             TimeoutError: it took longer.
             RuntimeError: called in the event loop, which would wait for itself.
         """
-        wait_in_thread(self._receipt, timeout)
+        if isinstance(self._receipt, concurrent.futures.Future):
+            wait_in_thread(self._receipt, timeout)
         return self
 
     def __await__(self) -> Generator[Any, Any, Sent]:
@@ -83,13 +84,11 @@ def settle(future: concurrent.futures.Future[Any], work: Callable[[], Any]) -> N
         future.set_exception(error)
 
 
-def wait_in_thread(outcome: T | concurrent.futures.Future[T], timeout: float | None) -> T:
+def wait_in_thread(future: concurrent.futures.Future[T], timeout: float | None) -> T:
     """Return a future's result from outside the event loop; see Sent.result for what it raises."""
-    if not isinstance(outcome, concurrent.futures.Future):
-        return outcome
-    if not outcome.done() and _in_event_loop():
+    if not future.done() and _in_event_loop():
         raise RuntimeError(".result() would make the event loop wait for itself: use await")
-    return outcome.result(timeout)
+    return future.result(timeout)
 
 
 def _in_event_loop() -> bool:
