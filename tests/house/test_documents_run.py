@@ -1,0 +1,41 @@
+"""Every Python block in the documents runs, and every test in them passes."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?```python\n(.*?)```", re.DOTALL)
+DOCUMENTS = [
+    path
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if any(not skipped for skipped, _ in BLOCK.findall(path.read_text()))
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_code_of_a_document_runs(document, tmp_path, monkeypatch):
+    """The blocks of one document run in one module, one after the other."""
+    (tmp_path / "chat.html").write_text("<!doctype html><title>chat</title>")
+    module = types.ModuleType("document")
+    module.__file__ = str(tmp_path / "document.py")
+    monkeypatch.setitem(sys.modules, "document", module)
+    monkeypatch.chdir(tmp_path)
+    text = document.read_text()
+    for found in BLOCK.finditer(text):
+        if found[1]:
+            continue
+        line = text[: found.start()].count("\n") + 1
+        code = compile("\n" * line + found[2], str(document), "exec")
+        exec(code, module.__dict__)  # noqa: S102 - our own documents
+        for name, function in list(vars(module).items()):
+            if name.startswith("test_") and inspect.iscoroutinefunction(function):
+                asyncio.run(function())
+                delattr(module, name)
