@@ -186,12 +186,12 @@ def wait_for(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise FailedError(f"the server did not start:\n{log.read_text()[-3000:]}")
+            raise FailedError(f"{log.stem}: the server did not start:\n{log.read_text()[-3000:]}")
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
             return
         time.sleep(0.05)
-    raise FailedError(f"the server did not answer within {START_SECONDS} s")
+    raise FailedError(f"{log.stem}: the server did not answer within {START_SECONDS} s")
 
 
 if __name__ == "__main__":

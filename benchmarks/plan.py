@@ -55,9 +55,9 @@ def echo(path: str, listener: str) -> Scenario:
 BASELINE = "starlette"
 PEERS = {
     "backchannel-asgi": Peer(
-        "Backchannel, any ASGI server (here uvicorn)", uvicorn("backchannel_asgi:hub")
+        "Backchannel, portable ASGI transport (uvicorn)", uvicorn("backchannel_asgi:hub")
     ),
-    BASELINE: Peer("Starlette, uvicorn", uvicorn("starlette_app:app")),
+    BASELINE: Peer("Starlette (uvicorn)", uvicorn("starlette_app:app")),
 }
 # "fanout" and "echo" on the command line stand for all whose names begin so.
 SCENARIOS = {

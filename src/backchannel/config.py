@@ -84,6 +84,11 @@ class Settings:
                 raise TypeError(f"Hub({field.name}=…) must be {field.type}, not {value!r}")
             if is_number and cast("float", value) <= 0:
                 raise ValueError(f"Hub({field.name}=…) must be more than 0, not {value!r}")
+        if self.broker is not None and not callable(getattr(self.broker, "publish", None)):
+            raise TypeError(
+                f"Hub(broker=…) takes an object with bind() and publish(), not {self.broker!r}; "
+                "leave it out to keep messages in this process"
+            )
         if self.authenticate is not None and not callable(self.authenticate):
             raise TypeError(f"Hub(authenticate=…) must be callable, not {self.authenticate!r}")
 

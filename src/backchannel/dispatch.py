@@ -165,12 +165,12 @@ class Dispatch:
     def _task_ended(self, _task: object) -> None:
         # Not at the end of _work: a task that is cancelled before its first step never gets there.
         self._task = None
-        if self._inbox and self.ws.reason is None:
+        if self._inbox:
             self._start_task()
 
     async def _work(self) -> None:
         """Finish what has begun, then what came in meanwhile."""
-        while self._inbox and (self.ws.reason is None):
+        while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, str | bytes):
                 rest = self._handle(item)
@@ -240,6 +240,12 @@ class Dispatch:
         limit = self._hub.settings.slow_callback
         try:
             return await Watched(coroutine, limit, functools.partial(self._report_slow, callback))
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled this callback: something that it waited for was cancelled.
+            raise RuntimeError(f"{callback.name} awaited something that was cancelled") from error
         finally:
             frame.active = False
             RUNNING.set(outer)

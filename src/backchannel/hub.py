@@ -27,7 +27,7 @@ from backchannel.messages import encode
 from backchannel.observe import HUB, LISTENER, excerpt
 from backchannel.request import user_id
 from backchannel.roster import Roster
-from backchannel.sent import Sent
+from backchannel.sent import Outcome, Sent
 from backchannel.template import Template
 from backchannel.turn import Occupancy
 
@@ -317,9 +317,19 @@ class HubCore:
         """Do something in the hub's event loop: at once when the caller is in it."""
         if self._loop is None or self._loop.is_closed():
             return Sent(Receipt(0))  # nobody can be connected to a hub that does not run
-        if self.is_elsewhere():
-            return Sent.from_thread(self._loop, work)
-        return Sent(work())
+        if not self.is_elsewhere():
+            try:
+                return Sent(work())
+            except Exception as error:  # noqa: BLE001 - raised where it is awaited, or reported
+                outcome = Outcome(self._report_unheard)
+                outcome.fail(error)
+                return Sent(outcome)
+        outcome = Outcome(self._report_unheard)
+        self._loop.call_soon_threadsafe(outcome.settle, work)
+        return Sent(outcome)
+
+    def _report_unheard(self, error: Exception) -> None:
+        self._problem(f"sending failed, and nobody awaited it: {error!r}", error)
 
     async def start(self) -> None:
         """Start; does nothing when it runs already.

@@ -46,7 +46,11 @@ class Membership:
         if name in ws._channels:
             return None
         channel = self._channels.hold(name, dispatch.endpoint)
-        await channel.occupancy.enter(self._opening(dispatch, channel))
+        try:
+            await channel.occupancy.enter(self._opening(dispatch, channel))
+        except BaseException:
+            self._channels.drop_if_free(channel)
+            raise
         stays = False
         try:
             refused = await self._ask(dispatch, name)

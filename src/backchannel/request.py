@@ -158,7 +158,8 @@ class Request:
             for hop in reversed(hops):
                 if not _is_in(hop, proxies):
                     return hop, 0
-        return (peer[0], peer[1]) if peer else None
+        # granian tells the port as a str, some servers none for a Unix socket
+        return (peer[0], int(peer[1] or 0)) if peer else None
 
 
 def path_segments(scope: Scope) -> Iterator[list[str]]:

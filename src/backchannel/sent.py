@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from backchannel.contracts import Receipt
 
-__all__ = ["MISSED", "REACHED", "Sent"]
+__all__ = ["MISSED", "REACHED", "Outcome", "Sent", "wait_in_thread"]
 
 T = TypeVar("T")
 
@@ -25,13 +25,6 @@ class Sent:
     def __init__(self, receipt: Receipt | concurrent.futures.Future[Receipt]):
         self._receipt = receipt
 
-    @classmethod
-    def from_thread(cls, loop: asyncio.AbstractEventLoop, work: Callable[[], Receipt]) -> Sent:
-        """Do the work in the hub's event loop; calls from one thread are done in their order."""
-        future = concurrent.futures.Future[Receipt]()
-        loop.call_soon_threadsafe(settle, future, work)
-        return cls(future)
-
     @property
     def position(self) -> None:
         """Where it stands in the channel's history; None without history."""
@@ -43,6 +36,7 @@ class Sent:
 
         Raises:
             RuntimeError: sent from another thread and not awaited yet.
+            Exception: what publishing raised.
         """
         receipt = self._receipt
         if isinstance(receipt, concurrent.futures.Future):
@@ -60,6 +54,7 @@ class Sent:
         Raises:
             TimeoutError: it took longer.
             RuntimeError: called in the event loop, which would wait for itself.
+            Exception: what publishing raised.
         """
         if isinstance(self._receipt, concurrent.futures.Future):
             wait_in_thread(self._receipt, timeout)
@@ -72,16 +67,54 @@ class Sent:
         return self
 
     def __repr__(self) -> str:
-        pending = isinstance(self._receipt, concurrent.futures.Future) and not self._receipt.done()
-        return "<Sent, under way>" if pending else f"<Sent reached={self.reached}>"
+        receipt = self._receipt
+        if isinstance(receipt, Receipt):
+            return f"<Sent reached={receipt.reached}>"
+        return "<Sent, done>" if receipt.done() else "<Sent, under way>"
 
 
-def settle(future: concurrent.futures.Future[Any], work: Callable[[], Any]) -> None:
-    """Do the work and put its outcome into the future."""
-    try:
-        future.set_result(work())
-    except Exception as error:  # noqa: BLE001 - it belongs to whoever waits
-        future.set_exception(error)
+class Outcome(concurrent.futures.Future[Receipt]):
+    """The outcome of work that may fail: a failure that nobody asks for is reported.
+
+    Args:
+        report: called once with the error, when nobody awaited it.
+    """
+
+    def __init__(self, report: Callable[[Exception], None]):
+        super().__init__()
+        self._report: Callable[[Exception], None] | None = report
+
+    def settle(self, work: Callable[[], Receipt]) -> None:
+        """Do the work and keep what comes of it."""
+        try:
+            self.set_result(work())
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever waits
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Keep the error, without the frame that caught it: that would keep this object alive."""
+        traceback = error.__traceback__
+        self.set_exception(error.with_traceback(traceback and traceback.tb_next))
+
+    def result(self, timeout: float | None = None) -> Receipt:
+        """Return the receipt or raise the error, which somebody knows of now."""
+        self._report = None
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return the error, which somebody knows of now."""
+        self._report = None
+        return super().exception(timeout)
+
+    def __del__(self) -> None:
+        """Report an error that nobody asked for."""
+        report = self._report
+        if (
+            report is not None
+            and self.done()
+            and isinstance(error := super().exception(), Exception)
+        ):
+            report(error)
 
 
 def wait_in_thread(future: concurrent.futures.Future[T], timeout: float | None) -> T:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from backchannel import Hub
 from backchannel.broker.memory import MemoryBroker
 from backchannel.contracts import Publication, Target
 
@@ -60,3 +63,58 @@ def test_a_delivery_that_fails_is_the_publishers_to_know(broker):
 
     with pytest.raises(OSError, match="disk on fire"):
         broker.publish(Publication(CARS, "hello"))
+
+
+class Failing:
+    """A broker whose engine is away."""
+
+    def bind(self, deliver):
+        pass
+
+    def publish(self, publication):
+        raise OSError("the engine is away")
+
+
+async def test_a_failure_that_nobody_awaited_is_logged_once_and_shown_in_health(caplog):
+    hub = Hub(broker=Failing())
+    await hub.start()
+
+    hub.broadcast("cars", "hello")
+
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "nobody awaited" in caplog.text
+    assert "the engine is away" in hub.health.problems[0]
+
+
+async def test_a_failure_that_is_awaited_is_raised_there_and_nowhere_else(caplog):
+    hub = Hub(broker=Failing())
+    await hub.start()
+
+    with pytest.raises(OSError, match="the engine is away"):
+        await hub.broadcast("cars", "hello")
+
+    assert caplog.records == []
+    assert hub.health.problems == ()
+
+
+async def test_a_failure_in_a_thread_is_raised_by_result(caplog):
+    hub = Hub(broker=Failing())
+    await hub.start()
+
+    def send():
+        with pytest.raises(OSError, match="the engine is away"):
+            hub.broadcast("cars", "hello").result(timeout=5)
+
+    await asyncio.to_thread(send)
+
+    assert caplog.records == []
+
+
+async def test_a_failure_in_a_thread_that_nobody_awaited_is_logged(caplog):
+    hub = Hub(broker=Failing())
+    await hub.start()
+
+    await asyncio.to_thread(lambda: hub.broadcast("cars", "hello") and None)
+    await asyncio.sleep(0)  # the turn in which the loop publishes
+
+    assert "nobody awaited" in caplog.text

@@ -34,7 +34,7 @@ def test_the_code_of_a_document_runs(document, tmp_path, monkeypatch):
             continue
         line = text[: found.start()].count("\n") + 1
         code = compile("\n" * line + found[2], str(document), "exec")
-        exec(code, module.__dict__)  # noqa: S102 - our own documents
+        exec(code, module.__dict__)
         for name, function in list(vars(module).items()):
             if name.startswith("test_") and inspect.iscoroutinefunction(function):
                 asyncio.run(function())

@@ -147,7 +147,6 @@ class Chat(Listener):
             by=reason.by,
             channels=sorted(ws.channels),
             state=dict(ws.state),
-            members=len(hub.roster.channel(ws.channel)) if hasattr(hub.roster, "channel") else None,
             counted=hub.channels().get(ws.channel, 0),
             is_open=ws.is_open,
         )
@@ -286,7 +285,7 @@ for place in (
 class StallInThread(Listener):
     @threaded
     def on_message(self, ws: Connection, message: str) -> None:
-        hub.spawn_note = None  # type: ignore[attr-defined]
+        diary.write("threaded", "on_message")
         thread_gates["threaded"].wait(20)
         hub.broadcast("nobody", "still works from here").result(5)
 

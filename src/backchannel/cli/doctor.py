@@ -634,6 +634,8 @@ class _Visit:
             for statuses, pattern, row in _ANSWERS
             if answer.status in statuses and re.search(pattern, body, re.IGNORECASE)
         )
+        if row == "plain to tls" and self.uri.secure:
+            return "400"  # TLS was spoken; it is lost further on, between proxy and application
         if row == "redirect":
             return self.redirect(answer.getheader("Location", ""))
         if row == "404" and answer.getheader("Content-Type", "").startswith("text/plain"):

@@ -76,11 +76,11 @@ async def serve(
         proxies=hub.settings.networks(),
     )
     answer = await shake_hands(request, endpoint.callbacks, hub.settings, user=user)
-    channel = None if answer else choose_channel(hub, endpoint, params)
+    if hub.is_stopping:
+        answer = Reject(503, "The server is going away.")
+    channel = answer or choose_channel(hub, endpoint, params)
     if isinstance(channel, Reject):
-        answer = channel
-    if answer or isinstance(channel, Reject):
-        await refuse(scope, send, answer or Reject(403), accepted=accepted)
+        await refuse(scope, send, channel, accepted=accepted)
         return
     subprotocol = endpoint.choose_subprotocol(request.subprotocols)
     if not accepted:
@@ -107,7 +107,7 @@ async def _live(dispatch: Dispatch, link: AsgiLink, receive: Receive) -> None:
 
     link.too_slow = drop_slow_client
     dispatch.start()
-    reader = asyncio.create_task(_read(dispatch, link, receive))
+    link.reader = reader = asyncio.create_task(_read(dispatch, link, receive))
     try:
         await asyncio.shield(dispatch.closed)
         await link.finished()
@@ -222,15 +222,17 @@ class AsgiLink:
 
     Attributes:
         too_slow: called when more than the limit waits after an attempt to send.
+        reader: the task that reads; it ends before the close is sent.
     """
 
     __slots__ = (
         "_checking", "_close", "_close_timeout", "_limit", "_lost", "_queue", "_send", "_sent",
-        "_size", "_task", "too_slow",
+        "_size", "_task", "_timer", "reader", "too_slow",
     )  # fmt: skip
 
     def __init__(self, send: Send, limit: int, close_timeout: float):
         self.too_slow: Callable[[], None] = self.lose
+        self.reader: asyncio.Task[None] | None = None
         self._send = send
         self._limit = limit
         self._close_timeout = close_timeout
@@ -241,6 +243,7 @@ class AsgiLink:
         self._close: Event | None = None
         self._lost = False
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def push(self, frame: Frame) -> bool:
         """Queue a frame."""
@@ -262,7 +265,7 @@ class AsgiLink:
         self._close = {"type": "websocket.close", "code": code, "reason": reason}
         if self._task is None:
             self._task = asyncio.create_task(self._write())
-        asyncio.get_running_loop().call_later(self._close_timeout, self.lose)
+        self._timer = asyncio.get_running_loop().call_later(self._close_timeout, self.lose)
 
     def lose(self) -> None:
         """Give the client up: it is gone, or takes nothing."""
@@ -276,6 +279,14 @@ class AsgiLink:
         """Wait until the close has been sent or given up."""
         if self._task is not None:
             await asyncio.wait({self._task})
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _stop_reading(self) -> None:
+        """End the reader: granian sends no close while the app waits in receive()."""
+        if self.reader is not None:
+            self.reader.cancel()
+            await asyncio.wait({self.reader})
 
     def _check_soon(self, patience: int, sent: int) -> None:
         # After the writer's next step: what one turn queued has then been tried to send.
@@ -301,6 +312,7 @@ class AsgiLink:
                 self._size -= len(frame)
                 self._sent += 1
             if self._close is not None:
+                await self._stop_reading()
                 await self._send(self._close)
         except asyncio.CancelledError:
             pass

@@ -550,6 +550,13 @@ async def test_plain_to_a_tls_port(self_signed):
     assert_says(diagnosis, "expects TLS, but the URL says ws://", f"Use wss://{HOST}:{port}/ws")
 
 
+async def test_tls_that_gets_lost_behind_the_proxy(self_signed):
+    says = answering(http("400 Bad Request", "The plain HTTP request was sent to HTTPS port"))
+    diagnosis = await seen_by(says, scheme="wss", tls=self_signed, insecure=True)
+    assert_says(diagnosis, "HTTP 400", "changed it", "HTTPS port”")
+    assert "Use ws" not in text_of(diagnosis)
+
+
 @pytest.mark.parametrize("scheme", ["wss", "https"])
 async def test_tls_to_a_plain_port(scheme):
     async with websocket(stay) as port:
