@@ -321,11 +321,14 @@ class HubCore:
             try:
                 return Sent(work())
             except Exception as error:  # noqa: BLE001 - raised where it is awaited, or reported
-                outcome = Outcome(self._report_unheard)
-                outcome.fail(error)
-                return Sent(outcome)
+                return self._failed(error)
         outcome = Outcome(self._report_unheard)
         self._loop.call_soon_threadsafe(outcome.settle, work)
+        return Sent(outcome)
+
+    def _failed(self, error: Exception) -> Sent:
+        outcome = Outcome(self._report_unheard)
+        outcome.set_exception(error)
         return Sent(outcome)
 
     def _report_unheard(self, error: Exception) -> None:

@@ -22,7 +22,7 @@ Frame = str | bytes
 Decoder = Callable[[Frame], Any]
 """Turns what a client sent into what a callback's annotation says, or raises InvalidMessage."""
 
-_TEXT_OR_BYTES: Final = {str, bytes}
+_UNIONS: Final = {Union, types.UnionType}
 
 
 def encode(message: Any) -> Frame:
@@ -36,8 +36,8 @@ def encode(message: Any) -> Frame:
         UnsendableMessage: it has no valid JSON form, or is text that UTF-8 can't express.
     """
     if isinstance(message, str):
-        if not message.isascii():
-            _check_text(message, "$")
+        if not message.isascii() and (problem := _problem_of_text(message)):
+            raise UnsendableMessage("$", problem)
         return message
     if isinstance(message, bytes):
         return message
@@ -49,94 +49,113 @@ def encode(message: Any) -> Frame:
 def _encode_json(message: Any) -> bytes:
     try:
         encoded = _encoder.encode(message)
-    except (TypeError, ValueError, RecursionError, UnicodeError) as error:
-        for path, problem in _problems(message):
-            raise UnsendableMessage(path, problem) from error
-        raise UnsendableMessage("$", f"can't be encoded: {error}") from error
-    # msgspec writes NaN and infinity as null, so only a message with a null needs a closer look.
-    if b"null" in encoded:
-        for path, problem in _problems(message):
-            raise UnsendableMessage(path, problem)
+        # msgspec writes NaN and infinity as null, so only a message with a null is looked into.
+        suspect = _plain_values(message) if b"null" in encoded else None
+    except (TypeError, ValueError, RuntimeError) as error:
+        deep = isinstance(error, RecursionError)
+        unknown = "is nested too deeply" if deep else f"can't be encoded: {error}"
+        raise UnsendableMessage(*(_problem_in(message) or ("$", unknown))) from error
+    if suspect is not None and (found := _problem_in(suspect)):
+        raise UnsendableMessage(*found)
     return encoded
 
 
 def _plain_model(value: Any) -> Any:
     """Encode what msgspec doesn't know: pydantic models, when pydantic is in use."""
-    if dump := _pydantic_dump(value):
-        return dump(mode="json")
-    raise NotImplementedError
-
-
-def _pydantic_dump(value: Any) -> Callable[..., Any] | None:
     pydantic = sys.modules.get("pydantic")
     if pydantic and isinstance(value, pydantic.BaseModel):
-        return typing.cast("Callable[..., Any]", value.model_dump)
-    return None
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__qualname__} is unsupported")
+
+
+def _plain_values(message: Any) -> Any:
+    """Return the dicts, lists and scalars that a message is encoded as."""
+    return msgspec.to_builtins(
+        message,
+        enc_hook=lambda value: None if isinstance(value, msgspec.Raw) else _plain_model(value),
+    )
 
 
 _encoder: Final = msgspec.json.Encoder(enc_hook=_plain_model)
 
 
-def _problems(
-    value: Any, path: str = "$", above: tuple[int, ...] = ()
-) -> Iterator[tuple[str, str]]:
-    """Find, with their paths, the values that keep a message from being valid JSON."""
-    if id(value) in above:
-        yield path, "contains itself"
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            yield path, f"is {value}, which JSON has no form for"
-    elif isinstance(value, str):
-        yield from _text_problems(value, path)
-    elif (children := _children(value, path)) is not None:
-        for child_path, child in children:
-            yield from _problems(child, child_path, (*above, id(value)))
-    else:
-        try:
-            _encoder.encode(value)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            kind = type(value).__qualname__
-            detail = "" if "unsupported" in str(error) else f" ({error})"
-            yield path, f"is of type {kind}, which has no JSON form{detail}"
-
-
-def _children(value: Any, path: str) -> Iterator[tuple[str, Any]] | None:
-    """Return a container's parts with their paths; None for what is no container."""
-    if isinstance(value, Mapping):
-        return _items(typing.cast("Mapping[Any, Any]", value), path)
-    if isinstance(value, list | tuple | set | frozenset):
-        parts = typing.cast("list[Any]", value)
-        return ((f"{path}[{index}]", part) for index, part in enumerate(parts))
-    if isinstance(value, msgspec.Struct):
-        names = value.__struct_fields__
-        return ((f"{path}.{name}", getattr(value, name, None)) for name in names)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return ((f"{path}.{f.name}", getattr(value, f.name, None)) for f in fields)
-    if dump := _pydantic_dump(value):
-        return _items(dump(mode="python"), path)
+def _problem_in(message: Any) -> tuple[str, str] | None:
+    """Find the first value that keeps a message from being valid JSON: its path, what is wrong."""
+    # A stack instead of recursion: a message may be nested deeper than Python can call.
+    # `above` has the containers around the current value, outermost first: id and step.
+    above = dict[int, str]()
+    todo: list[Iterator[tuple[str, Any]]] = [iter([("$", message)])]
+    while todo:
+        step, value = next(todo[-1], ("", _END))
+        if value is _END:
+            todo.pop()
+            if above:
+                above.popitem()
+            continue
+        problem = "contains itself" if id(value) in above else _problem_of(value)
+        if problem:
+            return "".join(above.values()) + step, problem
+        if children := _children(value):
+            above[id(value)] = step
+            todo.append(children)
     return None
 
 
-def _items(mapping: Mapping[Any, Any], path: str) -> Iterator[tuple[str, Any]]:
-    for key, part in mapping.items():
-        try:
-            _encoder.encode({key: None})
-        except (TypeError, ValueError, NotImplementedError):
-            raise UnsendableMessage(path, f"has the key {key!r}, which JSON can't have") from None
-        yield f"{path}.{key}", part
+_END: Final = object()
 
 
-def _check_text(text: str, path: str) -> None:
-    for where, problem in _text_problems(text, path):
-        raise UnsendableMessage(where, problem)
+def _problem_of(value: Any) -> str | None:
+    """Return what is wrong with a value itself, not with what it contains."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"is {value}, which JSON has no form for"
+    if isinstance(value, str):
+        return _problem_of_text(value)
+    if isinstance(value, dict):
+        return _problem_of_keys(typing.cast("Mapping[Any, Any]", value))
+    if value is msgspec.UNSET or _children(value):
+        return None
+    return _refusal(value)
 
 
-def _text_problems(text: str, path: str) -> Iterator[tuple[str, str]]:
+def _problem_of_keys(mapping: Mapping[Any, Any]) -> str | None:
+    for key in mapping:
+        if _refusal({key: None}) is not None:
+            return f"has the key {key!r}, which JSON can't have"
+    return None
+
+
+def _refusal(value: Any) -> str | None:
+    try:
+        _encoder.encode(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        detail = "" if "unsupported" in str(error) else f" ({error})"
+        return f"is of type {type(value).__qualname__}, which has no JSON form{detail}"
+    return None
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]] | None:
+    """Return a container's parts, each with the step that leads to it; None for what is none."""
+    if isinstance(value, dict):
+        items = typing.cast("Mapping[Any, Any]", value).items()
+        return ((f".{key}", part) for key, part in items)
+    if isinstance(value, list | tuple | set | frozenset):
+        parts = typing.cast("list[Any]", value)
+        return ((f"[{index}]", part) for index, part in enumerate(parts))
+    if isinstance(value, msgspec.Struct):
+        names = value.__struct_fields__
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = tuple(field.name for field in dataclasses.fields(value))
+    else:
+        return None
+    return ((f".{name}", getattr(value, name, None)) for name in names)
+
+
+def _problem_of_text(text: str) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        yield path, f"has a lone surrogate at character {error.start}, which UTF-8 can't express"
+        return f"has a lone surrogate at character {error.start}, which UTF-8 can't express"
+    return None
 
 
 # ── in ────────────────────────────────────────────────────────────────────────────────────────
@@ -159,14 +178,14 @@ def decoder_for(annotation: Any, where: str) -> Decoder | None:
     """
     if annotation is None or annotation is Any or annotation is object:
         return None
-    if set(get_args(annotation)) == _TEXT_OR_BYTES:
+    if get_origin(annotation) in _UNIONS and set(get_args(annotation)) == {str, bytes}:
         return None
     if annotation is str:
         return _text_only
     if annotation is bytes:
         return _bytes_only
     if _mentions_pydantic(annotation):
-        return _pydantic_decoder(annotation)
+        return _pydantic_decoder(annotation, where)
     return _json_decoder(annotation, where)
 
 
@@ -200,12 +219,25 @@ def _json_decoder(annotation: Any, where: str) -> Decoder:
         try:
             return decode(frame)
         except msgspec.ValidationError as error:
-            text, _, path = str(error).partition(" - at `")
-            raise InvalidMessage(text, field=path.rstrip("`") or "$") from error
-        except (msgspec.DecodeError, RecursionError) as error:
+            text, path = _text_and_path(str(error))
+            raise InvalidMessage(text, field=path) from error
+        except UnicodeDecodeError as error:
+            raise InvalidMessage("not valid JSON: not UTF-8") from error
+        except RecursionError as error:
+            raise InvalidMessage("not valid JSON: nested too deeply") from error
+        except msgspec.DecodeError as error:
             raise InvalidMessage(f"not valid JSON: {error}") from error
 
     return decode_json
+
+
+def _text_and_path(error: str) -> tuple[str, str]:
+    """Take msgspec's ``Expected `int` - at `$.age` `` or ``… - at `key` in `$.ages` `` apart."""
+    text, separator, path = error.rpartition(" - at `")
+    if not separator:
+        return error, "$"
+    key, _, container = path.rpartition(" in `")
+    return (f"{text} as a key" if key else text), container.rstrip("`")
 
 
 def _custom_types(info: object) -> type | None:
@@ -226,24 +258,34 @@ def _custom_types(info: object) -> type | None:
 
 
 def _mentions_pydantic(annotation: Any) -> bool:
-    if get_origin(annotation) in {Union, types.UnionType, typing.Annotated, list, dict, tuple}:
-        return any(_mentions_pydantic(argument) for argument in get_args(annotation))
+    if arguments := get_args(annotation):
+        return any(_mentions_pydantic(argument) for argument in arguments)
     return isinstance(annotation, type) and (
         hasattr(annotation, "__pydantic_validator__")
         or hasattr(annotation, "__pydantic_core_schema__")
     )
 
 
-def _pydantic_decoder(annotation: Any) -> Decoder:
+def _pydantic_decoder(annotation: Any, where: str) -> Decoder:
     import pydantic  # noqa: PLC0415 - only where the application itself uses it
 
-    validate = pydantic.TypeAdapter[Any](annotation).validate_json
+    try:
+        adapter = pydantic.TypeAdapter[Any](annotation)
+        adapter.rebuild(raise_errors=True)  # else a name it can't resolve is found in use only
+    except (TypeError, NameError, ValueError, RuntimeError) as error:
+        raise ListenerError(
+            f"{where}: no message can be decoded into {annotation!r}: {error}"
+        ) from error
+    validate = adapter.validate_json
 
     def decode_model(frame: Frame) -> Any:
         try:
             return validate(frame)
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            if first["type"] == "json_invalid":
+                text = first["msg"].removeprefix("Invalid JSON: ")
+                raise InvalidMessage(f"not valid JSON: {text}") from error
             path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
             raise InvalidMessage(first["msg"], field=f"${path}") from error
 
@@ -253,10 +295,18 @@ def _pydantic_decoder(annotation: Any) -> Decoder:
 def tag_reader(tag: str) -> Callable[[Frame], str]:
     """Return what reads the tag field, such as ``"type"``, of a JSON object and skips the rest.
 
+    Raises:
+        ListenerError: no JSON field is named like that.
+
     Raises (from the returned function):
         InvalidMessage: not JSON, not an object, or without that field as a str.
     """
-    shape = msgspec.defstruct("Tagged", [("tag", str)], rename={"tag": tag})
+    try:
+        shape = msgspec.defstruct("Tagged", [("tag", str)], rename={"tag": tag})
+    except (TypeError, ValueError) as error:
+        raise ListenerError(
+            f'tag={tag!r} must be the name of a field in JSON messages, such as "type"'
+        ) from error
     decode = _json_decoder(shape, "tag")
 
     def read(frame: Frame) -> str:

@@ -89,12 +89,11 @@ class Outcome(concurrent.futures.Future[Receipt]):
         try:
             self.set_result(work())
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits
-            self.fail(error)
-
-    def fail(self, error: Exception) -> None:
-        """Keep the error, without the frame that caught it: that would keep this object alive."""
-        traceback = error.__traceback__
-        self.set_exception(error.with_traceback(traceback and traceback.tb_next))
+            self.set_exception(error)
+        finally:
+            # The error's traceback leads here: without this the two would keep each other alive,
+            # and the report would wait for the garbage collector.
+            del self
 
     def result(self, timeout: float | None = None) -> Receipt:
         """Return the receipt or raise the error, which somebody knows of now."""

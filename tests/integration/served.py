@@ -139,6 +139,8 @@ class Chat(Listener):
         self.note(ws, "on_message", message=message)
 
     def on_close(self, ws: Connection, reason: Any) -> None:
+        if "log" in ws.query:
+            print(f"LOGGED on_close {reason}", file=sys.stderr, flush=True)
         self.note(
             ws,
             "on_close",
