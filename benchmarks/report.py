@@ -8,9 +8,12 @@ import statistics
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plan import BASELINE, PEERS, SCENARIOS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Run = dict[str, Any]  # what loadgen.c prints
 Runs = dict[str, list[Run]]  # of each peer, in the order of the rounds
@@ -46,10 +49,12 @@ def section(name: str, runs: Runs) -> str:
     scenario = SCENARIOS[name]
     head = (
         f"| server | {scenario.count_key}/s | vs Starlette | CPU µs a {scenario.unit} "
-        "| p50 ms | p99 ms | core used: server, generator |"
+        "| vs Starlette | p50 ms | p99 ms | core used: server, generator |"
     )
     rows = [row(name, peer, runs) for peer in runs]
-    return "\n".join([f"### {scenario.title}", "", head, "|---|---|---|---|---|---|---|", *rows])
+    return "\n".join(
+        [f"### {scenario.title}", "", head, "|---|---|---|---|---|---|---|---|", *rows]
+    )
 
 
 def row(name: str, peer: str, runs: Runs) -> str:
@@ -58,8 +63,9 @@ def row(name: str, peer: str, runs: Runs) -> str:
     cells = [
         PEERS[peer].label,
         spread([rate(name, run) for run in own], ",.0f"),
-        ratio(name, peer, runs),
+        ratio(rate, name, peer, runs),
         spread([cost(name, run) for run in own], ".2f"),
+        ratio(cost, name, peer, runs),
         spread([run["p50_us"] / 1000 for run in own], ".2f"),
         spread([run["p99_us"] / 1000 for run in own], ".2f"),
         core_use(own),
@@ -75,12 +81,12 @@ def spread(values: list[float], form: str) -> str:
     return f"{middle} ({min(values):{form}}-{max(values):{form}})"
 
 
-def ratio(name: str, peer: str, runs: Runs) -> str:
-    """Compare a peer with the baseline of the same round; the median of that."""
+def ratio(figure: Callable[[str, Run], float], name: str, peer: str, runs: Runs) -> str:
+    """Compare a figure of a peer with the baseline's of the same round."""
     if peer == BASELINE or BASELINE not in runs:
         return ""
     pairs = zip(runs[peer], runs[BASELINE], strict=True)
-    return spread([rate(name, a) / rate(name, b) for a, b in pairs], ".2f")
+    return spread([figure(name, a) / figure(name, b) for a, b in pairs], ".2f")
 
 
 def core_use(own: list[Run]) -> str:
@@ -136,8 +142,9 @@ from machine to machine, and on a shared one from minute to minute. The ratios h
 
 ## Figures
 
-Medians over the rounds, least and greatest in parentheses. "vs Starlette" is taken round by round,
-then the median of those ratios.
+Medians over the rounds, least and greatest in parentheses. "vs Starlette" compares the figure
+before it with Starlette's of the same round, then takes the median of those ratios: more is better
+for the rate, less for the CPU time, which is the one to trust when the machine was not quiet.
 
 {sections}
 
@@ -157,8 +164,8 @@ then the median of those ratios.
   run. Latency is from the send call to the read, for each delivery; with so many messages under
   way it is mostly time spent in queues, and falls as the rate rises.
 - CPU µs is the server process's own CPU time (user and system, from its CPU clock at both ends of
-  the measured time), divided by deliveries. It is steadier than the rate. A part of the kernel's
-  work for TCP loopback is in it: there the sender also does the receiver's interrupt work.
+  the measured time), divided by deliveries. A part of the kernel's work for TCP loopback is in it: there the sender
+  also does the receiver's interrupt work.
 - **Is the load generator the bottleneck?** It used at most {peak:.0f} % of its core. For every
   delivery its kernel reads and acknowledges a packet, which costs about what the server's write
   costs, so a server nearly as fast as a bare C loop keeps it nearly as busy as itself. The last

@@ -78,7 +78,7 @@ class Audience:
         def close_all() -> Receipt:
             return Receipt(sum(ws._dispatch.end(ending) for ws in self._members()))
 
-        return self._hub.in_loop(close_all)
+        return self._hub.runtime.do(close_all)
 
     def subscribe(self, channel: str) -> Changes:
         """Let every connection in this audience enter a channel, each asked by ``on_subscribe``.

@@ -99,7 +99,7 @@ class Change:
             RuntimeError: called in the event loop, which would wait for itself.
         """
         if self.is_waiting and (frame := current()) and frame.dispatch is self._dispatch:
-            loop = self._dispatch._hub.loop
+            loop = self._dispatch.loop
             loop.call_soon_threadsafe(lambda: loop.create_task(self._nested(frame)))
         outcome = self._outcome
         return outcome if isinstance(outcome, bool) else wait_in_thread(outcome, timeout)

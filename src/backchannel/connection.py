@@ -212,8 +212,8 @@ class Connection:
         frame = encode(message)
         if CONNECTION.isEnabledFor(DEBUG):
             CONNECTION.debug("%s send %s", self, excerpt(frame))
-        if self.hub.is_elsewhere():
-            return self.hub.in_loop(lambda: Receipt(int(self._push(frame))))
+        if self.hub.runtime.is_elsewhere():
+            return self.hub.runtime.do(lambda: Receipt(int(self._push(frame))))
         return REACHED if self._push(frame) else MISSED
 
     def broadcast(
@@ -256,7 +256,7 @@ class Connection:
         """
         check_close(code, reason)
         ending = CloseReason(code, reason, "server")
-        return self.hub.in_loop(lambda: Receipt(int(self._dispatch.end(ending))))
+        return self.hub.runtime.do(lambda: Receipt(int(self._dispatch.end(ending))))
 
     def subscribe(self, channel: str) -> Change:
         """Enter a channel.
@@ -290,7 +290,7 @@ class Connection:
         """
         if self._tasks is None:
             self._tasks = set()
-        task = self.hub.run_beside(work, self._tasks, f"task of {self}", self._context)
+        task = self.hub.runtime.spawn(work, f"task of {self}", self._context, self._tasks)
         if self.reason is not None:
             task.cancel()
         return task

@@ -50,13 +50,14 @@ class Dispatch:
 
     __slots__ = (
         "_hub", "_inbox", "_inline", "_news", "_opened", "_present", "_room", "_task", "closed",
-        "endpoint", "entered", "ws",
+        "endpoint", "entered", "loop", "ws",
     )  # fmt: skip
 
     def __init__(self, hub: HubCore, ws: Connection):
         self.ws = ws
+        self.loop = hub.runtime.loop
         self.endpoint = ws._endpoint
-        self.closed: asyncio.Future[None] = hub.loop.create_future()
+        self.closed: asyncio.Future[None] = self.loop.create_future()
         self.entered = False
         self._hub = hub
         self._opened = False
@@ -89,7 +90,7 @@ class Dispatch:
     async def wait_for_room(self) -> None:
         """Wait while too many messages wait for a running callback: backpressure for reading."""
         while len(self._inbox) >= INBOX_FULL and self.ws.reason is None:
-            self._room = self._hub.loop.create_future()
+            self._room = self.loop.create_future()
             await self._room
 
     def end(self, reason: CloseReason, *, refused: bool = False) -> bool:
@@ -119,7 +120,7 @@ class Dispatch:
             if task is not me:
                 task.cancel()
         closing = self._close(own_wish=self._is_inside())
-        self._hub.keep(self._hub.loop.create_task(closing, context=ws._context))
+        self._hub.runtime.keep(closing, ws._context)
         return True
 
     def take(self, change: Change, *, at_once: bool) -> None:
@@ -158,9 +159,8 @@ class Dispatch:
             self._start_task()
 
     def _start_task(self) -> None:
-        self._task = self._hub.loop.create_task(self._work(), context=self.ws._context)
+        self._task = self._hub.runtime.keep(self._work(), self.ws._context)
         self._task.add_done_callback(self._task_ended)
-        self._hub.keep(self._task)
 
     def _task_ended(self, _task: object) -> None:
         # Not at the end of _work: a task that is cancelled before its first step never gets there.
@@ -209,7 +209,7 @@ class Dispatch:
     def news(self) -> asyncio.Future[None]:
         """Return a future that is done when another change comes in."""
         if self._news is None or self._news.done():
-            self._news = self._hub.loop.create_future()
+            self._news = self.loop.create_future()
         return self._news
 
     # ── calling ───────────────────────────────────────────────────────────────────────────────
@@ -385,7 +385,7 @@ class Dispatch:
                 self._refuse(refused)
         if ws.reason is None:
             self._release()
-            await self._hub.user_came(self)
+            await self._hub.presence.came(ws.user)
             self._present = True
 
     async def _enter_endpoint(self) -> bool:
@@ -420,7 +420,7 @@ class Dispatch:
             for name in sorted(ws._channels):
                 await self._hub.membership.left(self, name)
             if self._present:
-                await self._hub.user_went(self)
+                await self._hub.presence.went(ws.user)
             if self.entered:
                 last = callbacks.on_last_close
                 await self.endpoint.occupancy.leave(

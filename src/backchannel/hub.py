@@ -6,15 +6,14 @@ import asyncio
 import functools
 import secrets
 import sys
-import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from dataclasses import dataclass
 from logging import DEBUG
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backchannel.audience import Addressees, Audience, Changes, Info, targets
-from backchannel.change import Change, detached
+from backchannel.change import Change
 from backchannel.channel import Channels, check_channel
 from backchannel.codes import check_close, meaning_of
 from backchannel.connection import ABSENT, CloseReason, Connection
@@ -25,9 +24,11 @@ from backchannel.listener import read_listener
 from backchannel.membership import Membership
 from backchannel.messages import encode
 from backchannel.observe import HUB, LISTENER, excerpt
+from backchannel.presence import Presence
 from backchannel.request import user_id
 from backchannel.roster import Roster
-from backchannel.sent import Outcome, Sent
+from backchannel.runtime import Runtime
+from backchannel.sent import Sent
 from backchannel.template import Template
 from backchannel.turn import Occupancy
 
@@ -73,16 +74,10 @@ class HubCore:
         self.membership = Membership(self.roster, Channels())
         self.dispatches: set[Dispatch] = set()
         self.endpoints = Endpoints()
+        self.presence = Presence()
+        self.runtime = Runtime()
         self.is_stopping = False
         self._broker = broker
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: int | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._spawned: set[asyncio.Task[Any]] = set()
-        self._problems: list[str] = []
-        self._users: dict[str, Occupancy] = {}
-        self._user_online: Callable[[str], Any] | None = None
-        self._user_offline: Callable[[str], Any] | None = None
         broker.bind(self._deliver)
 
     # ── endpoints ─────────────────────────────────────────────────────────────────────────────
@@ -240,7 +235,7 @@ class HubCore:
             None if to is ABSENT else targets(self, to, "to"),
             () if exclude is ABSENT else targets(self, exclude, "exclude"),
         )
-        return self.in_loop(functools.partial(self._publish, publication))
+        return self.runtime.do(functools.partial(self._publish, publication))
 
     def _publish(self, publication: Publication) -> Receipt:
         return self._broker.publish(publication)
@@ -258,16 +253,16 @@ class HubCore:
         Raises:
             RuntimeError: called outside the hub's event loop.
         """
-        return self.run_beside(work, self._spawned, "hub task", copy_context())
+        return self.runtime.spawn(work, "hub task", copy_context())
 
     def on_user_online(self, callback: UserCallback) -> UserCallback:
         """Call ``callback(user)`` when a user's first device has come; a decorator."""
-        self._user_online = callback
+        self.presence.on_online = callback
         return callback
 
     def on_user_offline(self, callback: UserCallback) -> UserCallback:
         """Call ``callback(user)`` when a user's last device has gone; a decorator."""
-        self._user_offline = callback
+        self.presence.on_offline = callback
         return callback
 
     @property
@@ -277,7 +272,7 @@ class HubCore:
             running=self.is_running,
             connections=len(self.roster.everyone),
             channels=len(self.roster.counts()),
-            problems=tuple(self._problems),
+            problems=self.runtime.problems,
         )
 
     def info(self, ws: Connection) -> Info:
@@ -288,51 +283,18 @@ class HubCore:
         """Return a valid channel name as this hub keeps it; see ``channel.check_channel``."""
         return check_channel(name, casefold=self.settings.casefold_channels)
 
-    # ── the event loop ────────────────────────────────────────────────────────────────────────
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop this hub runs in."""
-        if self._loop is None:
-            raise RuntimeError("the hub has not started: it starts with its server")
-        return self._loop
+    # ── starting and stopping ─────────────────────────────────────────────────────────────────
 
     @property
     def is_running(self) -> bool:
         """It has started, takes connections, and its event loop is alive."""
-        return self._loop is not None and not self._loop.is_closed() and not self.is_stopping
+        return self.runtime.is_alive and not self.is_stopping
 
     @property
     def grace(self) -> float:
         """Seconds that a cancelled callback has."""
-        return (
-            min(1.0, self.settings.cancel_grace) if self.is_stopping else self.settings.cancel_grace
-        )
-
-    def is_elsewhere(self) -> bool:
-        """Tell whether the caller is in another thread than the hub's event loop."""
-        return threading.get_ident() != self._thread
-
-    def in_loop(self, work: Callable[[], Receipt]) -> Sent:
-        """Do something in the hub's event loop: at once when the caller is in it."""
-        if self._loop is None or self._loop.is_closed():
-            return Sent(Receipt(0))  # nobody can be connected to a hub that does not run
-        if not self.is_elsewhere():
-            try:
-                return Sent(work())
-            except Exception as error:  # noqa: BLE001 - raised where it is awaited, or reported
-                return self._failed(error)
-        outcome = Outcome(self._report_unheard)
-        self._loop.call_soon_threadsafe(outcome.settle, work)
-        return Sent(outcome)
-
-    def _failed(self, error: Exception) -> Sent:
-        outcome = Outcome(self._report_unheard)
-        outcome.set_exception(error)
-        return Sent(outcome)
-
-    def _report_unheard(self, error: Exception) -> None:
-        self._problem(f"sending failed, and nobody awaited it: {error!r}", error)
+        grace = self.settings.cancel_grace
+        return min(1.0, grace) if self.is_stopping else grace
 
     async def start(self) -> None:
         """Start; does nothing when it runs already.
@@ -340,33 +302,25 @@ class HubCore:
         Raises:
             RuntimeError: it runs in another event loop.
         """
-        loop = asyncio.get_running_loop()
-        if self._loop is loop and not self.is_stopping:
-            return
-        if self._loop is not loop and self.is_running and self._loop is not None:
+        if self.is_running:
+            if self.runtime.is_here():
+                return
             raise RuntimeError(
                 "this hub runs in another event loop already; one Hub serves one event loop: make "
                 "a second Hub, or stop the first with `await hub.stop()`"
             )
-        self._forget()
-        self._loop = loop
-        self._thread = threading.get_ident()
+        self.runtime.bind()
+        self.roster = Roster()
+        self.membership = Membership(self.roster, Channels())
+        self.dispatches.clear()
+        self.presence.forget()
+        for endpoint in self.endpoints.all():
+            endpoint.occupancy = Occupancy()
         self.is_stopping = False
         self.node = secrets.token_hex(4)
         HUB.debug("hub started as node %s with %d endpoints", self.node, len(list(self.endpoints)))
 
-    def _forget(self) -> None:
-        """Begin anew: nothing of an earlier event loop is alive."""
-        self.roster = Roster()
-        self.membership = Membership(self.roster, Channels())
-        self.dispatches.clear()
-        self._tasks.clear()
-        self._spawned.clear()
-        self._users.clear()
-        for endpoint in self.endpoints.all():
-            endpoint.occupancy = Occupancy()
-
-    async def stop(self, code: int = 1001, reason: str = "", *, timeout: float = 2.0) -> None:  # noqa: ASYNC109
+    async def stop(self, code: int = 1001, reason: str = "", *, timeout: float = 2.0) -> None:  # noqa: ASYNC109 - it is the API
         """Close every connection, run every on_close, and take no more connections.
 
         Args:
@@ -378,7 +332,7 @@ class HubCore:
             ValueError: a code that can't be sent, or a reason that is too long.
         """
         check_close(code, reason)
-        if self._loop is None or self.is_stopping:
+        if not self.is_running:
             return
         self.is_stopping = True
         ending = CloseReason(code, reason or meaning_of(code), "server")
@@ -389,57 +343,16 @@ class HubCore:
             _, late = await asyncio.wait(waiting, timeout=timeout)
             for closed in late:
                 LISTENER.error("%s: its callbacks did not end in time", waiting[closed].ws)
-        current = asyncio.current_task()
-        for task in [*self._spawned, *self._tasks]:
-            if task is not current:
-                task.cancel()
-        if self._spawned:
-            await asyncio.wait(self._spawned, timeout=timeout)
+        await self.runtime.cancel_all(timeout)
 
-    def keep(self, task: asyncio.Task[Any]) -> None:
-        """Hold a task of the hub's own until it ends; what it raises is a bug, and logged."""
-        self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
-
-    def _task_ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            self._problem(f"internal task failed: {error!r}", error)
-
-    def _problem(self, text: str, error: BaseException) -> None:
-        self._problems = [*self._problems[-9:], text]
-        HUB.error("%s", text, exc_info=error)
-
-    def run_beside(
-        self,
-        work: Coroutine[Any, Any, Any],
-        tasks: set[asyncio.Task[Any]],
-        label: str,
-        context: Context,
-    ) -> asyncio.Task[Any]:
-        """Run a coroutine of the application in a task of its own."""
-        if self.is_elsewhere():
-            work.close()
-            raise RuntimeError("spawn() must be called in the hub's event loop")
-        task = self.loop.create_task(work, context=detached(context))
-        tasks.add(task)
-
-        def ended(task: asyncio.Task[Any]) -> None:
-            tasks.discard(task)
-            if not task.cancelled() and (error := task.exception()):
-                LISTENER.error("%s raised %r", label, error, exc_info=error)
-
-        task.add_done_callback(ended)
-        return task
-
-    # ── membership and users ──────────────────────────────────────────────────────────────────
+    # ── membership ──────────────────────────────────────────────────────────────────
 
     def change(self, ws: Connection, channel: str, *, entering: bool) -> Change:
         """Let a connection enter or leave a channel; see ``Connection.subscribe``."""
         name, dispatch = self.check_channel(channel), ws._dispatch
         change = Change(dispatch, functools.partial(self._apply, dispatch, name, entering))
-        if self.is_elsewhere():
-            self.loop.call_soon_threadsafe(self._take, change, dispatch, name)
+        if self.runtime.is_elsewhere():
+            self.runtime.loop.call_soon_threadsafe(self._take, change, dispatch, name)
         else:
             self._take(change, dispatch, name)
         return change
@@ -455,7 +368,7 @@ class HubCore:
             changes.extend(self.change(ws, name, entering=entering) for ws in members())
             return Receipt(len(changes))
 
-        return Changes(self.in_loop(begin), changes)
+        return Changes(self.runtime.do(begin), changes)
 
     def _take(self, change: Change, dispatch: Dispatch, name: str) -> None:
         dispatch.take(change, at_once=self.membership.is_immediate(dispatch, name))
@@ -465,34 +378,6 @@ class HubCore:
             return await self.membership.leave(dispatch, name)
         refused = await self.membership.enter(dispatch, name)
         return refused is None and name in dispatch.ws._channels
-
-    async def user_came(self, dispatch: Dispatch) -> None:
-        """Note that one of a user's devices has come; the first one is announced."""
-        user = dispatch.ws.user
-        if user is None or (self._user_online is None and self._user_offline is None):
-            return
-        occupancy = self._users.setdefault(user, Occupancy())
-        await occupancy.enter(functools.partial(self._tell_user, self._user_online, user))
-
-    async def user_went(self, dispatch: Dispatch) -> None:
-        """Note that one of a user's devices has gone; the last one is announced."""
-        occupancy = self._users.get(dispatch.ws.user or "")
-        if occupancy is None:
-            return
-        user = dispatch.ws.user or ""
-        await occupancy.leave(functools.partial(self._tell_user, self._user_offline, user))
-        if not occupancy.holders and occupancy.is_calm:
-            self._users.pop(user, None)
-
-    async def _tell_user(self, callback: Callable[[str], Any] | None, user: str) -> None:
-        if callback is None:
-            return
-        try:
-            told = callback(user)
-            if asyncio.iscoroutine(told):
-                await told
-        except Exception as error:  # noqa: BLE001 - the application may raise anything
-            LISTENER.error("%s(%r) raised %r", callback.__name__, user, error, exc_info=error)
 
 
 def _names_of_caller(depth: int) -> Mapping[str, Any]:

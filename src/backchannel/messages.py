@@ -62,17 +62,27 @@ def _encode_json(message: Any) -> bytes:
 
 def _plain_model(value: Any) -> Any:
     """Encode what msgspec doesn't know: pydantic models, when pydantic is in use."""
-    pydantic = sys.modules.get("pydantic")
-    if pydantic and isinstance(value, pydantic.BaseModel):
+    if _is_model(value):
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__qualname__} is unsupported")
 
 
+def _is_model(value: Any) -> bool:
+    pydantic = sys.modules.get("pydantic")
+    return pydantic is not None and isinstance(value, pydantic.BaseModel)
+
+
 def _plain_values(message: Any) -> Any:
-    """Return the dicts, lists and scalars that a message is encoded as."""
-    return msgspec.to_builtins(
-        message,
-        enc_hook=lambda value: None if isinstance(value, msgspec.Raw) else _plain_model(value),
+    """Return the dicts, lists and scalars of a message that has a JSON form."""
+    return msgspec.to_builtins(message, enc_hook=_plain_insides)
+
+
+def _plain_insides(value: Any) -> Any:
+    if not _is_model(value):
+        return None
+    # pydantic's JSON form may have null for NaN too, its other form has the numbers themselves.
+    return value.model_dump(
+        mode="json" if value.model_config.get("ser_json_inf_nan") == "strings" else "python"
     )
 
 
@@ -301,12 +311,11 @@ def tag_reader(tag: str) -> Callable[[Frame], str]:
     Raises (from the returned function):
         InvalidMessage: not JSON, not an object, or without that field as a str.
     """
-    try:
-        shape = msgspec.defstruct("Tagged", [("tag", str)], rename={"tag": tag})
-    except (TypeError, ValueError) as error:
+    if not isinstance(tag, str) or not tag or any(c in '"\\' or c < " " for c in tag):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ListenerError(
             f'tag={tag!r} must be the name of a field in JSON messages, such as "type"'
-        ) from error
+        )
+    shape = msgspec.defstruct("Tagged", [("tag", str)], rename={"tag": tag})
     decode = _json_decoder(shape, "tag")
 
     def read(frame: Frame) -> str:
