@@ -164,8 +164,8 @@ for the rate, less for the CPU time, which is the one to trust when the machine 
   run. Latency is from the send call to the read, for each delivery; with so many messages under
   way it is mostly time spent in queues, and falls as the rate rises.
 - CPU µs is the server process's own CPU time (user and system, from its CPU clock at both ends of
-  the measured time), divided by deliveries. A part of the kernel's work for TCP loopback is in it: there the sender
-  also does the receiver's interrupt work.
+  the measured time), divided by deliveries. A part of the kernel's work for TCP loopback
+  is in it: there the sender also does the receiver's interrupt work.
 - **Is the load generator the bottleneck?** It used at most {peak:.0f} % of its core. For every
   delivery its kernel reads and acknowledges a packet, which costs about what the server's write
   costs, so a server nearly as fast as a bare C loop keeps it nearly as busy as itself. The last

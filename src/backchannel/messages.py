@@ -74,15 +74,9 @@ def _is_model(value: Any) -> bool:
 
 def _plain_values(message: Any) -> Any:
     """Return the dicts, lists and scalars of a message that has a JSON form."""
-    return msgspec.to_builtins(message, enc_hook=_plain_insides)
-
-
-def _plain_insides(value: Any) -> Any:
-    if not _is_model(value):
-        return None
-    # pydantic's JSON form may have null for NaN too, its other form has the numbers themselves.
-    return value.model_dump(
-        mode="json" if value.model_config.get("ser_json_inf_nan") == "strings" else "python"
+    # pydantic's JSON form may have null for NaN too; its Python form has the numbers themselves.
+    return msgspec.to_builtins(
+        message, enc_hook=lambda value: value.model_dump() if _is_model(value) else None
     )
 
 

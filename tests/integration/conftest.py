@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
+import itertools
 import json
 import os
 import re
@@ -15,13 +17,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 HERE = Path(__file__).parent
-APP = HERE / "served.py"
 START = 20.0
 """Seconds a server may take to start on a busy machine."""
 
@@ -138,15 +141,19 @@ class Server:
         """Return the last entry of a callback, once there are so many."""
         return [e for e in await self.told(tag, callback, times) if e["callback"] == callback][-1]
 
-    async def get(self, path, *, headers=None, **query):
+    async def request(self, method, path, **options):
+        # Kept-alive connections would be counted among the server's descriptors.
+        headers = {"Connection": "close", **options.pop("headers", {})}
         async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
-            return await client.get(self.http + path, params=query, headers=headers)
+            return await client.request(method, self.http + path, headers=headers, **options)
+
+    async def get(self, path, *, headers=(), **query):
+        return await self.request("GET", path, headers=dict(headers), params=query)
 
     async def post(self, path, **body):
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
-            answer = await client.post(self.http + path, json=body)
-            assert answer.status_code == 200, answer.text
-            return answer.json()
+        answer = await self.request("POST", path, json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
 
     async def stats(self):
         return (await self.get("/stats")).json()
@@ -271,20 +278,49 @@ class Raw:
 
 
 class Peer:
-    """A client of the chat endpoint, by the websockets library."""
+    """A client of the chat endpoint, by the websockets library.
 
-    def __init__(self, server, socket, tag, id_):
-        self.server, self.socket, self.tag, self.id = server, socket, tag, id_
+    Attributes:
+        id: its connection id at the server.
+        tag: what the server's diary knows it by.
+    """
 
-    async def send(self, **message):
-        await self.socket.send(json.dumps(message))
+    tags = itertools.count(1)
+
+    def __init__(self, server, path, *, tag=None, **options):
+        self.server = server
+        self.tag = tag or f"peer {next(self.tags)}"
+        separator = "&" if "?" in path else "?"
+        self._connect = server.connect(f"{path}{separator}tag={quote(self.tag)}", **options)
+
+    async def __aenter__(self):
+        self.socket = await self._connect.__aenter__()
+        self.id = (await self.read())["you"]
+        return self
+
+    async def __aexit__(self, *error):
+        await self._connect.__aexit__(*error)
+
+    async def send(self, type_, **message):
+        await self.socket.send(json.dumps({"type": type_, **message}))
 
     async def read(self):
         message = await asyncio.wait_for(self.socket.recv(), PATIENCE)
-        return json.loads(message) if message[:1] in "{[" else message
+        return json.loads(message) if isinstance(message, str) and message[:1] == "{" else message
 
-    async def rest(self):
-        """Return all it got until the sender of a message to all of a channel says so."""
+    async def ended(self):
+        """Read to the end; returns the close code and reason, 1006 when there was no close."""
+        with pytest.raises(ConnectionClosed) as caught:
+            while True:
+                await self.read()
+        close = caught.value.rcvd
+        return (close.code, close.reason) if close else (1006, "")
+
+    async def nothing_more(self):
+        """Nothing is on its way: a message by this very connection overtakes nothing."""
+        await self.send("whisper", to=[self.id], text="the end")
+        assert await self.read() == {"whispered": "the end"}
+        assert await self.read() == {"reached": 1}
 
 
 def free_port():
@@ -320,9 +356,6 @@ def session_server(request, tmp_path_factory):
         yield server
 
 
-ALLOWED = pytest.StashKey[list]()
-
-
 @pytest.fixture
 def server(session_server, request):
     """A running server; what it prints of errors that the test did not announce fails the test."""
@@ -352,6 +385,10 @@ def start(tmp_path):
         yield start_one
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "logs(*patterns): errors that the server may print")
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """Show with a failed test what its servers printed."""
@@ -361,3 +398,15 @@ def pytest_runtest_makereport(item, call):
         for value in getattr(item, "funcargs", {}).values():
             if isinstance(value, Server):
                 report.sections.append((f"{value.name} printed", value.printed()[-6000:]))
+
+
+@pytest.fixture
+def raw(server):
+    """Make clients without manners: ``async with raw("/ws/echo") as client``."""
+    return functools.partial(Raw, server)
+
+
+@pytest.fixture
+def peer(server):
+    """Make chat clients: ``async with peer("/ws/chat/cars") as ana``."""
+    return functools.partial(Peer, server)

@@ -163,10 +163,9 @@ class Chat(Listener):
 
     @event("whisper")
     def whisper(self, ws: Connection, message: dict) -> dict[str, Any]:  # type: ignore[type-arg]
-        to = [
-            hub.user(one.removeprefix("user:")) if one.startswith("user:") else one
-            for one in message["to"]
-        ]
+        users = [one.removeprefix("user:") for one in message["to"] if one.startswith("user:")]
+        ids = [one for one in message["to"] if not one.startswith("user:")]
+        to = [*ids, *map(hub.user, users)]
         sent = ws.broadcast({"whispered": message["text"]}, to=to)
         return {"reached": sent.reached}
 
@@ -383,4 +382,22 @@ inner = Starlette(
         Route("/stats", stats),
     ]
 )
-app = hub.wrap(inner)
+wrapped = hub.wrap(inner)
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "websocket" and scope["path"] == "/raw/ping":
+        await try_to_ping(receive, send)
+    else:
+        await wrapped(scope, receive, send)
+
+
+async def try_to_ping(receive: Any, send: Any) -> None:
+    """Do what the ASGI specification has no event for."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    try:
+        await send({"type": "websocket.ping", "bytes": b""})
+    except Exception as error:  # noqa: BLE001 - each server has its own
+        await send({"type": "websocket.send", "text": f"can't: {type(error).__name__}"})
+    await send({"type": "websocket.close", "code": 1000})

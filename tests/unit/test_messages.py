@@ -52,14 +52,6 @@ class Model(pydantic.BaseModel):
     more: Any = None
 
 
-class Texts(pydantic.BaseModel):
-    """Has a JSON form for NaN, of its own choice."""
-
-    model_config = pydantic.ConfigDict(ser_json_inf_nan="strings")
-    x: float
-    y: None = None
-
-
 class Many(pydantic.RootModel[list[float]]):
     pass
 
@@ -150,7 +142,6 @@ def test_whatever_has_a_json_form_is_sent_as_json(message, text):
             '[{"x":1.0,"url":null,"secret":"**********","more":null}]',
         ),
         ([decimal.Decimal("NaN"), None], '["NaN",null]'),
-        (Texts(x=NAN), '{"x":"NaN","y":null}'),
         ([{1, 2}, frozenset(), None], "[[1,2],[],null]"),
         ({"nan": None, "text": "NaN"}, '{"nan":null,"text":"NaN"}'),
     ],
@@ -522,7 +513,6 @@ def test_big_messages_are_decoded_whole():
         collections.deque[int],
         Point | Place,  # msgspec can't tell two untagged objects apart
         Join | User,  # neither library can decode both
-        list[Any | Point],
         typing.TypeVar("T", bound=complex),
     ],
 )

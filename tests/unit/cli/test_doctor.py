@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from rich.console import Console
 from websockets.asyncio.server import serve
 
-from backchannel.cli import doctor as module
+from backchannel.cli import findings, visit
 from backchannel.cli.doctor import Diagnosis, diagnose, doctor, render
 from backchannel.codes import ENDINGS
 
@@ -767,23 +767,23 @@ async def test_ipv6():
 
 
 def test_every_row_is_whole():
-    names = re.findall(r"^([a-z0-9 -]+): ", module._ROWS, re.MULTILINE)
-    assert len(names) == len(set(names)) == module._ROWS.count("\n\n") + 1
+    names = re.findall(r"^([a-z0-9 -]+): ", findings.ROWS, re.MULTILINE)
+    assert len(names) == len(set(names)) == findings.ROWS.count("\n\n") + 1
     known = dict.fromkeys(
-        re.findall(r"\{(\w+)\}", module._ROWS), "x"
+        re.findall(r"\{(\w+)\}", findings.ROWS), "x"
     )  # that they are filled in, the other tests show
     for name in names:
-        diagnosis = module._fill(name, known, {})
+        diagnosis = findings.fill(name, known, {})
         assert diagnosis.title
         assert diagnosis.explanation
         assert diagnosis.advice or name == "ok"
-    named = {row for _, _, row in module._ANSWERS} | set(module._CERTIFICATES.values())
+    named = {row for _, _, row in visit._ANSWERS} | set(visit._CERTIFICATES.values())
     assert named <= set(names)
 
 
 def test_the_documentation_has_every_row():
     page = (Path(__file__).parents[3] / "docs" / "doctor.md").read_text(encoding="utf-8")
-    for title in re.findall(r"^[a-z0-9 -]+: (.+)", module._ROWS, re.MULTILINE):
+    for title in re.findall(r"^[a-z0-9 -]+: (.+)", findings.ROWS, re.MULTILINE):
         assert f"| {re.sub(r'{[a-z_]+}', '…', title)} |" in page
 
 
@@ -858,7 +858,7 @@ def test_command_on_a_poor_terminal():
 
 
 def test_rendering_keeps_the_nginx_lines():
-    diagnosis = Diagnosis(False, "[red]t", "why", (module._PHRASES["nginx"],), (("status", "200"),))
+    diagnosis = Diagnosis(False, "[red]t", "why", (findings._PHRASES["nginx"],), (("status", "200"),))
     out = io.StringIO()
     render(diagnosis, Console(file=out, width=80))
     assert "PROBLEM  [red]t" in out.getvalue()
