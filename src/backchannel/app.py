@@ -23,6 +23,7 @@ from backchannel.template import Template
 from backchannel.transport import asgi, http
 from backchannel.transport.lifespan import serve_lifespan, wrap_lifespan
 from backchannel.transport.memory import MemoryClient
+from backchannel.transport.outbox import Flusher
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -73,6 +74,7 @@ class Hub(HubCore):
         checked = Settings(**settings)
         super().__init__(checked, checked.broker or MemoryBroker())
         self.pages = http.Pages()
+        self.flusher = Flusher()
 
     @property
     def debug(self) -> bool:

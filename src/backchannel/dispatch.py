@@ -11,11 +11,12 @@ import asyncio
 import functools
 import inspect
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from logging import DEBUG
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from backchannel.audience import Changes
 from backchannel.change import RUNNING, Change, Frame, current
 from backchannel.codes import fit_reason
 from backchannel.connection import CloseReason, Connection
@@ -37,8 +38,22 @@ INBOX_FULL: Final = 64
 INBOX_ROOM: Final = 16
 """Messages left when it reads again."""
 
-Rest = Coroutine[Any, Any, Any]
-"""What is left of a piece of work once it has to wait."""
+Work = Coroutine[Any, Any, Any]
+
+
+class Rest:
+    """What is left of a piece of work once it has to wait; it has not begun.
+
+    Args:
+        begin: does it.
+        give_up: what to do instead when the connection has ended; None where it must be done.
+    """
+
+    __slots__ = ("begin", "give_up")
+
+    def __init__(self, begin: Callable[[], Work], give_up: Callable[[], object] | None = None):
+        self.begin = begin
+        self.give_up = give_up
 
 
 class Dispatch:
@@ -49,8 +64,8 @@ class Dispatch:
     """
 
     __slots__ = (
-        "_hub", "_inbox", "_inline", "_news", "_opened", "_present", "_room", "_task", "closed",
-        "endpoint", "entered", "loop", "ws",
+        "_hub", "_inbox", "_inline", "_news", "_opened", "_present", "_room", "_task", "_wishes",
+        "closed", "endpoint", "entered", "loop", "ws",
     )  # fmt: skip
 
     def __init__(self, hub: HubCore, ws: Connection):
@@ -63,6 +78,8 @@ class Dispatch:
         self._opened = False
         self._present = False
         self._inbox: deque[Message | Change | Rest] = deque()
+        # Changes that a callback wants for its own connection: they come before what waits.
+        self._wishes: deque[Change] = deque()
         self._task: asyncio.Task[None] | None = None
         self._inline = False
         self._room: asyncio.Future[None] | None = None
@@ -74,7 +91,7 @@ class Dispatch:
     def start(self) -> None:
         """Begin the connection's life: on_first_open, on_open, the automatic subscription."""
         self._hub.dispatches.add(self)
-        self._work_on(self._open())
+        self._work_on(Rest(self._open, _nothing))
 
     def feed(self, message: Message) -> None:
         """Take a message from the client."""
@@ -90,8 +107,9 @@ class Dispatch:
     async def wait_for_room(self) -> None:
         """Wait while too many messages wait for a running callback: backpressure for reading."""
         while len(self._inbox) >= INBOX_FULL and self.ws.reason is None:
-            self._room = self.loop.create_future()
-            await self._room
+            if self._room is None or self._room.done():
+                self._room = self.loop.create_future()
+            await asyncio.shield(self._room)
 
     def end(self, reason: CloseReason, *, refused: bool = False) -> bool:
         """End the connection: it leaves every audience at once, then on_close runs.
@@ -106,8 +124,9 @@ class Dispatch:
         ws = self.ws
         if ws.reason is not None:
             return False
+        inside = self._is_inside()
         held, ws._held = ws._held, None
-        if not refused:
+        if not refused and (inside or ws.channel is None):
             for frame in held or ():
                 ws._link.push(frame)
         ws.reason = reason
@@ -119,7 +138,7 @@ class Dispatch:
         for task in ws._tasks or ():
             if task is not me:
                 task.cancel()
-        closing = self._close(own_wish=self._is_inside())
+        closing = self._close(own_wish=inside or bool(self._inbox))
         self._hub.runtime.keep(closing, ws._context)
         return True
 
@@ -140,7 +159,7 @@ class Dispatch:
         if at_once and self._task is None:
             self.ws._context.run(change.run_now)
             return
-        self._inbox.append(change)
+        (self._wishes if nested else self._inbox).append(change)
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
         if self._task is None:
@@ -165,19 +184,17 @@ class Dispatch:
     def _task_ended(self, _task: object) -> None:
         # Not at the end of _work: a task that is cancelled before its first step never gets there.
         self._task = None
-        if self._inbox:
+        if self._inbox or self._wishes:
             self._start_task()
 
     async def _work(self) -> None:
         """Finish what has begun, then what came in meanwhile."""
-        while self._inbox:
-            item = self._inbox.popleft()
-            if isinstance(item, str | bytes):
-                rest = self._handle(item)
-            else:
-                rest = item.run() if isinstance(item, Change) else item
-            if rest is not None:
-                await rest
+        while self._wishes or self._inbox:
+            item = self._wishes.popleft() if self._wishes else self._inbox.popleft()
+            if isinstance(item, Change):
+                await item.run()
+            elif rest := item if isinstance(item, Rest) else self._handle(item):
+                await rest.begin()
             if self._room and not self._room.done() and len(self._inbox) <= INBOX_ROOM:
                 self._room.set_result(None)
 
@@ -189,21 +206,28 @@ class Dispatch:
             await asyncio.shield(self.closed)
 
     def _give_up_inbox(self) -> None:
-        for item in self._inbox:
+        """Give up all that has not begun, but for what must be done in any case."""
+        waiting = [*self._wishes, *self._inbox]
+        self._wishes.clear()
+        self._inbox.clear()
+        for item in waiting:
             if isinstance(item, Change):
                 item.settle(result=False)
-            elif not isinstance(item, str | bytes):
-                item.close()
-        self._inbox.clear()
+            elif isinstance(item, Rest):
+                if item.give_up is None:
+                    self._inbox.append(item)
+                else:
+                    item.give_up()
         if self._room and not self._room.done():
             self._room.set_result(None)
 
     def next_change(self) -> Change | None:
         """Take the first change that waits for its turn out of the inbox."""
-        for item in self._inbox:
-            if isinstance(item, Change) and item.is_waiting:
-                self._inbox.remove(item)
-                return item
+        for box in (self._wishes, self._inbox):
+            for item in box:
+                if isinstance(item, Change) and item.is_waiting:
+                    box.remove(item)
+                    return item
         return None
 
     def news(self) -> asyncio.Future[None]:
@@ -220,6 +244,8 @@ class Dispatch:
         outer, self._inline = self._inline, True
         try:
             return callback.function(*arguments)
+        except asyncio.CancelledError as error:
+            raise RuntimeError(f"{callback.name} met something that was cancelled") from error
         finally:
             self._inline = outer
             if (took := perf_counter() - began) > self._hub.settings.slow_callback:
@@ -234,7 +260,7 @@ class Dispatch:
         result = self.call_now(callback, *arguments)
         return await self._in_frame(result, callback) if inspect.iscoroutine(result) else result
 
-    async def _in_frame(self, coroutine: Rest, callback: Callback) -> Any:
+    async def _in_frame(self, coroutine: Work, callback: Callback) -> Any:
         outer, frame = RUNNING.get(), Frame(self)
         RUNNING.set(frame)
         limit = self._hub.settings.slow_callback
@@ -272,6 +298,10 @@ class Dispatch:
 
     async def failed(self, callback: Callback, error: Exception) -> None:
         """Log what a callback raised, once, and tell on_error."""
+        if rest := self._failed(callback, error):
+            await rest.begin()
+
+    def _failed(self, callback: Callback, error: Exception) -> Rest | None:
         ws = self.ws
         LISTENER.error(
             "%s (%s) raised %s: %s [%s, connection %s, client %s]",
@@ -280,8 +310,11 @@ class Dispatch:
         )  # fmt: skip
         on_error = self.endpoint.callbacks.on_error
         if on_error is None or callback is on_error:
-            return
-        if await self.call_safely(on_error, ws, error) is False:
+            return None
+        return Rest(functools.partial(self._tell, on_error, error))
+
+    async def _tell(self, on_error: Callback, error: Exception) -> None:
+        if await self.call_safely(on_error, self.ws, error) is False:
             self.end(CloseReason(1011, "listener failed", "server"))
 
     # ── messages ──────────────────────────────────────────────────────────────────────────────
@@ -300,24 +333,26 @@ class Dispatch:
             return self._invalid(error)
         arguments = (self.ws, content) if callback.takes_message else (self.ws,)
         if not callback.returns_at_once:
-            return self._finish(callback, self.call(callback, *arguments))
+            call = functools.partial(self.call, callback, *arguments)
+            return Rest(functools.partial(self._finish, callback, call), _nothing)
         try:
             answer = self.call_now(callback, *arguments)
             if inspect.iscoroutine(answer):
-                return self._finish(callback, self._in_frame(answer, callback))
+                call = functools.partial(self._in_frame, answer, callback)
+                return Rest(functools.partial(self._finish, callback, call), answer.close)
             self._reply(answer)
         except Exception as error:  # noqa: BLE001 - a listener may raise anything
-            return self.failed(callback, error)
+            return self._failed(callback, error)
         return None
 
-    async def _finish(self, callback: Callback, call: Rest) -> None:
+    async def _finish(self, callback: Callback, call: Callable[[], Work]) -> None:
         try:
-            self._reply(await call)
+            self._reply(await call())
         except Exception as error:  # noqa: BLE001 - a listener may raise anything
             await self.failed(callback, error)
 
     def _reply(self, answer: Any) -> None:
-        if answer is not None and not isinstance(answer, Sent | Change):
+        if answer is not None and not isinstance(answer, Sent | Change | Changes):
             self.ws.send(answer)
 
     def _route(self, message: Message) -> Callback | None:
@@ -350,18 +385,18 @@ class Dispatch:
         if callback is None:
             return None
         if not callback.returns_at_once:
-            return self.call_safely(callback, self.ws, error)
+            return Rest(functools.partial(self.call_safely, callback, self.ws, error), _nothing)
         try:
             self.call_now(callback, self.ws, error)
         except Exception as raised:  # noqa: BLE001 - a listener may raise anything
-            return self.failed(callback, raised)
+            return self._failed(callback, raised)
         return None
 
     # ── the beginning and the end ─────────────────────────────────────────────────────────────
 
     async def _open(self) -> None:
         ws, callbacks = self.ws, self.endpoint.callbacks
-        if not await self._enter_endpoint():
+        if not await self._enter_endpoint() or ws.reason is not None:
             return
         self._opened = True
         if callbacks.on_open is not None:
@@ -391,6 +426,7 @@ class Dispatch:
     async def _enter_endpoint(self) -> bool:
         first = self.endpoint.callbacks.on_first_open
         opening = None if first is None else functools.partial(self.call, first, self._hub)
+        self.entered = True
         try:
             await self.endpoint.occupancy.enter(opening)
         except Exception as error:  # noqa: BLE001 - a listener may raise anything
@@ -398,7 +434,6 @@ class Dispatch:
                 await self.failed(first, error)
             self.end(CloseReason(1011, "listener failed", "server"), refused=True)
             return False
-        self.entered = True
         return True
 
     def _refuse(self, answer: Reject) -> None:
@@ -453,6 +488,10 @@ class Dispatch:
                 "on_close runs beside it",
                 self.ws,
             )
+
+
+def _nothing() -> None:
+    """Do nothing: it has not begun, and nobody waits for it."""
 
 
 def _current_task() -> asyncio.Task[Any] | None:

@@ -46,13 +46,9 @@ class Membership:
         if name in ws._channels:
             return None
         channel = self._channels.hold(name, dispatch.endpoint)
-        try:
-            await channel.occupancy.enter(self._opening(dispatch, channel))
-        except BaseException:
-            self._channels.drop_if_free(channel)
-            raise
         stays = False
         try:
+            await channel.occupancy.enter(self._opening(dispatch, channel))
             refused = await self._ask(dispatch, name)
             if refused is None and ws.reason is None:
                 self._roster.enter(ws, name)
@@ -76,9 +72,12 @@ class Membership:
 
     async def left(self, dispatch: Dispatch, name: str) -> None:
         """Tell on_unsubscribe of a channel that the connection is out of already."""
-        await dispatch.call_safely(dispatch.endpoint.callbacks.on_unsubscribe, dispatch.ws, name)
-        if channel := self._channels.find(name):
-            await self._release(dispatch, channel)
+        on_unsubscribe = dispatch.endpoint.callbacks.on_unsubscribe
+        try:
+            await dispatch.call_safely(on_unsubscribe, dispatch.ws, name)
+        finally:
+            if channel := self._channels.find(name):
+                await self._release(dispatch, channel)
 
     async def _ask(self, dispatch: Dispatch, name: str) -> Reject | None:
         callback = dispatch.endpoint.callbacks.on_subscribe

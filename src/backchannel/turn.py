@@ -32,22 +32,20 @@ class Occupancy:
     async def enter(self, opening: Step | None) -> None:
         """Become a holder; the first one runs ``opening``.
 
+        Whoever has called this calls ``leave``, also when it raised.
+
         Raises:
-            Whatever opening raises; then it is not open, and the caller is no holder.
+            Whatever opening raises; then it is not open, and the next one tries again.
         """
         self.holders += 1
         if self.is_calm and (self.is_open or opening is None):
             self.is_open = True
             return
-        try:
-            async with self._locked():
-                if not self.is_open:
-                    if opening is not None:
-                        await opening()
-                    self.is_open = True
-        except BaseException:
-            self.holders -= 1
-            raise
+        async with self._locked():
+            if not self.is_open:
+                if opening is not None:
+                    await opening()
+                self.is_open = True
 
     async def leave(self, closing: Step | None) -> None:
         """Be a holder no more; the last one runs ``closing``, whose errors pass through."""

@@ -353,7 +353,7 @@ async def stats(request: Request) -> JSONResponse:
             "channels": hub.channels(),
             "problems": hub.health.problems,
             "dispatches": len(hub.dispatches),
-            "objects": {name: kinds.count(name) for name in ("Connection", "Dispatch", "AsgiLink")},
+            "objects": {name: kinds.count(name) for name in ("Connection", "Dispatch", "Outbox")},
             "tasks": len(asyncio.all_tasks()),
             "fds": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None,
             "rss": rss(),

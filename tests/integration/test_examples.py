@@ -88,7 +88,8 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def client(address, path):
-    async with connect(f"ws://{address}{path}", proxy=None, open_timeout=PATIENCE) as socket:
+    # max_queue: a client that leaves with messages unread would otherwise not read the close frame.
+    async with connect(f"ws://{address}{path}", proxy=None, max_queue=None) as socket:
         yield Client(socket)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final
@@ -21,21 +20,17 @@ from backchannel.handshake import shake_hands
 from backchannel.observe import CONNECTION, HANDSHAKE, new_error_id
 from backchannel.request import Request
 from backchannel.session.scope import Session
+from backchannel.transport.outbox import Event, Outbox, Send
 
 if TYPE_CHECKING:
     from backchannel.app import Hub
     from backchannel.endpoint import Endpoint
     from backchannel.messages import Frame
 
-__all__ = ["AsgiLink", "Receive", "Scope", "Send", "choose_channel", "refuse", "serve"]
+__all__ = ["Event", "Receive", "Scope", "Send", "choose_channel", "fail", "refuse", "serve"]
 
 Scope = MutableMapping[str, Any]
-Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
-
-_PATIENCE: Final = 8
-"""Turns of the event loop in which a full queue may still get shorter."""
 
 _SERVER_CODES: Final = {1002, 1007, 1009, 1012}
 """Codes that a server reports for closes of its own."""
@@ -85,7 +80,8 @@ async def serve(
     subprotocol = endpoint.choose_subprotocol(request.subprotocols)
     if not accepted:
         await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
-    link = AsgiLink(send, hub.settings.max_outbox, hub.settings.close_timeout)
+    settings = hub.settings
+    link = Outbox(send, hub.flusher, settings.max_outbox, settings.close_timeout)
     ws = Connection(
         hub,
         endpoint,
@@ -98,7 +94,7 @@ async def serve(
     await _live(Dispatch(hub, ws), link, receive)
 
 
-async def _live(dispatch: Dispatch, link: AsgiLink, receive: Receive) -> None:
+async def _live(dispatch: Dispatch, link: Outbox, receive: Receive) -> None:
     """Read until the connection has ended, and stay until its on_close has run."""
 
     def drop_slow_client() -> None:
@@ -123,7 +119,7 @@ async def _live(dispatch: Dispatch, link: AsgiLink, receive: Receive) -> None:
             await reader
 
 
-async def _read(dispatch: Dispatch, link: AsgiLink, receive: Receive) -> None:
+async def _read(dispatch: Dispatch, link: Outbox, receive: Receive) -> None:
     limit = dispatch.ws.hub.settings.max_message
     try:
         while True:
@@ -215,110 +211,3 @@ async def fail(scope: Scope, send: Send, error: Exception, *, debug: bool) -> No
     HANDSHAKE.error("error id %s: %s: %r", error_id, scope["path"], error, exc_info=error)
     detail = f"\n\n{error!r}" if debug else ""
     await refuse(scope, send, Reject(500, f"The server failed, error id {error_id}.{detail}"))
-
-
-class AsgiLink:
-    """A client's outbox on an ASGI server: a queue bounded in bytes, emptied by a task.
-
-    Attributes:
-        too_slow: called when more than the limit waits after an attempt to send.
-        reader: the task that reads; it ends before the close is sent.
-    """
-
-    __slots__ = (
-        "_checking", "_close", "_close_timeout", "_limit", "_lost", "_queue", "_send", "_sent",
-        "_size", "_task", "_timer", "reader", "too_slow",
-    )  # fmt: skip
-
-    def __init__(self, send: Send, limit: int, close_timeout: float):
-        self.too_slow: Callable[[], None] = self.lose
-        self.reader: asyncio.Task[None] | None = None
-        self._send = send
-        self._limit = limit
-        self._close_timeout = close_timeout
-        self._queue: deque[Frame] = deque()
-        self._size = 0
-        self._sent = 0
-        self._checking = False
-        self._close: Event | None = None
-        self._lost = False
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def push(self, frame: Frame) -> bool:
-        """Queue a frame."""
-        if self._lost or self._close is not None:
-            return False
-        self._queue.append(frame)
-        self._size += len(frame)
-        if self._task is None:
-            self._task = asyncio.create_task(self._write())
-        if self._size > self._limit and not self._checking:
-            self._checking = True
-            self._check_soon(_PATIENCE, self._sent)
-        return True
-
-    def close(self, code: int, reason: str) -> None:
-        """Close after what waits; a client that does not take it in time is left."""
-        if self._lost or self._close is not None:
-            return
-        self._close = {"type": "websocket.close", "code": code, "reason": reason}
-        if self._task is None:
-            self._task = asyncio.create_task(self._write())
-        self._timer = asyncio.get_running_loop().call_later(self._close_timeout, self.lose)
-
-    def lose(self) -> None:
-        """Give the client up: it is gone, or takes nothing."""
-        self._lost = True
-        self._queue.clear()
-        self._size = 0
-        if self._task is not None:
-            self._task.cancel()
-
-    async def finished(self) -> None:
-        """Wait until the close has been sent or given up."""
-        if self._task is not None:
-            await asyncio.wait({self._task})
-        if self._timer is not None:
-            self._timer.cancel()
-
-    async def _stop_reading(self) -> None:
-        """End the reader: granian sends no close while the app waits in receive()."""
-        if self.reader is not None:
-            self.reader.cancel()
-            await asyncio.wait({self.reader})
-
-    def _check_soon(self, patience: int, sent: int) -> None:
-        # After the writer's next step: what one turn queued has then been tried to send.
-        asyncio.get_running_loop().call_soon(self._check, patience, sent)
-
-    def _check(self, patience: int, sent: int) -> None:
-        """Judge a full queue by what is left after an attempt to send; one frame always fits."""
-        if self._size <= self._limit or len(self._queue) + (self._task is not None) <= 1:
-            self._checking = False
-        elif patience and sent != self._sent:
-            self._check_soon(patience - 1, self._sent)
-        else:
-            self._checking = False
-            self._queue.clear()
-            self.too_slow()
-
-    async def _write(self) -> None:
-        try:
-            while self._queue:
-                frame = self._queue.popleft()
-                kind = "text" if isinstance(frame, str) else "bytes"
-                await self._send({"type": "websocket.send", kind: frame})
-                self._size -= len(frame)
-                self._sent += 1
-            if self._close is not None:
-                await self._stop_reading()
-                await self._send(self._close)
-        except asyncio.CancelledError:
-            pass
-        except Exception as error:  # noqa: BLE001 - the server's way to say that the client is gone
-            CONNECTION.debug("sending failed: %r", error)
-            self._lost = True
-            self._queue.clear()
-        finally:
-            self._task = None

@@ -30,7 +30,7 @@ HOST = "127.0.0.1"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Watch a fresh connection for a shorter time than a person would wait for."""
-    monkeypatch.setattr(module, "_SETTLE", 0.1)
+    monkeypatch.setattr(visit, "_SETTLE", 0.1)
 
 
 def text_of(diagnosis):
@@ -390,7 +390,7 @@ async def test_plain_to_a_tls_port_that_says_so(body):
     ],
 )
 async def test_bodies_in_every_shape(body, monkeypatch):
-    monkeypatch.setattr(module, "_GOODBYE", 0.1)
+    monkeypatch.setattr(visit, "_GOODBYE", 0.1)
     diagnosis = await seen_by(answering(f"HTTP/1.1 403 No\r\n{body}"))
     assert_says(diagnosis, "“no, nope”")
 
