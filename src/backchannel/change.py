@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
+import math
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
+from backchannel.observe import Watched
 from backchannel.sent import wait_in_thread
 
 if TYPE_CHECKING:
@@ -50,16 +53,17 @@ def detached(context: Context) -> Context:
 class Change:
     """A connection entering or leaving a channel. Await it for True or False, or ignore it."""
 
-    __slots__ = ("_apply", "_dispatch", "_outcome")
+    __slots__ = ("_apply", "_dispatch", "_outcome", "has_begun")
 
     def __init__(self, dispatch: Dispatch, apply: Callable[[], Coroutine[Any, Any, bool]]):
         self._dispatch = dispatch
         self._apply: Callable[[], Coroutine[Any, Any, bool]] | None = apply
         self._outcome: bool | concurrent.futures.Future[bool] = concurrent.futures.Future()
+        self.has_begun = False
 
     @property
     def is_waiting(self) -> bool:
-        """It has not begun."""
+        """It is not done, and nobody is at it."""
         return self._apply is not None
 
     def settle(self, *, result: bool) -> None:
@@ -69,13 +73,23 @@ class Change:
         if isinstance(outcome, concurrent.futures.Future) and not outcome.done():
             outcome.set_result(result)
 
-    def run_now(self) -> None:
-        """Do it without waiting."""
+    def run_now(self) -> bool:
+        """Do it without waiting; False when it has to wait after all and needs its turn."""
+        apply, self._apply = self._apply, None
+        if apply is None:
+            return True
+        work = apply()
         try:
-            self.run().send(None)
-        except StopIteration:
-            return
-        raise RuntimeError("a change that was to be immediate had to wait; please report this")
+            work.send(None)
+        except StopIteration as stop:
+            self.settle(result=stop.value)
+            return True
+        except BaseException:
+            self.settle(result=False)
+            raise
+        # A def returned a coroutine, of which nothing has run yet: see Dispatch.call.
+        self._apply, self.has_begun = functools.partial(_go_on, work), True
+        return False
 
     async def run(self) -> None:
         """Do it, once."""
@@ -98,9 +112,9 @@ class Change:
             TimeoutError: it took longer.
             RuntimeError: called in the event loop, which would wait for itself.
         """
-        if self.is_waiting and (frame := current()) and frame.dispatch is self._dispatch:
-            loop = self._dispatch.loop
-            loop.call_soon_threadsafe(lambda: loop.create_task(self._nested(frame)))
+        if self.is_waiting and current():
+            keep, context = self._dispatch.ws.hub.runtime.keep, copy_context()
+            self._dispatch.loop.call_soon_threadsafe(lambda: keep(self._wait(), context))
         outcome = self._outcome
         return outcome if isinstance(outcome, bool) else wait_in_thread(outcome, timeout)
 
@@ -119,15 +133,15 @@ class Change:
         # are taken meanwhile, so that two that wait for each other don't wait for ever.
         waiting = asyncio.ensure_future(self._settled())
         try:
-            while not waiting.done():
-                if change := frame.dispatch.next_change():
+            while frame.active and not waiting.done():
+                if change := frame.dispatch.inbox.take_change():
                     await change._nested(frame)
                     continue
-                either: set[asyncio.Future[Any]] = {waiting, frame.dispatch.news()}
+                either: set[asyncio.Future[Any]] = {waiting, frame.dispatch.inbox.news()}
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            return await waiting
         finally:
             waiting.cancel()
-        return waiting.result()
 
     async def _settled(self) -> bool:
         if isinstance(self._outcome, concurrent.futures.Future):
@@ -139,3 +153,7 @@ class Change:
         if isinstance(self._outcome, bool):
             return self._outcome
         return (yield from self._wait().__await__())
+
+
+async def _go_on(work: Coroutine[Any, Any, bool]) -> bool:
+    return bool(await Watched(work, math.inf, lambda _seconds: None))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, TypedDict, cast
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from backchannel.contracts import Broker
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["Settings", "SettingsOptions"]
 
 MIB = 1024 * 1024
+# Scheme, host with or without "*." in front, port.
+_ORIGIN: Final = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]*://((\*\.)?[^\s/?#@*:\[\]]+|\[[0-9a-fA-F:.]+\])(:[0-9]+)?"
+)
 _TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -82,7 +88,7 @@ class Settings:
             is_number = bool not in wanted
             if not isinstance(value, wanted) or (is_number and isinstance(value, bool)):
                 raise TypeError(f"Hub({field.name}=…) must be {field.type}, not {value!r}")
-            if is_number and cast("float", value) <= 0:
+            if is_number and not cast("float", value) > 0:  # NaN is refused too
                 raise ValueError(f"Hub({field.name}=…) must be more than 0, not {value!r}")
         if self.broker is not None and not callable(getattr(self.broker, "publish", None)):
             raise TypeError(
@@ -119,6 +125,8 @@ class SettingsOptions(TypedDict, total=False):
 
 
 def _texts(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(value, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"Hub({name}=…) takes str or a list of str, not {value!r}")
     texts = (value,) if isinstance(value, str) else tuple(value)
     if wrong := [text for text in texts if not isinstance(text, str)]:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"Hub({name}=…) takes str or a list of str, not {wrong[0]!r}")
@@ -126,13 +134,22 @@ def _texts(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _check_origin(origin: str) -> None:
-    scheme, separator, rest = origin.partition("://")
-    if origin != "*" and (not separator or not scheme or not rest or "/" in rest):
+    if origin != "*" and not _is_origin(origin):
         raise ValueError(
             f"Hub(allowed_origins=…): {origin!r} is no origin; write it as a browser sends it: "
             'scheme, host and port without a path, such as "https://app.example.com" or '
             '"http://localhost:3000"; "https://*.example.com" for subdomains, "*" for any'
         )
+
+
+def _is_origin(text: str) -> bool:
+    if not _ORIGIN.fullmatch(text):
+        return False
+    try:
+        urlsplit(text.replace("*.", "")).port  # noqa: B018 - raises when it is out of range
+    except ValueError:
+        return False
+    return True
 
 
 def _network(text: str) -> Network:

@@ -10,20 +10,21 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from logging import DEBUG
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from backchannel.audience import Changes
 from backchannel.change import RUNNING, Change, Frame, current
-from backchannel.codes import fit_reason
+from backchannel.codes import fit_reason, meaning_of
 from backchannel.connection import CloseReason, Connection
 from backchannel.errors import InvalidMessage, Reject
 from backchannel.handshake import refusal
+from backchannel.inbox import Inbox, Rest, nothing
 from backchannel.messages import Frame as Message
-from backchannel.observe import CONNECTION, LISTENER, Watched, excerpt
+from backchannel.observe import CONNECTION, LISTENER, Watched, excerpt, report_slow
 from backchannel.sent import Sent
 
 if TYPE_CHECKING:
@@ -32,28 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Dispatch"]
 
-INBOX_FULL: Final = 64
-"""Messages that may wait for a running callback before the transport stops reading."""
-
-INBOX_ROOM: Final = 16
-"""Messages left when it reads again."""
-
 Work = Coroutine[Any, Any, Any]
-
-
-class Rest:
-    """What is left of a piece of work once it has to wait; it has not begun.
-
-    Args:
-        begin: does it.
-        give_up: what to do instead when the connection has ended; None where it must be done.
-    """
-
-    __slots__ = ("begin", "give_up")
-
-    def __init__(self, begin: Callable[[], Work], give_up: Callable[[], object] | None = None):
-        self.begin = begin
-        self.give_up = give_up
 
 
 class Dispatch:
@@ -61,29 +41,27 @@ class Dispatch:
 
     Attributes:
         closed: done when on_close and all that follows it has run.
+        inbox: what waits for its turn.
     """
 
     __slots__ = (
-        "_hub", "_inbox", "_inline", "_news", "_opened", "_present", "_room", "_task", "_wishes",
-        "closed", "endpoint", "entered", "loop", "ws",
+        "_hub", "_inline", "_opened", "_present", "_task", "_to_finish", "closed", "endpoint",
+        "entered", "inbox", "loop", "ws",
     )  # fmt: skip
 
     def __init__(self, hub: HubCore, ws: Connection):
         self.ws = ws
         self.loop = hub.runtime.loop
         self.endpoint = ws._endpoint
+        self.inbox = Inbox(self.loop)
         self.closed: asyncio.Future[None] = self.loop.create_future()
         self.entered = False
         self._hub = hub
         self._opened = False
         self._present = False
-        self._inbox: deque[Message | Change | Rest] = deque()
-        # Changes that a callback wants for its own connection: they come before what waits.
-        self._wishes: deque[Change] = deque()
         self._task: asyncio.Task[None] | None = None
         self._inline = False
-        self._room: asyncio.Future[None] | None = None
-        self._news: asyncio.Future[None] | None = None
+        self._to_finish: set[asyncio.Task[Any]] = set()
         ws._dispatch = self
 
     # ── what the transport calls ──────────────────────────────────────────────────────────────
@@ -91,7 +69,9 @@ class Dispatch:
     def start(self) -> None:
         """Begin the connection's life: on_first_open, on_open, the automatic subscription."""
         self._hub.dispatches.add(self)
-        self._work_on(Rest(self._open, _nothing))
+        self._work_on(Rest(self._open, nothing))
+        if self._hub.is_stopping:  # since its handshake
+            self.end(CloseReason(1001, meaning_of(1001), "server"))
 
     def feed(self, message: Message) -> None:
         """Take a message from the client."""
@@ -100,16 +80,14 @@ class Dispatch:
         if CONNECTION.isEnabledFor(DEBUG):
             CONNECTION.debug("%s received %s", self.ws, excerpt(message))
         if self._task is not None:
-            self._inbox.append(message)
+            self.inbox.put(message)
         elif rest := self.ws._context.run(self._handle, message):
             self._work_on(rest)
 
     async def wait_for_room(self) -> None:
         """Wait while too many messages wait for a running callback: backpressure for reading."""
-        while len(self._inbox) >= INBOX_FULL and self.ws.reason is None:
-            if self._room is None or self._room.done():
-                self._room = self.loop.create_future()
-            await asyncio.shield(self._room)
+        if self.ws.reason is None:
+            await self.inbox.wait_for_room()
 
     def end(self, reason: CloseReason, *, refused: bool = False) -> bool:
         """End the connection: it leaves every audience at once, then on_close runs.
@@ -133,12 +111,12 @@ class Dispatch:
         CONNECTION.info("%s ended by the %s: %d %s", ws, reason.by, reason.code, reason.text)
         self._hub.roster.remove(ws)
         ws._link.close(reason.code, reason.text)
-        self._give_up_inbox()
+        self.inbox.give_up()
         me = _current_task()
         for task in ws._tasks or ():
             if task is not me:
                 task.cancel()
-        closing = self._close(own_wish=inside or bool(self._inbox))
+        closing = self._close(own_wish=inside or bool(self.inbox))
         self._hub.runtime.keep(closing, ws._context)
         return True
 
@@ -153,15 +131,15 @@ class Dispatch:
             change.settle(result=False)
             return
         nested = self._is_inside()
-        if at_once and nested:
-            change.run_now()
+        if at_once and nested and change.run_now():
             return
-        if at_once and self._task is None:
-            self.ws._context.run(change.run_now)
+        idle = not nested and self._task is None
+        if at_once and idle and self.ws._context.run(change.run_now):
             return
-        (self._wishes if nested else self._inbox).append(change)
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+        if nested:
+            self.inbox.wish(change)
+        else:
+            self.inbox.put(change)
         if self._task is None:
             self._start_task()
 
@@ -173,7 +151,7 @@ class Dispatch:
         return self._inline or (frame is not None and frame.dispatch is self)
 
     def _work_on(self, rest: Rest) -> None:
-        self._inbox.appendleft(rest)
+        self.inbox.put_first(rest)
         if self._task is None:
             self._start_task()
 
@@ -184,19 +162,17 @@ class Dispatch:
     def _task_ended(self, _task: object) -> None:
         # Not at the end of _work: a task that is cancelled before its first step never gets there.
         self._task = None
-        if self._inbox or self._wishes:
+        if self.inbox:
             self._start_task()
 
     async def _work(self) -> None:
         """Finish what has begun, then what came in meanwhile."""
-        while self._wishes or self._inbox:
-            item = self._wishes.popleft() if self._wishes else self._inbox.popleft()
+        while self.inbox:
+            item = self.inbox.take()
             if isinstance(item, Change):
                 await item.run()
             elif rest := item if isinstance(item, Rest) else self._handle(item):
                 await rest.begin()
-            if self._room and not self._room.done() and len(self._inbox) <= INBOX_ROOM:
-                self._room.set_result(None)
 
     async def settled(self) -> None:
         """Wait until no callback of this connection runs or waits."""
@@ -205,36 +181,12 @@ class Dispatch:
         if self.ws.reason is not None:
             await asyncio.shield(self.closed)
 
-    def _give_up_inbox(self) -> None:
-        """Give up all that has not begun, but for what must be done in any case."""
-        waiting = [*self._wishes, *self._inbox]
-        self._wishes.clear()
-        self._inbox.clear()
-        for item in waiting:
-            if isinstance(item, Change):
-                item.settle(result=False)
-            elif isinstance(item, Rest):
-                if item.give_up is None:
-                    self._inbox.append(item)
-                else:
-                    item.give_up()
-        if self._room and not self._room.done():
-            self._room.set_result(None)
-
-    def next_change(self) -> Change | None:
-        """Take the first change that waits for its turn out of the inbox."""
-        for box in (self._wishes, self._inbox):
-            for item in box:
-                if isinstance(item, Change) and item.is_waiting:
-                    box.remove(item)
-                    return item
-        return None
-
-    def news(self) -> asyncio.Future[None]:
-        """Return a future that is done when another change comes in."""
-        if self._news is None or self._news.done():
-            self._news = self.loop.create_future()
-        return self._news
+    async def finish(self, work: Work) -> None:
+        """Do what is not to be cut short when the connection ends: others count on it."""
+        task = self._hub.runtime.keep(work, copy_context())
+        self._to_finish.add(task)
+        task.add_done_callback(self._to_finish.discard)
+        await asyncio.shield(task)
 
     # ── calling ───────────────────────────────────────────────────────────────────────────────
 
@@ -258,7 +210,14 @@ class Dispatch:
         if callback.is_async:
             return await self._in_frame(callback.function(*arguments), callback)
         result = self.call_now(callback, *arguments)
-        return await self._in_frame(result, callback) if inspect.iscoroutine(result) else result
+        if not inspect.iscoroutine(result):
+            return result
+        try:
+            await asyncio.sleep(0)  # from here on in a task, whatever the caller is
+        except BaseException:
+            result.close()
+            raise
+        return await self._in_frame(result, callback)
 
     async def _in_frame(self, coroutine: Work, callback: Callback) -> Any:
         outer, frame = RUNNING.get(), Frame(self)
@@ -290,11 +249,7 @@ class Dispatch:
             return None
 
     def _report_slow(self, callback: Callback, seconds: float) -> None:
-        LISTENER.warning(
-            "%s (%s) held the event loop for %.0f ms, so that nobody else was served meanwhile; "
-            "a blocking def wants @threaded, a blocking call in async def an await",
-            callback.name, callback.where, seconds * 1000,
-        )  # fmt: skip
+        report_slow(callback.name, callback.where, seconds, self._hub.settings.slow_callback)
 
     async def failed(self, callback: Callback, error: Exception) -> None:
         """Log what a callback raised, once, and tell on_error."""
@@ -334,7 +289,7 @@ class Dispatch:
         arguments = (self.ws, content) if callback.takes_message else (self.ws,)
         if not callback.returns_at_once:
             call = functools.partial(self.call, callback, *arguments)
-            return Rest(functools.partial(self._finish, callback, call), _nothing)
+            return Rest(functools.partial(self._finish, callback, call), nothing)
         try:
             answer = self.call_now(callback, *arguments)
             if inspect.iscoroutine(answer):
@@ -385,7 +340,7 @@ class Dispatch:
         if callback is None:
             return None
         if not callback.returns_at_once:
-            return Rest(functools.partial(self.call_safely, callback, self.ws, error), _nothing)
+            return Rest(functools.partial(self.call_safely, callback, self.ws, error), nothing)
         try:
             self.call_now(callback, self.ws, error)
         except Exception as raised:  # noqa: BLE001 - a listener may raise anything
@@ -420,8 +375,8 @@ class Dispatch:
                 self._refuse(refused)
         if ws.reason is None:
             self._release()
-            await self._hub.presence.came(ws.user)
             self._present = True
+            await self._hub.presence.came(ws.user)
 
     async def _enter_endpoint(self) -> bool:
         first = self.endpoint.callbacks.on_first_open
@@ -472,8 +427,14 @@ class Dispatch:
         One that closed its own connection may go on for a while: it knows what it did.
         """
         task, grace = self._task, self._hub.grace
-        if task is None:
-            return
+        if task is not None:
+            await self._wait_or_cancel(task, grace, own_wish=own_wish)
+        if self._to_finish:
+            await asyncio.wait(self._to_finish, timeout=grace)
+
+    async def _wait_or_cancel(
+        self, task: asyncio.Task[None], grace: float, *, own_wish: bool
+    ) -> None:
         if not self._hub.settings.cancel_on_close and not self._hub.is_stopping:
             await asyncio.wait({task})
             return
@@ -488,10 +449,6 @@ class Dispatch:
                 "on_close runs beside it",
                 self.ws,
             )
-
-
-def _nothing() -> None:
-    """Do nothing: it has not begun, and nobody waits for it."""
 
 
 def _current_task() -> asyncio.Task[Any] | None:

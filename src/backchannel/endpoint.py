@@ -66,9 +66,14 @@ class Endpoint:
 
 
 class Endpoints:
-    """The endpoints of a hub."""
+    """The endpoints of a hub.
 
-    def __init__(self) -> None:
+    Args:
+        casefold: True when the hub ignores the case of channel names.
+    """
+
+    def __init__(self, *, casefold: bool = False) -> None:
+        self._casefold = casefold
         self._router = Router[Endpoint]()
         self._served: dict[tuple[object, str], Endpoint] = {}
 
@@ -126,15 +131,19 @@ class Endpoints:
         """Return the endpoint whose own door a channel has, when it is not this one.
 
         Without this, ``/ws/chat/{channel}`` would let anyone into ``admin:x`` past the
-        on_subscribe of the endpoint that says ``channel="admin:{room}"``.
+        on_subscribe of the endpoint that says ``channel="admin:{room}"``. The pattern with more
+        text of its own is the more specific; where two have as much, neither leads in.
         """
-        own = endpoint.pattern.literal_length if endpoint.pattern else 0
+        own = endpoint.pattern
+        if own is None:
+            return None
         for other in self.all():
             if (
                 other.pattern
                 and other.callbacks is not endpoint.callbacks
                 and not other.share_channels
-                and other.pattern.literal_length > own
+                and other.pattern.shape != own.shape
+                and other.pattern.literal_length >= own.literal_length
                 and other.pattern.matches(channel)
             ):
                 return other
@@ -142,15 +151,16 @@ class Endpoints:
 
     def _check_door(self, endpoint: Endpoint) -> None:
         """Refuse a second door to the same channels, which the first one's would not guard."""
+        if endpoint.pattern and self._casefold:
+            endpoint.pattern = endpoint.pattern.casefolded()
         if endpoint.pattern is None or endpoint.share_channels:
             return
-        blank = _shape(endpoint.pattern)
         for other in self.all():
             if (
                 other.pattern
                 and not other.share_channels
                 and other.callbacks is not endpoint.callbacks
-                and _shape(other.pattern) == blank
+                and other.pattern.shape == endpoint.pattern.shape
             ):
                 raise TemplateError(
                     f"{endpoint.template.text!r} and {other.template.text!r} both lead into the "
@@ -158,7 +168,3 @@ class Endpoints:
                     f'guard the other: give one its own names, such as channel="admin:'
                     f'{endpoint.pattern.text}", or say share_channels=True'
                 )
-
-
-def _shape(pattern: NamePattern) -> str:
-    return pattern.text.format_map(dict.fromkeys(pattern.names, "{}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from backchannel.connection import ABSENT
@@ -14,6 +14,8 @@ from backchannel.observe import HANDSHAKE, new_error_id
 from backchannel.request import Request, user_id
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from backchannel.config import Settings
     from backchannel.listener import Callback, Callbacks
 
@@ -35,7 +37,7 @@ def check_origin(request: Request, settings: Settings) -> Reject | None:
     if len(origins) == 1 and (
         _same_host(origin, host)
         or any(_admits(pattern, origin) for pattern in settings.allowed_origins)
-        or (settings.debug and urlsplit(origin).hostname == "localhost")
+        or (settings.debug and _is_localhost(origin))
     ):
         return None
     HANDSHAKE.warning(
@@ -53,25 +55,37 @@ def check_origin(request: Request, settings: Settings) -> Reject | None:
 def _host_port(netloc: str, scheme: str) -> tuple[str | None, int | None] | None:
     try:
         parts = urlsplit(f"//{netloc}")
-        return parts.hostname, parts.port or _DEFAULT_PORTS.get(scheme)
+        port = parts.port
     except ValueError:
         return None
+    return parts.hostname, _DEFAULT_PORTS.get(scheme) if port is None else port
+
+
+def _parts(origin: str) -> tuple[str, str]:
+    """Return scheme and the rest of an origin; both are empty for what is none, such as null."""
+    scheme, separator, netloc = origin.partition("://")
+    return (scheme.lower(), netloc) if separator else ("", "")
 
 
 def _same_host(origin: str, host: str) -> bool:
-    scheme, separator, netloc = origin.partition("://")
-    if not separator or not host or _DEFAULT_PORTS.get(scheme) is None:
+    scheme, netloc = _parts(origin)
+    if scheme not in _DEFAULT_PORTS:
         return False
     ours = _host_port(host, scheme)
     return ours is not None and ours[0] is not None and ours == _host_port(netloc, scheme)
 
 
+def _is_localhost(origin: str) -> bool:
+    scheme, netloc = _parts(origin)
+    theirs = _host_port(netloc, scheme)
+    return scheme in _DEFAULT_PORTS and theirs is not None and theirs[0] == "localhost"
+
+
 def _admits(pattern: str, origin: str) -> bool:
     if pattern == "*":
         return True
-    scheme, _, netloc = pattern.partition("://")
-    origin_scheme, _, origin_netloc = origin.partition("://")
-    if scheme.lower() != origin_scheme.lower():
+    (scheme, netloc), (origin_scheme, origin_netloc) = _parts(pattern), _parts(origin)
+    if scheme != origin_scheme:
         return False
     if netloc.startswith("*."):
         wanted, got = _host_port(netloc[2:], scheme), _host_port(origin_netloc, scheme)
@@ -99,15 +113,16 @@ async def shake_hands(
     """
     if refused := check_origin(request, settings):
         return refused
+    limit = asyncio.timeout(settings.handshake_timeout)
     try:
-        async with asyncio.timeout(settings.handshake_timeout):
+        async with limit:
             refused = await _identify(request, settings, user)
             if refused is None and callbacks.on_handshake:
                 refused = await _ask(callbacks.on_handshake, request)
-    except TimeoutError as error:
-        why = f"took longer than handshake_timeout={settings.handshake_timeout:g} s"
-        return await _report(request, callbacks, error, 503, why, settings)
     except Exception as error:  # noqa: BLE001 - the application may raise anything
+        if isinstance(error, TimeoutError) and limit.expired():
+            why = f"took longer than handshake_timeout={settings.handshake_timeout:g} s"
+            return await _report(request, callbacks, error, 503, why, settings)
         return await _report(request, callbacks, error, 500, "raised", settings)
     return refused
 
@@ -117,9 +132,8 @@ async def _identify(request: Request, settings: Settings, user: object) -> Rejec
         _note(request, user)
     elif settings.authenticate is not None:
         try:
-            identity = settings.authenticate(request)
-            if inspect.isawaitable(identity):
-                identity = await identity
+            in_thread = getattr(settings.authenticate, "_backchannel_threaded", False)
+            identity = await _call(settings.authenticate, request, in_thread=in_thread)
         except Reject as answer:
             return answer
         if (refused := refusal(identity, Reject(401, "Not authenticated."))) is not None:
@@ -138,15 +152,24 @@ def _note(request: Request, identity: object) -> None:
 
 async def _ask(callback: Callback, request: Request) -> Reject | None:
     try:
-        if callback.in_thread:
-            answer = await asyncio.to_thread(callback.function, request)
-        else:
-            answer = callback.function(request)
-            if inspect.isawaitable(answer):
-                answer = await answer
+        answer = await _call(callback.function, request, in_thread=callback.in_thread)
     except Reject as raised:
         answer = raised
     return refusal(answer, Reject(403, "Refused."))
+
+
+async def _call(function: Callable[..., Any], *arguments: Any, in_thread: bool) -> Any:
+    """Call what the application wrote as def, async def or @threaded def."""
+    if in_thread:
+        return await asyncio.to_thread(function, *arguments)
+    try:
+        answer = function(*arguments)
+        return await answer if inspect.isawaitable(answer) else answer
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise RuntimeError("it awaited something that was cancelled") from error
 
 
 async def _report(
@@ -166,9 +189,8 @@ async def _report(
     )  # fmt: skip
     if callbacks.on_error is not None:
         try:
-            told = callbacks.on_error.function(None, error)
-            if inspect.isawaitable(told):
-                await told
+            on_error = callbacks.on_error
+            await _call(on_error.function, None, error, in_thread=on_error.in_thread)
         except Exception:  # noqa: BLE001 - the application may raise anything
             HANDSHAKE.exception("error id %s: on_error raised too", error_id)
     text = f"The handshake failed, error id {error_id}: the server's log has it under this id."

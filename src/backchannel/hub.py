@@ -73,7 +73,7 @@ class HubCore:
         self.roster = Roster()
         self.membership = Membership(self.roster, Channels())
         self.dispatches: set[Dispatch] = set()
-        self.endpoints = Endpoints()
+        self.endpoints = Endpoints(casefold=settings.casefold_channels)
         self.presence = Presence()
         self.runtime = Runtime()
         self.is_stopping = False

@@ -7,7 +7,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
@@ -103,12 +103,16 @@ def event(name: str) -> Callable[[F], F]:
     decides what it gets, as with on_message, and what it returns goes to the sender.
 
     Raises:
-        TypeError: the name is not a str.
+        TypeError: the name is not a str, or the method takes another type already.
     """
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError('@event takes the message type, as in @event("typing")')
 
     def mark(function: F) -> F:
+        if (other := getattr(function, "_backchannel_event", None)) is not None:
+            raise TypeError(
+                f"a method takes one type: it has @event({other!r}) and @event({name!r})"
+            )
         function._backchannel_event = name  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
         return function
 
@@ -178,8 +182,11 @@ class Callbacks:
     @property
     def membership_is_immediate(self) -> bool:
         """Subscribing and unsubscribing never have to wait for a callback."""
-        four = (self.on_subscribe, self.on_unsubscribe, self.on_channel_open, self.on_channel_close)
-        return all(callback is None or callback.returns_at_once for callback in four)
+        involved = (
+            self.on_subscribe, self.on_unsubscribe, self.on_channel_open, self.on_channel_close,
+            self.on_error,
+        )  # fmt: skip
+        return all(callback is None or callback.returns_at_once for callback in involved)
 
 
 # Each callback with what it is called with, after self.
@@ -233,7 +240,7 @@ def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
             continue
         found[name] = _read_callback(getattr(listener, name), f"{kind.__name__}.{name}", parameters)
     if message := found.get("on_message"):
-        found["on_message"] = _with_decoder(message, names)
+        found["on_message"] = _with_decoder(message, names, kind)
     found["events"] = _read_events(listener, names)
     if not kind.shared:
         object.__setattr__(listener, "_sealed", True)
@@ -241,7 +248,10 @@ def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
 
 
 def _read_function(function: Callable[..., Any], names: Mapping[str, Any]) -> Callbacks:
-    name = getattr(function, "__name__", type(function).__name__)
+    named = function
+    while isinstance(named, functools.partial):
+        named = typing.cast("Any", named.func)  # pyright: ignore[reportUnknownMemberType]
+    name = getattr(named, "__name__", type(named).__name__)
     callback = _with_decoder(_read_callback(function, name, "ws, message"), names)
     on_invalid = _read_callback(Listener().on_invalid, f"{name}.on_invalid", "ws, error")
     return Callbacks(name=name, where=callback.where, on_message=callback, on_invalid=on_invalid)
@@ -250,8 +260,7 @@ def _read_function(function: Callable[..., Any], names: Mapping[str, Any]) -> Ca
 def _read_events(listener: Listener, names: Mapping[str, Any]) -> dict[str, Callback]:
     kind, found = type(listener), dict[str, Callback]()
     for attribute in dir(kind):
-        marked = inspect.getattr_static(kind, attribute, None)
-        name = getattr(marked, "_backchannel_event", None)
+        name = _event_of(kind, attribute)
         if name is None:
             continue
         if other := found.get(name):
@@ -262,8 +271,16 @@ def _read_events(listener: Listener, names: Mapping[str, Any]) -> dict[str, Call
             callback = _read_callback(function, label, "ws")
             found[name] = _replaced(callback, takes_message=False)
         else:
-            found[name] = _with_decoder(_read_callback(function, label, "ws, message"), names)
+            callback = _read_callback(function, label, "ws, message")
+            found[name] = _with_decoder(callback, names, kind)
     return found
+
+
+def _event_of(kind: type[Listener], attribute: str) -> str | None:
+    marked = inspect.getattr_static(kind, attribute)
+    function = getattr(marked, "__func__", None)  # under a staticmethod or classmethod
+    name: str | None = getattr(marked, "_backchannel_event", None)
+    return getattr(function, "_backchannel_event", None) if name is None else name
 
 
 def _read_callback(function: Callable[..., Any], name: str, parameters: str) -> Callback:
@@ -278,26 +295,35 @@ def _read_callback(function: Callable[..., Any], name: str, parameters: str) -> 
         raise ListenerError(
             f"{name} must take ({parameters}), but takes {signature}: {error}"
         ) from error
-    inner = _innermost(function)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ListenerError(
+            f"{name} has a yield, so that calling it would do nothing: send each part with "
+            "ws.send(…), within ws.spawn(…) if it takes long"
+        )
+    layers = list(_layers(function))
+    is_async = any(inspect.iscoroutinefunction(layer) for layer in layers)
+    in_thread = any(getattr(layer, "_backchannel_threaded", False) is True for layer in layers)
+    if is_async and in_thread:
+        raise ListenerError(f"{name} is both @threaded and async: @threaded is for a blocking def")
     return Callback(
         name=name,
-        where=_where(inner),
+        where=_where(layers[-1]),
         function=function,
-        is_async=inspect.iscoroutinefunction(inner)
-        or inspect.iscoroutinefunction(getattr(inner, "__call__", None)),  # noqa: B004
-        in_thread=getattr(inner, "_backchannel_threaded", False) is True,
+        is_async=is_async,
+        in_thread=in_thread,
     )
 
 
-def _with_decoder(callback: Callback, names: Mapping[str, Any]) -> Callback:
-    """Add what the annotation of the message asks for."""
-    positional = _positional(callback.function)
-    parameter = positional[1]
-    annotation = parameter.annotation
-    if annotation is parameter.empty:
+def _with_decoder(
+    callback: Callback, names: Mapping[str, Any], kind: type[Listener] | None = None
+) -> Callback:
+    """Add what the annotation of the message asks for, if it has one."""
+    message = next(iter(_positional(callback.function)[1:]), None)
+    if message is None or message.annotation is message.empty:
         return callback
-    label = f"{callback.name} ({callback.where}): the annotation of {parameter.name!r}"
-    annotation = _resolve(annotation, _innermost(callback.function), names, label)
+    label = f"{callback.name} ({callback.where}): the annotation of {message.name!r}"
+    *_, function = _layers(callback.function)
+    annotation = _resolve(message.annotation, _scope(function, names, kind), label)
     return _replaced(callback, decode=decoder_for(annotation, label))
 
 
@@ -306,18 +332,27 @@ def _replaced(callback: Callback, **changes: Any) -> Callback:
     return Callback(**{**fields, **changes})
 
 
-def _resolve(annotation: Any, function: Any, names: Mapping[str, Any], label: str) -> Any:
-    """Evaluate one annotation; the others may name what is imported for type checkers only."""
-    holder = types.SimpleNamespace(__annotations__={"message": annotation})
+def _scope(function: Any, names: Mapping[str, Any], kind: type[Listener] | None) -> dict[str, Any]:
+    """Return the names that a function's annotations may use, as Python would look them up."""
     scope = dict(getattr(function, "__globals__", {}))
+    if "<locals>" in getattr(function, "__qualname__", ""):
+        scope.update(names)
     code, closure = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     for name, cell in zip(code.co_freevars if code else (), closure or (), strict=False):
         try:
             scope[name] = cell.cell_contents
         except ValueError:  # a cell that is not filled yet
             continue
+    for base in reversed(kind.__mro__ if kind else ()):
+        scope.update({k: v for k, v in vars(base).items() if isinstance(v, type)})
+    return scope
+
+
+def _resolve(annotation: Any, scope: dict[str, Any], label: str) -> Any:
+    """Evaluate one annotation; the others may name what is imported for type checkers only."""
+    holder = types.SimpleNamespace(__annotations__={"message": annotation})
     try:
-        hints = typing.get_type_hints(holder, scope, dict(names), include_extras=True)
+        hints = typing.get_type_hints(holder, scope, include_extras=True)
     except (NameError, TypeError, SyntaxError, AttributeError) as error:
         raise ListenerError(
             f"{label}, {annotation!r}, can't be resolved: {error}; define or import its names at "
@@ -331,14 +366,20 @@ def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
 
 
-def _innermost(function: Any) -> Any:
+def _layers(function: Any) -> Iterator[Any]:
+    """Yield a callable and what it is made around, one after the other; the function comes last."""
     while True:
+        yield function
         if isinstance(function, functools.partial):
             function = typing.cast("Any", function.func)  # pyright: ignore[reportUnknownMemberType]
         elif isinstance(function, types.MethodType):
             function = function.__func__
+        elif (wrapped := getattr(function, "__wrapped__", None)) is not None:
+            function = wrapped
+        elif inspect.isfunction(call := getattr(function.__class__, "__call__", None)):  # noqa: B004
+            function = call
         else:
-            return inspect.unwrap(function)
+            return
 
 
 def _where(thing: Any) -> str:
@@ -361,10 +402,11 @@ def _check_spelling(kind: type[Listener]) -> None:
         plain = name.replace("_", "").casefold()
         if name in _PARAMETERS or not plain.startswith("on") or name.startswith("_"):
             continue
-        if hasattr(inspect.getattr_static(kind, name), "_backchannel_event"):
+        if _event_of(kind, name) is not None:
             continue
         close = difflib.get_close_matches(plain, known, n=1, cutoff=0.85)
         if close:
             raise ListenerError(
-                f"{kind.__name__}.{name} is no callback; did you mean {known[close[0]]}?"
+                f"{kind.__name__}.{name} is no callback; did you mean {known[close[0]]}? "
+                "(What is none should not be named like one.)"
             )

@@ -94,6 +94,13 @@ class Membership:
         return refusal(answer, default)
 
     async def _release(self, dispatch: Dispatch, channel: Channel) -> None:
+        leaving = self._leave(dispatch, channel)
+        if self.is_immediate(dispatch, channel.name):
+            await leaving
+        else:
+            await dispatch.finish(leaving)
+
+    async def _leave(self, dispatch: Dispatch, channel: Channel) -> None:
         on_close = channel.opener.callbacks.on_channel_close
         await channel.occupancy.leave(
             None

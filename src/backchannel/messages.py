@@ -277,8 +277,9 @@ def _pydantic_decoder(annotation: Any, where: str) -> Decoder:
         adapter = pydantic.TypeAdapter[Any](annotation)
         adapter.rebuild(raise_errors=True)  # else a name it can't resolve is found in use only
     except (TypeError, NameError, ValueError, RuntimeError) as error:
+        why = str(error).partition("\n")[0]  # without pydantic's link to its documentation
         raise ListenerError(
-            f"{where}: no message can be decoded into {annotation!r}: {error}"
+            f"{where}: no message can be decoded into {annotation!r}: {why}"
         ) from error
     validate = adapter.validate_json
 

@@ -5,13 +5,26 @@ Contents of messages are logged at debug level only.
 
 from __future__ import annotations
 
+import gc
+import inspect
 import logging
 import secrets
+from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from time import perf_counter
 from typing import Any, Final
 
-__all__ = ["CONNECTION", "HANDSHAKE", "HUB", "LISTENER", "Watched", "excerpt", "new_error_id"]
+__all__ = [
+    "CONNECTION",
+    "HANDSHAKE",
+    "HUB",
+    "LISTENER",
+    "PAUSES",
+    "Watched",
+    "excerpt",
+    "new_error_id",
+    "report_slow",
+]
 
 HUB: Final = logging.getLogger("backchannel.hub")
 HANDSHAKE: Final = logging.getLogger("backchannel.handshake")
@@ -28,6 +41,74 @@ def excerpt(frame: str | bytes, limit: int = 200) -> str:
     """Return a message for a debug line: on one line, cut after ``limit`` characters."""
     text = repr(frame[:limit])
     return f"{text}… ({len(frame)})" if len(frame) > limit else text
+
+
+class _Pauses:
+    """When the garbage collector held everything up, so that no callback is blamed for it."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._recent: deque[tuple[float, float]] = deque(maxlen=16)
+
+    def watch(self) -> None:
+        """Take note from now on. The collector is the process's, so this is too."""
+        if self._note not in gc.callbacks:
+            gc.callbacks.append(self._note)
+
+    def since(self, began: float) -> float:
+        """Return the seconds it took from a time of perf_counter() on."""
+        return sum(ended - max(began, start) for start, ended in self._recent if ended > began)
+
+    def _note(self, phase: str, _info: object) -> None:
+        if phase == "start":
+            self._began = perf_counter()
+        else:
+            self._recent.append((self._began, perf_counter()))
+
+
+PAUSES: Final = _Pauses()
+
+
+def report_slow(name: str, where: str, seconds: float, limit: float) -> None:
+    """Warn of a callback that held the event loop, unless the garbage collector did.
+
+    Args:
+        name: the callback.
+        where: file and line of its definition.
+        seconds: how long, until now.
+        limit: seconds that are no reason to warn.
+    """
+    held = seconds - PAUSES.since(perf_counter() - seconds)
+    if held > limit:
+        LISTENER.warning(
+            "%s (%s) held the event loop for %.0f ms, so that nobody else was served meanwhile; "
+            "a blocking def wants @threaded, a blocking call in async def an await",
+            name, where, held * 1000,
+        )  # fmt: skip
+
+
+async def timed(
+    function: Callable[[Any], Any], argument: Any, name: str, where: str, limit: float
+) -> Any:
+    """Call a function of the application, await what it returns, and warn where it is slow.
+
+    Args:
+        function: def or async def.
+        argument: what it is called with.
+        name: what it is called in the warning.
+        where: file and line of its definition.
+        limit: seconds it may hold the event loop.
+
+    Raises:
+        Whatever it raises.
+    """
+    began = perf_counter()
+    result = function(argument)
+    if (took := perf_counter() - began) > limit:
+        report_slow(name, where, took, limit)
+    if inspect.iscoroutine(result):
+        return await Watched(result, limit, lambda s: report_slow(name, where, s, limit))
+    return await result if inspect.isawaitable(result) else result
 
 
 class Watched:

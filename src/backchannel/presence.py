@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -21,19 +22,29 @@ class Presence:
         on_offline: called with a user whose last device has gone.
     """
 
-    __slots__ = ("_users", "on_offline", "on_online")
+    __slots__ = ("_telling", "_users", "on_offline", "on_online")
 
     def __init__(self) -> None:
         self.on_online: Callable[[str], Any] | None = None
         self.on_offline: Callable[[str], Any] | None = None
         self._users: dict[str, Occupancy] = {}
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def came(self, user: str | None) -> None:
-        """Note that one of a user's devices has come; the first one is announced."""
+        """Note that one of a user's devices has come; the first one is announced.
+
+        Whoever has called this calls ``went``, also when it was cancelled: a device that leaves
+        again meanwhile does not cut the announcement short.
+        """
         if user is None or (self.on_online is None and self.on_offline is None):
             return
         occupancy = self._users.setdefault(user, Occupancy())
-        await occupancy.enter(functools.partial(_tell, self.on_online, user))
+        telling = asyncio.create_task(
+            occupancy.enter(functools.partial(_tell, self.on_online, user))
+        )
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+        await asyncio.shield(telling)
 
     async def went(self, user: str | None) -> None:
         """Note that one of a user's devices has gone; the last one is announced."""
@@ -47,14 +58,18 @@ class Presence:
     def forget(self) -> None:
         """Begin anew, with nobody online."""
         self._users.clear()
+        self._telling.clear()
 
 
 async def _tell(callback: Callable[[str], Any] | None, user: str) -> None:
     if callback is None:
         return
     try:
+        if getattr(callback, "_backchannel_threaded", False):
+            await asyncio.to_thread(callback, user)
+            return
         told = callback(user)
-        if asyncio.iscoroutine(told):
+        if inspect.isawaitable(told):
             await told
     except Exception as error:  # noqa: BLE001 - the application may raise anything
         LISTENER.error("%r(%r) raised %r", callback, user, error, exc_info=error)

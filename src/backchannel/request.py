@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 if TYPE_CHECKING:
     from backchannel.config import Network
@@ -94,7 +95,7 @@ class Request:
     ):
         self.scope = scope
         self.path = path
-        self.params = params
+        self.params: Mapping[str, Any] = MappingProxyType(dict(params))
         self.session = session
         self.user: str | None = None
         self.identity: Any = None
@@ -141,11 +142,14 @@ class Request:
     def is_local(self) -> bool:
         """Peer and Host are this machine, and nothing was forwarded: a developer's own request."""
         peer = self.scope.get("client")
-        host = self.headers.get("host", "").rpartition(":")[0] or self.headers.get("host", "")
+        try:
+            host = urlsplit("//" + self.headers.get("host", "")).hostname or ""
+        except ValueError:
+            return False
         return bool(
             peer
             and _is_loopback(peer[0])
-            and (host == "localhost" or _is_loopback(host.strip("[]")))
+            and (host == "localhost" or _is_loopback(host))
             and _FORWARDING.isdisjoint(self.headers)
         )
 
@@ -167,9 +171,12 @@ def path_segments(scope: Scope) -> Iterator[list[str]]:
 
     ``root_path`` is where the app is mounted. Most servers and frameworks keep it at the front of
     ``path`` (as the ASGI spec says), some cut it off. An encoded slash stays inside its segment.
+    A slash that a framework has put at the end (Litestar does at its mounts) is taken off again.
     """
     path, root = scope["path"], scope.get("root_path", "").rstrip("/")
     raw = scope.get("raw_path") or b""
+    if raw and path.endswith("/") and not unquote(raw.decode("latin-1")).endswith("/"):
+        path = path[:-1]
     keep = raw.decode("latin-1") if b"%" in raw else ""
     if root and (path == root or path.startswith(root + "/")):
         yield _split(path[len(root) :], keep)
@@ -177,18 +184,20 @@ def path_segments(scope: Scope) -> Iterator[list[str]]:
 
 
 def _split(path: str, raw: str) -> list[str]:
-    if raw and (cut := _raw_tail(path, raw)) is not None:
-        return [unquote(segment) for segment in cut.split("/")]
-    return path[1:].split("/") if path not in {"", "/"} else []
+    if path in {"", "/"}:
+        return []
+    return (_raw_tail(path, raw) if raw else None) or path[1:].split("/")
 
 
-def _raw_tail(path: str, raw: str) -> str | None:
-    """Return the end of the raw path that decodes to the path, without its first slash."""
-    parts = raw.split("/")
-    for start in range(1, len(parts)):
-        tail = "/".join(parts[start:])
-        if "/" + unquote(tail) == path:
-            return tail
+def _raw_tail(path: str, raw: str) -> list[str] | None:
+    """Return the decoded segments of that end of the raw path which decodes to the path."""
+    segments = [unquote(segment) for segment in raw.split("/")]
+    missing = len(path)
+    for start in range(len(segments) - 1, 0, -1):
+        missing -= 1 + len(segments[start])
+        if missing <= 0:
+            tail = segments[start:]
+            return tail if "/" + "/".join(tail) == path else None
     return None
 
 
@@ -209,18 +218,22 @@ def _unquote(value: str) -> str:
 
 
 def _is_in(address: str, networks: tuple[Network, ...]) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return any(parsed in network for network in networks)
+    parsed = _ip_address(address)
+    return parsed is not None and any(parsed in network for network in networks)
 
 
 def _is_loopback(address: str) -> bool:
+    parsed = _ip_address(address)
+    return parsed is not None and parsed.is_loopback
+
+
+def _ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Read an address; an IPv4 one that a socket for both kinds shows as IPv6 is an IPv4 one."""
     try:
-        return ipaddress.ip_address(address).is_loopback
+        parsed = ipaddress.ip_address(text)
     except ValueError:
-        return False
+        return None
+    return (parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None) or parsed
 
 
 def user_id(value: object) -> str:

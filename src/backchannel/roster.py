@@ -28,6 +28,8 @@ class Roster:
         self._by_id: dict[str, Connection] = {}
         self._users: dict[str, Members] = {}
         self._sessions: dict[str, Members] = {}
+        # A framework may give a session another id later on, as at a login.
+        self._session_of: dict[Connection, str] = {}
         self._channels: dict[str, Members] = {}
 
     def admit(self, ws: Connection) -> None:
@@ -38,6 +40,7 @@ class Roster:
             self._users.setdefault(ws.user, {})[ws] = None
         if (session := ws.session.id) is not None:
             self._sessions.setdefault(session, {})[ws] = None
+            self._session_of[ws] = session
 
     def remove(self, ws: Connection) -> None:
         """Take a connection out of everything; its ``channels`` keep their last view."""
@@ -49,13 +52,13 @@ class Roster:
         del self.everyone[ws]
         if ws.user is not None:
             _discard(self._users, ws.user, ws)
-        if (session := ws.session.id) is not None:
+        if (session := self._session_of.pop(ws, None)) is not None:
             _discard(self._sessions, session, ws)
 
     def enter(self, ws: Connection, channel: str) -> None:
         """Put a connection into a channel."""
-        self._channels.setdefault(channel, {})[ws] = None
         cast("set[str]", ws._channels).add(channel)
+        self._channels.setdefault(channel, {})[ws] = None
 
     def leave(self, ws: Connection, channel: str) -> None:
         """Take a connection out of a channel."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from backchannel.change import detached
 from backchannel.contracts import Receipt
-from backchannel.observe import HUB, LISTENER
+from backchannel.observe import HUB, LISTENER, PAUSES
 from backchannel.sent import Outcome, Sent
 
 __all__ = ["Runtime"]
@@ -54,6 +54,7 @@ class Runtime:
 
     def bind(self) -> None:
         """Take the running event loop; nothing of an earlier one is alive."""
+        PAUSES.watch()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._tasks.clear()

@@ -83,6 +83,7 @@ class Outcome(concurrent.futures.Future[Receipt]):
     def __init__(self, report: Callable[[Exception], None]):
         super().__init__()
         self._report: Callable[[Exception], None] | None = report
+        self.set_running_or_notify_cancel()  # who stops waiting for it does not stop it
 
     def settle(self, work: Callable[[], Receipt]) -> None:
         """Do the work and keep what comes of it."""

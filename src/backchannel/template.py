@@ -21,6 +21,7 @@ from backchannel.errors import TemplateError
 __all__ = ["NamePattern", "Router", "Template", "near_misses"]
 
 _VARIABLE: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([^}]*))?\}")
+_NOT_IN_A_PATH: Final = re.compile(r"[?#]|%[0-9A-Fa-f]{2}")
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _UUID: Final = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
@@ -77,11 +78,6 @@ class Template:
         """The names of its variables, from left to right."""
         return tuple(part.name for part in self.segments if isinstance(part, Variable))
 
-    @property
-    def shape(self) -> tuple[str, ...]:
-        """What two templates share when they match the same paths."""
-        return tuple("{" + s.kind if isinstance(s, Variable) else s for s in self.segments)
-
 
 def _parse(text: str) -> Iterable[str | Variable]:
     if not isinstance(text, str) or not text.startswith("/"):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -99,6 +95,11 @@ def _parse(text: str) -> Iterable[str | Variable]:
                 f"URL template {text!r} has the segment {part!r}, which no URL keeps"
             )
         if "{" not in part and "}" not in part:
+            if wrong := _NOT_IN_A_PATH.search(part):
+                raise TemplateError(
+                    f"URL template {text!r} has {wrong[0]!r}: write the path alone, without query "
+                    "and fragment, and with nothing percent-encoded"
+                )
             yield part
             continue
         variable = _variable(text, part)
@@ -228,7 +229,7 @@ class NamePattern:
         TemplateError: malformed, or with a variable that the template does not have.
     """
 
-    __slots__ = ("_regex", "literal_length", "names", "text")
+    __slots__ = ("_regex", "_variables", "literal_length", "names", "text")
 
     def __init__(self, text: str, variables: Iterable[str]):
         known = list(variables)
@@ -237,9 +238,15 @@ class NamePattern:
         except ValueError as error:
             raise TemplateError(f"channel={text!r} is malformed: {error}") from error
         self.text = text
+        self._variables = known
         self.names = tuple(name for _, name, _, _ in parts if name is not None)
         for _, name, spec, conversion in parts:
-            if name is not None and (name not in known or spec or conversion):
+            if spec or conversion:
+                raise TemplateError(
+                    f"channel={text!r}: {{{name}}} must be the name alone, without '!' and ':'; "
+                    "its kind stands in the URL template"
+                )
+            if name is not None and name not in known:
                 raise TemplateError(
                     f"channel={text!r}: {{{name}}} is no variable of the URL template, which has "
                     f"{', '.join(known) or 'none'}"
@@ -253,6 +260,21 @@ class NamePattern:
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the name for a connection's URL variables."""
         return self.text.format_map({name: values[name] for name in self.names})
+
+    @property
+    def shape(self) -> str:
+        """What two patterns share when they make the same names."""
+        return self._regex.pattern
+
+    def casefolded(self) -> NamePattern:
+        """Return the pattern for a hub that ignores the case of channel names."""
+        parts = string.Formatter().parse(self.text)
+        text = "".join(
+            literal.casefold().replace("{", "{{").replace("}", "}}")
+            + ("" if name is None else f"{{{name}}}")
+            for literal, name, *_ in parts
+        )
+        return NamePattern(text, self._variables)
 
     def matches(self, name: str) -> bool:
         """Tell whether the pattern could have made a name."""

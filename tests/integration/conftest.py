@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 START = 20.0
 """Seconds a server may take to start on a busy machine."""
 
-PATIENCE = 10.0
+PATIENCE = 15.0
 """Seconds a test waits for what should come at once."""
 
 COMMANDS = {
@@ -117,18 +117,14 @@ class Server:
     def http(self):
         return f"http://127.0.0.1:{self.port}"
 
-    @property
-    def ws(self):
-        return f"ws://127.0.0.1:{self.port}"
-
     def printed(self):
         """Return what it printed since the test began."""
         return self.process.output()[self.mark :]
 
-    def connect(self, path, **options):
+    def connect(self, path, host="127.0.0.1", **options):
         """Open a WebSocket with the websockets library: ``async with server.connect(path)``."""
         return connect(
-            self.ws + path, proxy=None, open_timeout=PATIENCE, close_timeout=PATIENCE, **options
+            f"ws://{host}:{self.port}{path}", proxy=None, open_timeout=PATIENCE, close_timeout=PATIENCE, **options
         )
 
     async def told(self, tag, until="", times=1):
@@ -373,14 +369,40 @@ def server(session_server, request):
     assert not bad, f"{session_server.name} printed errors:\n{session_server.printed()}"
 
 
+def starter(folder, stack):
+    def start_one(name, command, **options):
+        log = folder / f"{name}-{next(numbers)}.log"
+        return stack.enter_context(running(name, command, log, **options))
+
+    numbers = itertools.count()
+    return start_one
+
+
 @pytest.fixture
 def start(tmp_path):
     """Start more servers: ``start("uvicorn", "uvicorn served:app --port {port}")``."""
     with contextlib.ExitStack() as stack:
+        yield starter(tmp_path, stack)
 
-        def start_one(name, command, **options):
-            log = tmp_path / f"{name}.log"
-            return stack.enter_context(running(name, command, log, **options))
+
+@pytest.fixture(scope="session")
+def start_once(tmp_path_factory):
+    """Start servers for the whole session, each command once."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(starter(tmp_path_factory.mktemp("servers"), stack))
+
+
+@pytest.fixture
+def process(tmp_path):
+    """Start programs: ``process("backchannel", "run", "chat.py")``; they are ended after the test."""
+    with contextlib.ExitStack() as stack:
+        numbers = itertools.count()
+
+        def start_one(*arguments, **options):
+            log = tmp_path / f"{arguments[0]}-{next(numbers)}.log"
+            started = Process([str(one) for one in arguments], log, **options)
+            stack.callback(started.end)
+            return started
 
         yield start_one
 
@@ -398,6 +420,18 @@ def pytest_runtest_makereport(item, call):
         for value in getattr(item, "funcargs", {}).values():
             if isinstance(value, Server):
                 report.sections.append((f"{value.name} printed", value.printed()[-6000:]))
+
+
+@pytest.fixture
+def make_server():
+    """Make the Server of a process that listens: ``make_server(name, process, port)``."""
+    return Server
+
+
+@pytest.fixture
+def make_raw():
+    """Make clients without manners of any server: ``make_raw(server, "/ws/echo")``."""
+    return Raw
 
 
 @pytest.fixture

@@ -388,6 +388,8 @@ wrapped = hub.wrap(inner)
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "websocket" and scope["path"] == "/raw/ping":
         await try_to_ping(receive, send)
+    elif scope["path"].startswith("/bare/"):
+        await hub(scope, receive, send)  # answers what is nothing of its own, too
     else:
         await wrapped(scope, receive, send)
 

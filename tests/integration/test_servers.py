@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import subprocess
@@ -58,9 +59,9 @@ def test_each_row_is_tried_out_on_each_server():
 
 @pytest.mark.parametrize("what", CAPABILITIES)
 @pytest.mark.logs("Invalid UTF-8 sequence", "Traceback", "^UnicodeDecodeError")  # uvicorn's
-async def test_table(what, server, start, raw):
+async def test_table(what, server, start, raw, make_raw):
     told = TABLE[what][server.kind]
-    assert await CAPABILITIES[what](server, told, start, raw) == told
+    assert await CAPABILITIES[what](server, told, start, raw, make_raw) == told
 
 
 async def how_it_ended(server, raw, tag, act):
@@ -78,7 +79,7 @@ def blame(told):
 
 
 @capability("`on_close` is told the code that the client closed with")
-async def _(server, told, start, raw):
+async def _(server, told, start, raw, make_raw):
     for code in (1000, 1001, 3000, 4999):
         _, end = await how_it_ended(server, raw, f"c{code}", lambda c, code=code: c.close(code))
         answer = "yes" if blame(end) == f"{code} by client" else f"no: {blame(end)}"
@@ -88,13 +89,13 @@ async def _(server, told, start, raw):
 
 
 @capability("`on_close` is told the reason that the client closed with")
-async def _(server, told, start, raw):
+async def _(server, told, start, raw, make_raw):
     _, end = await how_it_ended(server, raw, "reason", lambda c: c.close(4321, "bye – ünïcode"))
     return "yes" if end["text"] == "bye – ünïcode" else "no"
 
 
 @capability("a close without a code is told from a lost connection")
-async def _(server, told, start, raw):
+async def _(server, told, start, raw, make_raw):
     _, end = await how_it_ended(server, raw, "codeless", lambda c: c.close())
     return "yes" if blame(end) == "1005 by client" else f"no: {blame(end)}"
 
@@ -106,14 +107,14 @@ def answered_with(code, seen, end):
 
 
 @capability("invalid UTF-8 is answered with 1007, and `on_close` says so")
-async def _(server, told, start, raw):
+async def _(server, told, start, raw, make_raw):
     return answered_with(
         1007, *await how_it_ended(server, raw, "utf-8", lambda c: c.send(b"\xff\xfe", 1))
     )
 
 
 @capability("a broken frame is answered with 1002, and `on_close` says so")
-async def _(server, told, start, raw):
+async def _(server, told, start, raw, make_raw):
     unmasked = b"\x81\x05hello"
     return answered_with(
         1002, *await how_it_ended(server, raw, "unmasked", lambda c: c.write(unmasked))
@@ -121,7 +122,7 @@ async def _(server, told, start, raw):
 
 
 @capability("a refused handshake is answered with our status, headers and text")
-async def _(server, told, start, raw):
+async def _(server, told, start, raw, make_raw):
     with pytest.raises(InvalidStatus) as caught:
         await server.connect("/ws/refuse/handshake/401").__aenter__()
     answer = caught.value.response
@@ -130,7 +131,7 @@ async def _(server, told, start, raw):
 
 
 @capability("messages are compressed (permessage-deflate)")
-async def _(server, told, start, raw):
+async def _(server, told, start, raw, make_raw):
     async with server.connect("/ws/echo", compression="deflate") as client:
         await client.send("x" * 10_000)
         assert await client.recv() == "x" * 10_000
@@ -138,7 +139,7 @@ async def _(server, told, start, raw):
 
 
 @capability("an app can send pings, and so knows `ws.latency`")
-async def _(server, told, start, raw):
+async def _(server, told, start, raw, make_raw):
     async with raw("/raw/ping") as client:
         await client.opened()
         opcode, payload = await client.frame()
@@ -170,12 +171,12 @@ def pinging(server, start):
 
 
 @capability("the server sends pings")
-async def _(server, told, start, raw):
+async def _(server, told, start, raw, make_raw):
     options = options_about_pings(server)
     if not options:
         return "no"
     pings = pinging(server, start)
-    async with raw.func(pings, "/ws/echo") as client:
+    async with make_raw(pings, "/ws/echo") as client:
         await client.opened()
         opcode, _ = await client.frame()
         assert opcode == 9
@@ -183,42 +184,27 @@ async def _(server, told, start, raw):
 
 
 @capability("a client that answers no ping is dropped")
-async def _(server, told, start, raw):
+async def _(server, told, start, raw, make_raw):
     options = options_about_pings(server)
     if not options:
         return "no"
     pings = pinging(server, start)
-    async with raw.func(pings, "/ws/chat/pinged?tag=pinged") as client:
+    async with make_raw(pings, "/ws/chat/pinged?tag=pinged") as client:
         await client.opened()
-        opcodes = [(await client.frame())[0] for _ in range(4)]
-        if opcodes[:3] == [1, 9, 8]:
+        opcodes = [0]
+        while opcodes.count(9) < 3 and opcodes[-1] != 8:
+            opcodes.append((await client.frame())[0])
+        if opcodes[-1] == 8:
+            assert opcodes.count(9) == 1
             assert blame(await pings.told_of("pinged", "on_close")) == "1006 by network"
             return f"yes: `{options[1]}`"
-        assert opcodes == [1, 9, 9, 9]
         await client.send('{"type": "say", "text": "still here"}')
-        assert (1, b'{"said":"still here"}') in [await client.frame(), await client.frame()]
+        while (await client.frame()) != (1, b'{"said":"still here"}'):
+            pass
     return "no"
 
 
-@capability("the socket of a slow reader that reads nothing at all is closed")
-async def _(server, told, start, raw):
-    before = (await server.settled(lambda stats: stats["connections"] == 0))["fds"]
-    async with raw("/ws/chat/stuck?tag=stuck", receive_buffer=4096) as client:
-        await client.opened()
-        await client.frame()
-        while not any(e["callback"] == "on_close" for e in await server.told("stuck")):
-            await server.post("/flood", channel="stuck", count=10, size=100_000)
-        try:
-            await server.settled(lambda stats: stats["fds"] <= before, timeout=4)
-        except AssertionError:
-            answer = "no: when it reads or goes"
-        else:
-            answer = "yes"
-    await server.settled(lambda stats: stats["fds"] <= before)
-    return answer
-
-
-async def stopped(server, start, raw):
+async def stopped(server, start, make_raw):
     """Return what a client sees when its server is told to stop, and what that server printed."""
     command = {
         "uvicorn": "uvicorn served:app --port {port}",
@@ -226,7 +212,7 @@ async def stopped(server, start, raw):
         "granian": "granian --interface asgi served:app --port {port}",
     }[server.kind]
     stopping = start(f"{server.kind}-stopping", command)
-    async with raw.func(stopping, "/ws/chat/stop?log=1") as client:
+    async with make_raw(stopping, "/ws/chat/stop?log=1") as client:
         await client.opened()
         await client.frame()
         stopping.process.popen.terminate()
@@ -236,14 +222,14 @@ async def stopped(server, start, raw):
 
 
 @capability("when the server stops, clients get a code that says come back")
-async def _(server, told, start, raw):
-    seen, _ = await stopped(server, start, raw)
+async def _(server, told, start, raw, make_raw):
+    seen, _ = await stopped(server, start, make_raw)
     return f"yes: {seen}" if seen in {1001, 1012} else f"no: {seen}"
 
 
 @capability("when the server stops, every `on_close` runs")
-async def _(server, told, start, raw):
-    _, printed = await stopped(server, start, raw)
+async def _(server, told, start, raw, make_raw):
+    _, printed = await stopped(server, start, make_raw)
     return "yes" if printed.count("LOGGED on_close") == 1 else "no"
 
 
@@ -466,10 +452,39 @@ async def test_server_closes_while_the_client_floods(server, raw):
     async with raw("/ws/chat/flooding?tag=flooding") as client:
         await client.opened()
         await client.send('{"type": "close", "code": 4321, "reason": "enough"}')
-        for _ in range(300):
-            await client.send('{"type": "anything"}')
+        with contextlib.suppress(OSError):
+            for _ in range(300):
+                await client.send('{"type": "anything"}')
+        seen = await client.close_code()
+        # granian does not wait for the client, and a TCP reset can overtake its close frame
+        assert seen == 4321 or (server.kind, seen) == ("granian", 1006)
+    assert blame(await server.told_of("flooding", "on_close")) == "4321 by server"
+    await server.settled(lambda stats: stats["fds"] <= before and not stats["dispatches"])
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_closing_handshake(server, raw, answers):
+    """The server closes the TCP connection after the client's answer, or without one."""
+    before = (await server.settled(lambda stats: stats["connections"] == 0))["fds"]
+    async with raw("/ws/chat/bye?tag=bye") as client:
+        await client.opened()
+        await client.send('{"type": "close", "code": 4321, "reason": ""}')
         assert await client.close_code() == 4321
-    assert (await server.told_of("flooding", "on_close"))["code"] == 4321
+        if answers:
+            await client.close(4321)
+        with pytest.raises((EOFError, ConnectionError)):
+            await client.frame()
+        await server.settled(lambda stats: stats["fds"] <= before)
+
+
+async def test_the_socket_of_a_client_that_never_reads_is_freed_when_it_goes(server, raw):
+    before = (await server.settled(lambda stats: stats["connections"] == 0))["fds"]
+    async with raw("/ws/chat/stuck?tag=stuck", receive_buffer=4096) as client:
+        await client.opened()
+        await client.frame()
+        while not any(e["callback"] == "on_close" for e in await server.told("stuck")):
+            await server.post("/flood", channel="stuck", count=10, size=100_000)
+        assert blame(await server.told_of("stuck", "on_close")) == "4001 by server"
     await server.settled(lambda stats: stats["fds"] <= before and not stats["dispatches"])
 
 
@@ -504,7 +519,10 @@ async def test_client_leaves_in_the_middle_of(server, raw, where):
     told = [e["callback"] for e in await server.told(where)]
     assert told.count("on_close") == (1 if where == "threaded" else told.count("on_open"))
     assert told.count("on_unsubscribe") <= told.count("on_subscribe")
-    assert told.count("on_channel_close") == told.count("on_channel_open")
+    # What was cancelled in its opening has not opened.
+    assert told.count("on_channel_close") == (
+        0 if where == "on_channel_open" else told.count("on_channel_open")
+    )
     if where in AFTER_THE_END:
         assert told.count("went on") == 1
         assert told[-1] == "over"
@@ -619,6 +637,31 @@ async def test_plain_http_on_an_endpoint(server):
 async def test_what_is_not_the_hubs_is_passed_on(server):
     assert (await server.get("/nothing")).text == "Not Found"  # Starlette's
     assert (await refusal(server, "/ws/eccho"))[0] == 403  # Starlette closes what it doesn't know
+
+
+@pytest.mark.parametrize("speaks", ["http", "websocket"])
+async def test_near_misses_are_told_to_developers_only(server, speaks):
+    async def ask(**headers):
+        if speaks == "websocket":
+            return await refusal(server, "/bare/ws/eccho", **headers)
+        answer = await server.get("/bare/ws/eccho", headers=headers)
+        return answer.status_code, answer.text
+
+    status, text = await ask()
+    assert status == 404
+    assert "/bare/ws/eccho" in text
+    assert "/ws/echo" in text.partition("nearest")[2]
+    for name, value in [
+        ("X-Forwarded-For", "127.0.0.1"),
+        ("Forwarded", "for=127.0.0.1"),
+        ("X-Real-IP", "127.0.0.1"),
+        ("Via", "1.1 proxy"),
+        ("X-Forwarded-Host", "localhost"),
+    ]:
+        assert await ask(**{name: value}) == (404, "Nothing is served at /bare/ws/eccho.\n"), name
+    if speaks == "http":
+        told = await ask(Host="chat.example.com")
+        assert told == (404, "Nothing is served at /bare/ws/eccho.\n")
 
 
 # ── no leaks ──────────────────────────────────────────────────────────────────────────────────

@@ -107,6 +107,8 @@ async def _live(dispatch: Dispatch, link: Outbox, receive: Receive) -> None:
     try:
         await asyncio.shield(dispatch.closed)
         await link.finished()
+        if not reader.done() or reader.cancelled():
+            await _read_to_the_end(reader, receive, dispatch.ws.hub.settings.close_timeout)
     except asyncio.CancelledError:
         # The server gives this connection up: its listener is still told.
         link.lose()
@@ -117,6 +119,21 @@ async def _live(dispatch: Dispatch, link: Outbox, receive: Receive) -> None:
         reader.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reader
+
+
+async def _read_to_the_end(
+    reader: asyncio.Task[None], receive: Receive, close_timeout: float
+) -> None:
+    """After our close: give the client time for its answer, and drop what it was sending.
+
+    hypercorn would wait for ever to hand over a message that nobody receives.
+    """
+    reader.cancel()
+    await asyncio.wait({reader})
+    with contextlib.suppress(Exception):  # late, or the server's way to say that it is over
+        async with asyncio.timeout(close_timeout):
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
 
 
 async def _read(dispatch: Dispatch, link: Outbox, receive: Receive) -> None:

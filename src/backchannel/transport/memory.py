@@ -125,7 +125,8 @@ class MemoryClient:
             HandshakeRefused: the server answered with an HTTP status other than 101.
         """
         hub, scope = self._hub, self._scope
-        await hub.start()
+        if not (hub.is_stopping and hub.runtime.is_here()):
+            await hub.start()
         found = hub.endpoints.match(path_segments(scope))
         if found is None:
             near = ", ".join(hub.endpoints.near_misses(scope["path"])) or "none"
@@ -138,7 +139,12 @@ class MemoryClient:
             session=Session(self._session),
             proxies=hub.settings.networks(),
         )
-        answer = await shake_hands(request, endpoint.callbacks, hub.settings, user=self._user)
+        # In a context of its own, as each connection has on a server.
+        context = copy_context()
+        shaking = shake_hands(request, endpoint.callbacks, hub.settings, user=self._user)
+        answer = await asyncio.create_task(shaking, context=context)
+        if hub.is_stopping:
+            answer = Reject(503, "The server is going away.")
         channel = answer or choose_channel(hub, endpoint, params)
         if isinstance(channel, Reject):
             raise HandshakeRefused(channel.status, channel.text)
@@ -147,7 +153,7 @@ class MemoryClient:
             endpoint,
             request,
             self._link,
-            context=copy_context(),
+            context=context,
             channel=channel,
             subprotocol=endpoint.choose_subprotocol(request.subprotocols),
         )

@@ -1,0 +1,129 @@
+"""What waits for its turn at one connection: messages, changes of channels, work to go on with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final
+
+from backchannel.change import Change
+from backchannel.messages import Frame
+
+__all__ = ["Inbox", "Rest", "nothing"]
+
+FULL: Final = 64
+"""Items that may wait for a running callback before the transport stops reading."""
+
+ROOM: Final = 16
+"""Items left when it reads again."""
+
+
+class Rest:
+    """What is left of a piece of work once it has to wait; it has not begun.
+
+    Args:
+        begin: does it.
+        give_up: what to do instead when the connection has ended; None where it must be done.
+    """
+
+    __slots__ = ("begin", "give_up")
+
+    def __init__(
+        self,
+        begin: Callable[[], Coroutine[Any, Any, Any]],
+        give_up: Callable[[], object] | None = None,
+    ):
+        self.begin = begin
+        self.give_up = give_up
+
+
+class Inbox:
+    """A queue in which what a callback wants for its own connection comes before what came in."""
+
+    __slots__ = ("_items", "_loop", "_news", "_room", "_wishes")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self._loop = loop
+        self._items: deque[Frame | Change | Rest] = deque()
+        self._wishes: deque[Change] = deque()
+        self._room: asyncio.Future[None] | None = None
+        self._news: asyncio.Future[None] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._items or self._wishes)
+
+    def put(self, item: Frame | Change) -> None:
+        """Add what came in."""
+        self._items.append(item)
+        self._tell(item)
+
+    def put_first(self, rest: Rest) -> None:
+        """Add what is left of what was begun, before all else."""
+        self._items.appendleft(rest)
+
+    def wish(self, change: Change) -> None:
+        """Add what a callback wants for its own connection."""
+        self._wishes.append(change)
+        self._tell(change)
+
+    def take(self) -> Frame | Change | Rest:
+        """Take what comes next.
+
+        Raises:
+            IndexError: nothing waits.
+        """
+        item = self._wishes.popleft() if self._wishes else self._items.popleft()
+        if len(self._items) <= ROOM:
+            _settle(self._room)
+        return item
+
+    def take_change(self) -> Change | None:
+        """Take the first change out of its turn; None when there is none."""
+        boxes: Iterable[deque[Any]] = (self._wishes, self._items)
+        for box in boxes:
+            for item in box:
+                if isinstance(item, Change) and item.is_waiting:
+                    box.remove(item)
+                    return item
+        return None
+
+    def give_up(self) -> None:
+        """Give up all that has not begun, but for what must be done in any case."""
+        waiting = [*self._wishes, *self._items]
+        self._wishes.clear()
+        self._items.clear()
+        for item in waiting:
+            if isinstance(item, Change) and not item.has_begun:
+                item.settle(result=False)
+            elif isinstance(item, Rest) and item.give_up is not None:
+                item.give_up()
+            elif not isinstance(item, str | bytes):
+                self._items.append(item)
+        _settle(self._room)
+
+    async def wait_for_room(self) -> None:
+        """Wait while too much waits."""
+        while len(self._items) >= FULL:
+            if self._room is None or self._room.done():
+                self._room = self._loop.create_future()
+            await asyncio.shield(self._room)
+
+    def news(self) -> asyncio.Future[None]:
+        """Return a future that is done when another change comes in."""
+        if self._news is None or self._news.done():
+            self._news = self._loop.create_future()
+        return self._news
+
+    def _tell(self, item: Frame | Change) -> None:
+        if isinstance(item, Change):
+            _settle(self._news)
+
+
+def _settle(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
+
+
+def nothing() -> None:
+    """Do nothing: what has not begun leaves nothing behind."""

@@ -1,0 +1,332 @@
+"""People use the example chat's page in a real browser, each in a profile of their own.
+
+``BACKCHANNEL_PICTURE=docs/images/chat.png`` makes the README's picture anew from the first test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+CHAT = Path(__file__).parents[2] / "examples" / "chat.py"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-proxy-server",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+PATIENCE = 10.0
+"""Seconds a test waits for what should come at once."""
+
+playwright_api = pytest.importorskip("playwright.async_api", reason="no playwright: pip install it")
+expect = playwright_api.expect
+expect.set_options(timeout=PATIENCE * 1000)
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason=f"no browser to test with: none of {', '.join(BROWSERS)} is installed"
+)
+
+
+class Server:
+    """The chat, which can be stopped and started again at the same port."""
+
+    def __init__(self):
+        self.port = 0
+
+    @property
+    def url(self):
+        return f"http://localhost:{self.port}/"
+
+    async def start(self):
+        self.log = []
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "backchannel", "run", str(CHAT), "--port", str(self.port),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            self.port = int(await asyncio.wait_for(self._port(), 30))
+        except (EOFError, TimeoutError):
+            pytest.fail(f"the chat did not say where it serves:\n{''.join(self.log)}")
+        finally:
+            self.rest = asyncio.create_task(self.process.stdout.read())
+
+    async def _port(self):
+        while line := (await self.process.stdout.readline()).decode():
+            self.log.append(line)
+            if found := re.search(r"page +http://localhost:(\d+)/", line):
+                return found[1]
+        raise EOFError
+
+    async def stop(self):
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            await asyncio.wait_for(self.process.wait(), PATIENCE)
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+            pytest.fail("the chat had to be killed")
+        finally:
+            self.log.append((await self.rest).decode())
+        printed = "".join(self.log)
+        assert not re.search(r"ERROR|WARNING|Traceback", printed), printed
+
+
+class Person:
+    """Someone at the page: what they see, and what they do."""
+
+    def __init__(self, page):
+        self.page = page
+        self.log = page.get_by_role("log")
+        self.state = page.get_by_role("status")
+        self.people = page.get_by_role("list", name="People here").get_by_role("listitem")
+        self.typing = page.locator(".typing:visible")
+        self.input = page.locator(".composer:visible input")
+        self.problems = []  # errors in the page, and addresses it should not want
+        self.frames = []  # whatever came by WebSocket, shown or not
+        page.on(
+            "console", lambda m: m.type in {"error", "warning"} and self.problems.append(m.text)
+        )
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("request", self._check_address)
+        page.on("websocket", lambda socket: socket.on("framereceived", self._keep_frame))
+
+    def _check_address(self, request):
+        if not re.match(r"http://localhost:\d+/$|data:", request.url):
+            self.problems.append(f"wants {request.url}")
+
+    def _keep_frame(self, frame):
+        self.frames.append(frame)
+
+    def button(self, name):
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def tab(self, channel):
+        return self.page.get_by_role("navigation").get_by_role(
+            "button", name=re.compile(f"^#{channel}")
+        )
+
+    async def knock(self, name, channel="cars"):
+        await self.page.get_by_label("Your name").fill(name)
+        await self.page.get_by_label("Channel", exact=True).fill(channel)
+        await self.button("Join").click()
+
+    async def add_channel(self, channel):
+        box = self.page.get_by_label("Join another channel")
+        await box.fill(channel)
+        await box.press("Enter")
+        await expect(self.state).to_have_text("Connected")
+
+    async def say(self, text):
+        await self.input.fill(text)
+        await self.input.press("Enter")
+
+    async def sees(self, text):
+        await expect(self.log).to_contain_text(text)
+
+    async def sees_people(self, *names):
+        await expect(self.people).to_have_text(
+            [re.compile(re.escape(name) + "$") for name in names]
+        )
+
+
+@pytest.fixture
+async def server():
+    server = Server()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def come(server):
+    """Bring people to the page; at the end nothing may have gone wrong in anyone's."""
+    people = []
+    async with playwright_api.async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+
+        async def bring(name=None, channel="cars", **options):
+            context = await browser.new_context(**options)
+            context.set_default_timeout(PATIENCE * 1000)
+            person = Person(await context.new_page())
+            people.append(person)
+            await person.page.goto(server.url)
+            if name is not None:
+                await person.knock(name, channel)
+                await expect(person.state).to_have_text("Connected")
+            return person
+
+        yield bring
+        await browser.close()
+    assert [problem for person in people for problem in person.problems] == []
+
+
+async def test_three_people_talk_whisper_and_leave(come):
+    ana = await come("Ana", viewport={"width": 1040, "height": 690})
+    ben, cleo = await come("Ben"), await come("Cleo")
+    await ana.sees_people("Ana · you", "Ben", "Cleo")
+    await ben.sees_people("Ben · you", "Ana", "Cleo")
+    await cleo.sees_people("Cleo · you", "Ana", "Ben")
+
+    await ana.say("Morning! Anyone driving to the lake on Saturday?")
+    for one in (ana, ben, cleo):
+        await one.sees("driving to the lake")
+    await ben.input.press_sequentially("I am")
+    await expect(ana.typing).to_have_text("Ben is typing…")
+    await expect(cleo.typing).to_have_text("Ben is typing…")
+    await expect(ben.typing).to_be_empty()
+    await ben.say("I am, and I have two seats left.")
+    await ana.sees("two seats left")
+    await expect(ana.typing).to_be_empty()
+    await cleo.say("Count me in. I'll bring the coffee.")
+    await ana.sees("coffee")
+
+    await ben.button("Whisper to Ana").click()
+    await expect(ben.input).to_be_focused()
+    await ben.say("Can we fetch Cleo's birthday cake on the way?")
+    await ben.sees("You whisper to Ana")
+    await ana.sees("Ben whispers to youCan we fetch Cleo's birthday cake")
+    await ana.button("Whisper to Ben").click()
+    await ana.say("Of course. Not a word to her!")
+    await ben.sees("Ana whispers to youOf course.")
+    if picture := os.environ.get("BACKCHANNEL_PICTURE"):
+        await ana.page.screenshot(path=picture)
+
+    # Cleo saw none of it. What she sees next was sent later by the same two.
+    await ana.input.press("Escape")
+    await ana.say("See you at nine.")
+    await ben.input.press("Escape")
+    await ben.say("At nine.")
+    await cleo.sees("See you at nine.")
+    await cleo.sees("At nine.")
+    await expect(cleo.log).not_to_contain_text("whisper")
+    assert not [frame for frame in cleo.frames if "cake" in frame or "whisper" in frame]
+
+    await ana.button("Whisper to Ben").click()
+    await ben.page.context.close()
+    await ana.sees_people("Ana · you", "Cleo")
+    await cleo.sees_people("Cleo · you", "Ana")
+    await ana.sees("Ben left")
+    await ana.say("Are you there?")  # still to Ben, not suddenly to all
+    await ana.sees("Not delivered: Ben is not here any moreAre you there?")
+    await cleo.say("Bye")
+    await ana.sees("Bye")
+    assert not [frame for frame in cleo.frames if "Are you there" in frame]
+
+
+async def test_one_page_is_in_several_channels(come):
+    ana, ben = await come("Ana"), await come("Ben")
+    await ana.add_channel(" #Music ")
+    await expect(ana.page).to_have_title("#music · Backchannel chat")
+    await ana.sees_people("Ana · you")
+    await ben.say("Anyone?")
+    await expect(ana.tab("cars")).to_have_text("#cars1")
+    await expect(ana.page).to_have_title("(1) #music · Backchannel chat")
+    await expect(ana.log).not_to_contain_text("Anyone?")
+    await ana.say("la la")
+    await ana.tab("cars").click()
+    await expect(ana.tab("cars")).to_have_text("#cars")
+    await ana.sees("Anyone?")
+    await ben.add_channel("music")
+    await ben.sees_people("Ben · you", "Ana")
+    await ben.button("Leave cars").click()
+    await ana.sees_people("Ana · you")
+    await ana.tab("music").click()
+    await ana.sees_people("Ana · you", "Ben")
+    await ben.button("Leave music").click()
+    await expect(ben.button("Join")).to_be_visible()
+    await ana.sees_people("Ana · you")
+
+
+async def test_the_page_says_when_the_server_is_gone_and_comes_back_with_it(come, server):
+    ana, ben = await come("Ana"), await come("Ben")
+    await ana.input.fill("not sent yet")
+    await server.stop()
+    await expect(ana.state).to_have_text(re.compile("Connection lost|Reconnecting"))
+    await expect(ana.button("Send")).to_be_disabled()
+    await expect(ana.people).to_have_count(0)
+    await ana.input.press("Enter")
+    await expect(ana.input).to_have_value("not sent yet")
+    await server.start()
+    for one in (ana, ben):
+        await expect(one.state).to_have_text("Connected", timeout=20_000)
+        await one.sees("Connected again. You may have missed something.")
+    await ana.sees_people("Ana · you", "Ben")
+    await ana.input.press("Enter")
+    await ben.sees("not sent yet")
+    for one in (ana, ben):  # a browser reports each failed attempt, which no page can keep it from
+        one.problems = [text for text in one.problems if "ERR_CONNECTION_REFUSED" not in text]
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=1>", "<b>B</b> & 'q' \"", "\u202eevil"])
+async def test_what_people_write_is_shown_as_text(come, name):
+    shown = name.replace("\u202e", "")
+    ana, eve = await come("Ana"), await come(name)
+    await ana.sees_people("Ana · you", shown)
+    await ana.sees(f"{shown} joined")
+    await eve.input.press_sequentially("<")
+    await expect(ana.typing).to_have_text(f"{shown} is typing…")
+    await eve.say("<script>alert(1)</script><img src=x onerror=alert(1)>")
+    await ana.sees("<script>alert(1)</script><img src=x onerror=alert(1)>")
+    await ana.button(f"Whisper to {shown}").click()
+    await ana.say("<i>psst</i>")
+    await ana.sees(f"You whisper to {shown}<i>psst</i>")
+    await expect(ana.page.locator("#chat :is(img, b, i, script)")).to_have_count(0)
+
+
+async def test_a_name_that_will_not_do_or_is_taken(come):
+    ana = await come("Ana")
+    guest = await come()
+    await guest.knock("\u200b")
+    await expect(guest.page.get_by_role("alert")).to_have_text("Please tell us your name.")
+    await expect(guest.page.get_by_label("Your name")).to_be_focused()
+    await guest.knock("ana")
+    await guest.sees("That name was taken, so you have a number.")
+    await guest.sees_people("ana 2 · you", "Ana")
+    await ana.sees_people("Ana · you", "ana 2")
+
+
+async def test_all_of_it_works_from_the_keyboard(come):
+    ben = await come("Ben")
+    ana = await come()
+    await expect(ana.page.get_by_label("Your name")).to_be_focused()
+    await ana.page.keyboard.type("Ana")
+    await ana.page.keyboard.press("Enter")
+    await expect(ana.input).to_be_focused()
+    await expect(ana.state).to_have_text("Connected")
+    await ana.page.keyboard.type("hello")
+    await ana.page.keyboard.press("Enter")
+    await ben.sees("hello")
+    await ana.button("Whisper to Ben").focus()
+    await come("Cleo")  # the list changes, and the focus stays
+    await ana.sees_people("Ana · you", "Ben", "Cleo")
+    await expect(ana.button("Whisper to Ben")).to_be_focused()
+    await ana.page.keyboard.press("Enter")
+    await expect(ana.input).to_be_focused()
+    await expect(ana.button("Whisper to Ben")).to_have_attribute("aria-pressed", "true")
+    await ana.page.keyboard.type("psst")
+    await ana.page.keyboard.press("Enter")
+    await ben.sees("Ana whispers to youpsst")
+    await ana.page.keyboard.press("Escape")
+    await expect(ana.button("Whisper to Ben")).to_have_attribute("aria-pressed", "false")
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1440])
+async def test_nothing_sticks_out_at_any_width(come, width):
+    ana = await come("Ana", viewport={"width": width, "height": 640})
+    await come("Nebuchadnezzar the 2nd")
+    await ana.add_channel("a-channel-with-quite-a-long-name")
+    await ana.tab("cars").click()
+    await ana.button("Whisper to Nebuchadnezzar the 2nd").click()
+    await ana.say("supercalifragilistic" * 20)
+    await ana.sees("supercalifragilistic")
+    for thing in (ana.input, ana.button("Send"), ana.state, ana.tab("cars")):
+        await expect(thing).to_be_in_viewport(ratio=0.99)
+    size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    assert await ana.page.evaluate(size) == [width, 640]

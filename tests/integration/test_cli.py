@@ -1,0 +1,404 @@
+"""`backchannel run` as people run it: a process, a terminal, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import time
+from contextlib import AsyncExitStack
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+CHAT = '''
+import asyncio, sys
+from backchannel import Hub, Listener, threaded
+
+hub = Hub()
+
+@hub.endpoint("/ws/echo")
+def echo(ws, message: str):
+    return message
+
+@hub.endpoint("/ws/chat/{channel}")
+class Chat(Listener):
+    def on_handshake(self, request):
+        if "fail" in request.query:
+            raise RuntimeError("secret detail")
+
+    async def on_message(self, ws, message: str):
+        if message == "hang":
+            ws.send("hanging")
+            await asyncio.Event().wait()
+        if message == "hang on":
+            ws.send("hanging")
+            while True:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    pass
+        ws.broadcast(message)
+
+    def on_close(self, ws, reason):
+        print(f"SAID closed {reason.code} {reason.by}", file=sys.stderr, flush=True)
+
+hub.page("/", "page.html")
+'''
+
+BLOCKING = '''
+import socket, sqlite3, subprocess, sys, time
+from backchannel import Hub, Listener, threaded
+
+hub = Hub(slow_callback=60)
+listening = socket.create_server(("127.0.0.1", 0))
+
+def block(how):
+    if how == "sleep":
+        time.sleep(0.001)
+    elif how == "sqlite3":
+        sqlite3.connect(":memory:").execute("select 1")
+    elif how == "socket":
+        socket.create_connection(listening.getsockname()).close()
+    elif how == "subprocess":
+        subprocess.run([sys.executable, "-S", "-c", ""], check=True)
+
+@hub.endpoint("/ws/def")
+def plain(ws, message: str):
+    block(message)
+    return "went through"
+
+@hub.endpoint("/ws/async")
+async def asynchronous(ws, message: str):
+    block(message)
+    return "went through"
+
+@hub.endpoint("/ws/threaded")
+@threaded
+def in_thread(ws, message: str):
+    block(message)
+    return "went through"
+'''
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder with the user's files."""
+    (tmp_path / "chat.py").write_text(CHAT)
+    (tmp_path / "page.html").write_text("<!doctype html><title>Chat</title>")
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder, process, make_server):
+    """Start `backchannel run …` on a free port and wait until it says that it serves."""
+
+    def start(*arguments):
+        started = process("backchannel", "run", *arguments, "--port", "0", cwd=folder)
+        base = started.wait_for_output(r"(?:http|ws)://localhost:(\d+)")
+        started.wait_for_output("Ctrl-C to stop")
+        return make_server("uvicorn-run", started, int(base[1]))
+
+    return start
+
+
+@pytest.fixture
+def refused(folder, process):
+    """Return what `backchannel run …` says when it can't serve; it ends by itself, and not with 0."""
+
+    def start(*arguments):
+        started = process("backchannel", "run", *arguments, cwd=folder)
+        assert started.wait() != 0
+        return started.output()
+
+    return start
+
+
+async def close_of(client):
+    with pytest.raises(ConnectionClosed) as caught:
+        while True:
+            await asyncio.wait_for(client.recv(), 10)
+    return caught.value.rcvd.code if caught.value.rcvd else 1006
+
+
+# ── the beginning ─────────────────────────────────────────────────────────────────────────────
+
+
+async def test_prints_what_is_served_and_serves_it(run):
+    server = run("chat.py")
+    printed = server.printed()
+    assert "serves chat.py:hub" in printed
+    base = rf"localhost:{server.port}"
+    assert re.search(rf"page +http://{base}/\s", printed)
+    assert re.search(rf"endpoint +ws://{base}/ws/echo +echo, chat\.py:\d+\n", printed)
+    assert re.search(rf"endpoint +ws://{base}/ws/chat/{{channel}} +Chat, chat\.py:\d+\n", printed)
+    assert "Chat</title>" in (await server.get("/")).text
+    for host in ("127.0.0.1", "localhost"):
+        async with server.connect("/ws/echo", host) as client:
+            await client.send("hello")
+            assert await client.recv() == "hello"
+
+
+@pytest.mark.parametrize("name", ["hub", "other", "app"])
+async def test_file_and_name(run, folder, name):
+    (folder / "several.py").write_text(
+        "from backchannel import Hub\n"
+        "hub, other = Hub(), Hub()\n"
+        "hub.add('/ws/hub', lambda ws, message: 'hub')\n"
+        "other.add('/ws/other', lambda ws, message: 'other')\n"
+        "async def app(scope, receive, send):\n"
+        "    await (hub if 'hub' in scope.get('path', 'hub') else other)(scope, receive, send)\n"
+    )
+    server = run(f"several.py:{name}")
+    for path in {"hub": ["hub"], "other": ["other"], "app": ["hub", "other"]}[name]:
+        async with server.connect(f"/ws/{path}") as client:
+            await client.send("?")
+            assert await client.recv() == path
+
+
+def test_no_hub(refused, folder):
+    (folder / "empty.py").write_text("x = 1\n")
+    said = refused("empty.py")
+    assert "empty.py has no hub named 'hub'" in said
+    assert "write `hub = Hub()`" in said
+    assert "Traceback" not in said
+
+
+def test_several_hubs(refused, folder):
+    (folder / "several.py").write_text("from backchannel import Hub\na = Hub()\nb = Hub()\n")
+    said = refused("several.py")
+    assert "its hubs are a, b" in said
+    assert "backchannel run several.py:a" in said
+    said = refused("several.py:c")
+    assert "several.py has no 'c'; its hubs are a, b" in said
+
+
+def test_no_such_file(refused):
+    assert "there is no file chat; did you mean chat.py?" in refused("chat")
+    assert "there is no file nowhere.py" in refused("nowhere.py")
+
+
+def test_port_in_use(refused):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused("chat.py", "--host", "127.0.0.1", "--port", port)
+    assert f"port {port} of 127.0.0.1 is in use by another program" in said
+    assert f"--port {port + 1}" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "line"),
+    [
+        ("def broken(:\n", "SyntaxError: ", 1),
+        ("x = 1\n\nraise RuntimeError('in the file')\n", "RuntimeError: in the file", 3),
+        ("\nimport nowhere_to_be_found\n", "No module named 'nowhere_to_be_found'", 2),
+        (
+            "from backchannel import *\nhub = Hub()\nhub.add('/x', object())\n",
+            "an endpoint needs a Listener or a function",
+            3,
+        ),
+    ],
+)
+def test_mistakes_in_the_users_file(refused, folder, content, message, line):
+    (folder / "broken.py").write_text(content)
+    said = refused("broken.py", "--port", "0")
+    assert message in said
+    assert re.search(rf'broken\.py", line {line}\b', said)
+
+
+@pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["--version"]])
+def test_help(process, command):
+    started = process("backchannel", *command)
+    assert started.wait() == 0
+    said = started.output()
+    if command == ["--help"]:
+        assert re.search(r"\n +run +Serve the hub in a Python file", said)
+        assert re.search(r"\n +doctor +", said)
+    elif command == ["--version"]:
+        assert re.fullmatch(r"backchannel, version \d+\.\d+\.\d+\n", said)
+    else:
+        for option in "host port reload log-level log-file debug open".split():
+            assert f"--{option} " in said, option
+
+
+# ── the log ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def a_life(server):
+    async with server.connect("/ws/chat/cars") as client:
+        await client.send("the contents")
+        assert await client.recv() == "the contents"
+        await client.close(4321, "bye")
+    server.process.wait_for_output("SAID closed 4321 client")
+
+
+async def test_log_file_and_one_line_for_each_event(run, folder):
+    server = run("chat.py", "--log-level", "debug", "--log-file", "log.txt")
+    await a_life(server)
+    for log in (server.printed(), (folder / "log.txt").read_text()):
+        lines = [line for line in log.splitlines() if " backchannel." in line]
+        for event in [
+            r"<Connection \S+ /ws/chat/\{channel\}> open, client \('127\.0\.0\.1', \d+\)",
+            r"> received 'the contents'",
+            r"publish to channel cars 'the contents'",
+            r"> entered cars",
+            r"ended=4321> ended by the client: 4321 bye",
+        ]:
+            assert len([line for line in lines if re.search(event, line)]) == 1, (event, lines)
+
+
+@pytest.mark.parametrize("level", ["info", "warning"])
+async def test_contents_are_not_logged_above_debug(run, folder, level):
+    server = run("chat.py", "--log-level", level, "--log-file", "log.txt")
+    await a_life(server)
+    for log in (server.printed(), (folder / "log.txt").read_text()):
+        assert "the contents" not in log
+        assert ("ended by the client: 4321 bye" in log) == (level == "info")
+
+
+def test_log_file_that_can_not_be_written(refused):
+    said = refused("chat.py", "--port", "0", "--log-file", "nowhere/log.txt")
+    assert "--log-file nowhere/log.txt: No such file or directory" in said
+    assert "Traceback" not in said
+
+
+# ── --debug ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("debug", [True, False])
+async def test_debug_tells_clients_what_failed(run, debug):
+    server = run("chat.py", *["--debug"] * debug)
+    with pytest.raises(InvalidStatus) as caught:
+        await server.connect("/ws/chat/cars?fail=1").__aenter__()
+    answer = caught.value.response
+    assert answer.status_code == 500
+    body = answer.body.decode()
+    error_id = re.search("error id ([0-9a-f]{8})", body)[1]
+    server.process.wait_for_output(f"error id {error_id}.*secret detail")
+    assert ("RuntimeError: secret detail" in body) == debug
+    assert ("Traceback (most recent call last)" in body) == debug
+    foreign = {"additional_headers": {"Host": "chat.example.com"}}
+    with pytest.raises(InvalidStatus) as caught:
+        await server.connect("/ws/eccho", **foreign).__aenter__()
+    assert caught.value.response.status_code == 404
+    assert ("/ws/echo" in caught.value.response.body.decode()) == debug
+
+
+BLOCKS = ["sleep", "sqlite3", "socket", "subprocess"]
+
+
+async def test_debug_forbids_blocking_calls_in_callbacks(run, folder):
+    (folder / "blocking.py").write_text(BLOCKING)
+    server = run("blocking.py", "--debug")
+    for kind in ("def", "async"):
+        async with server.connect(f"/ws/{kind}") as client:
+            for how in BLOCKS:
+                mark = len(server.printed())
+                await client.send(how)
+                await client.send("end of round")
+                assert await client.recv() == "went through", how  # the second one's answer
+                told = server.printed()[mark:]
+                assert re.search(r"raised BlockingError: Blocking call to ", told), (kind, how)
+                assert re.search(r'blocking\.py", line \d+, in block', told), (kind, how)
+    async with server.connect("/ws/threaded") as client:
+        for how in BLOCKS:
+            await client.send(how)
+            assert await client.recv() == "went through", how
+
+
+async def test_without_debug_blocking_calls_are_only_slow(run, folder):
+    (folder / "blocking.py").write_text(BLOCKING)
+    server = run("blocking.py")
+    async with server.connect("/ws/async") as client:
+        for how in BLOCKS:
+            await client.send(how)
+            assert await client.recv() == "went through", how
+
+
+# ── the end ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 1001), (signal.SIGTERM, 1012)], ids=["Ctrl-C", "SIGTERM"]
+)
+async def test_signals_close_every_socket_and_end_within_3_s(run, make_raw, number, code):
+    server = run("chat.py")
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(server.connect(f"/ws/chat/room{n % 3}"))
+            for n in range(20)
+        ]
+        for client, trouble in ((clients[0], "hang"), (clients[1], "hang on")):
+            await client.send(trouble)
+            assert await client.recv() == "hanging"
+        silent = await stack.enter_async_context(make_raw(server, "/ws/chat/silent"))
+        await silent.opened()
+        deaf = await stack.enter_async_context(
+            make_raw(server, "/ws/chat/deaf", receive_buffer=4096)
+        )
+        await deaf.opened()
+        talker = await stack.enter_async_context(server.connect("/ws/chat/deaf"))
+        for _ in range(5):  # more than fits into what the operating system buffers
+            await talker.send("x" * 900_000)
+            await talker.recv()
+        began = time.monotonic()
+        server.process.signal(number)
+        closes = await asyncio.gather(*(close_of(client) for client in [*clients, talker]))
+        assert closes == [code] * 21
+        assert await silent.close_code() == code  # and it never answers
+        await asyncio.to_thread(server.process.wait)
+        assert time.monotonic() - began < 3
+    printed = server.printed()
+    assert printed.count(f"SAID closed {code} server") == 22 + printed.count("SAID closed 4001")
+    assert "Traceback" not in printed
+    assert server.process.popen.returncode == {signal.SIGINT: 0, signal.SIGTERM: -15}[number]
+
+
+async def test_a_second_ctrl_c_does_not_wait(run):
+    server = run("chat.py")
+    async with server.connect("/ws/chat/x") as client:
+        await client.send("hang on")
+        await client.recv()
+        server.process.signal(signal.SIGINT)
+        assert await close_of(client) == 1001
+        server.process.signal(signal.SIGINT)
+        await asyncio.to_thread(server.process.wait)
+    assert "Traceback" not in server.printed()
+
+
+@pytest.mark.timeout(90)
+async def test_reload_serves_the_new_behaviour(run, folder):
+    server = run("chat.py", "--reload")
+    async with server.connect("/ws/echo") as client:
+        await client.send("hello")
+        assert await client.recv() == "hello"
+        mark = len(server.printed())
+        changed = CHAT.replace("return message", "return message.upper()")
+        (folder / "chat.py").write_text(changed)
+        assert await close_of(client) == 1012
+    server.process.wait_for_output(r"(?s)\A.{%d}.*Ctrl-C to stop" % mark)
+    async with server.connect("/ws/echo") as client:
+        await client.send("hello")
+        assert await client.recv() == "HELLO"
+        began = time.monotonic()
+        os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does
+        assert await close_of(client) == 1001
+        await asyncio.to_thread(server.process.wait)
+        assert time.monotonic() - began < 3
+    assert "Traceback" not in server.printed()
+
+
+@pytest.mark.timeout(90)
+async def test_reload_survives_a_mistake_in_the_file(run, folder):
+    server = run("chat.py", "--reload")
+    (folder / "chat.py").write_text("def broken(:\n")
+    server.process.wait_for_output("SyntaxError: ")
+    mark = len(server.printed())
+    (folder / "chat.py").write_text(CHAT)
+    server.process.wait_for_output(r"(?s)\A.{%d}.*Ctrl-C to stop" % mark)
+    async with server.connect("/ws/echo") as client:
+        await client.send("hello")
+        assert await client.recv() == "hello"

@@ -1,0 +1,559 @@
+"""Entering and leaving channels: who is asked, who is told, and that the books balance."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from backchannel import Hub, Listener, Reject, threaded
+
+
+async def turns(count=10):
+    """Let everything that is ready run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def refusals(how):
+    def refuse(*_):
+        if how == "False":
+            return False
+        if how == "returned":
+            return Reject(403, "members only")
+        if how == "raised":
+            raise Reject("members only")
+        raise ValueError("boom")
+
+    return refuse
+
+
+HOWS = pytest.mark.parametrize("how", ["False", "returned", "raised", "failed"])
+
+
+# ── entering and leaving ──────────────────────────────────────────────────────────────────────
+
+
+async def test_subscribe_and_unsubscribe_from_the_listener(hub, style):
+    class Chat(Listener):
+        if style == "threaded":
+
+            @threaded
+            def on_message(self, ws, message):
+                entered = ws.subscribe("cars").result(5)
+                within = sorted(ws.channels)
+                return [entered, within, ws.unsubscribe("cars").result(5), sorted(ws.channels)]
+
+        elif style == "async def":
+
+            async def on_message(self, ws, message):
+                entered = await ws.subscribe("cars")
+                within = sorted(ws.channels)
+                return [entered, within, await ws.unsubscribe("cars"), sorted(ws.channels)]
+
+        else:
+
+            def on_message(self, ws, message):
+                entered = ws.subscribe("cars").result()
+                within = sorted(ws.channels)
+                return [entered, within, ws.unsubscribe("cars").result(), sorted(ws.channels)]
+
+    hub.add("/ws", Chat)
+    async with hub.test_client("/ws") as ws:
+        await ws.send("go")
+        assert await ws.receive_json() == [True, ["cars"], True, []]
+
+
+async def test_subscribe_from_outside(hub, diary, style):
+    hub.add("/ws", diary.listener(style))
+    async with hub.test_client("/ws") as ws:
+        assert await ws.connection.subscribe("cars") is True
+        assert ws.connection.channels == {"cars"}
+        assert hub.channels() == {"cars": 1}
+        assert hub.broadcast("cars", "hi").reached == 1
+        assert await ws.connection.unsubscribe("cars") is True
+        assert ws.connection.channels == frozenset()
+        assert hub.broadcast("cars", "hi").reached == 0
+    assert diary[3:-2] == [
+        "on_channel_open cars",
+        "on_subscribe cars",
+        "on_unsubscribe cars",
+        "on_channel_close cars",
+    ]
+
+
+async def test_subscribe_by_audience_from_outside(hub, diary, style):
+    hub.add("/ws", diary.listener(style))
+    async with (
+        hub.test_client("/ws", user="ana"),
+        hub.test_client("/ws", user="ana"),
+        hub.test_client("/ws", user="bob"),
+    ):
+        assert (await hub.user("ana").subscribe("cars")).reached == 2
+        assert hub.channels() == {"cars": 2}
+        assert (await hub.everyone.subscribe("cars")).reached == 3
+        assert (await hub.channel("cars").unsubscribe("cars")).reached == 3
+        assert (await hub.everyone.unsubscribe("cars")).reached == 0
+        assert hub.channels() == {}
+        assert (await hub.user("unknown").subscribe("cars")).reached == 0
+    assert diary.count_of("on_subscribe") == diary.count_of("on_unsubscribe") == 3
+    assert diary.count_of("on_channel_open") == diary.count_of("on_channel_close") == 1
+
+
+async def test_subscribe_by_audience_counts_who_is_in_and_asks_each(hub, diary, style):
+    hub.add("/ws", diary.listener(style, on_subscribe=lambda ws, channel: ws.user != "bob"))
+    async with hub.test_client("/ws", user="ana"), hub.test_client("/ws", user="bob"):
+        assert (await hub.everyone.subscribe("cars")).reached == 1
+        assert await hub.channel("cars").users() == ["ana"]
+    assert diary.count_of("on_subscribe") == 2
+
+
+async def test_entering_twice_is_asked_once_and_leaving_twice_told_once(hub, diary, style):
+    hub.add("/ws/{channel}", diary.listener(style))
+    async with hub.test_client("/ws/cars") as ws:
+        assert await ws.connection.subscribe("cars") is True
+        assert await ws.connection.unsubscribe("cars") is True
+        assert await ws.connection.unsubscribe("cars") is False
+        assert await ws.connection.unsubscribe("never") is False
+    assert diary.count_of("on_subscribe") == diary.count_of("on_unsubscribe") == 1
+
+
+async def test_on_subscribe_is_asked_before_and_on_unsubscribe_told_after(hub):
+    seen = []
+
+    class Chat(Listener):
+        def on_subscribe(self, ws, channel):
+            seen.append(("asked", channel in ws.channels, hub.broadcast(channel, "x").reached))
+
+        def on_unsubscribe(self, ws, channel):
+            seen.append(("told", channel in ws.channels, hub.broadcast(channel, "x").reached))
+
+    hub.add("/ws", Chat)
+    async with hub.test_client("/ws") as ws:
+        await ws.connection.subscribe("cars")
+        await ws.connection.unsubscribe("cars")
+    assert seen == [("asked", False, 0), ("told", False, 0)]
+
+
+async def test_at_the_end_each_channel_is_left_after_on_close(hub, diary, style):
+    hub.add("/ws/{channel}", diary.listener(style))
+    async with hub.test_client("/ws/cars") as ws:
+        for name in ("boats", "planes"):
+            await ws.connection.subscribe(name)
+        diary.clear()
+    assert diary[0] == "on_close 1000"
+    assert sorted(diary[1:-1]) == sorted(
+        f"{what} {name}"
+        for what in ("on_unsubscribe", "on_channel_close")
+        for name in ("cars", "boats", "planes")
+    )
+    assert diary[-1] == "on_last_close"
+
+
+async def test_an_ended_connection_enters_and_leaves_nothing(hub, diary, style):
+    hub.add("/ws/{channel}", diary.listener(style))
+    async with hub.test_client("/ws/cars") as ws:
+        pass
+    diary.clear()
+    assert await ws.connection.subscribe("boats") is False
+    assert await ws.connection.unsubscribe("cars") is False
+    assert await asyncio.to_thread(lambda: ws.connection.subscribe("boats").result(1)) is False
+    assert diary == []
+    assert ws.connection.channels == {"cars"}
+    assert hub.channels() == {}
+
+
+async def test_a_channel_lives_as_long_as_someone_is_in_it(hub, diary, style):
+    hub.add("/ws/{channel}", diary.listener(style))
+    async with hub.test_client("/ws/cars"):
+        async with hub.test_client("/ws/cars"):
+            assert diary.count_of("on_channel_open") == 1
+        assert diary.count_of("on_channel_close") == 0
+    assert diary.count_of("on_channel_close") == 1
+    async with hub.test_client("/ws/cars"):
+        assert diary.count_of("on_channel_open") == 2
+
+
+async def test_a_channel_shared_by_two_endpoints_opens_and_closes_once(hub, diary, style):
+    hub.add("/a/{channel}", diary.listener(style), share_channels=True)
+    hub.add("/b/{channel}", diary.listener(style), share_channels=True)
+    one = await hub.test_client("/a/cars").connect()
+    two = await hub.test_client("/b/cars").connect()
+    await one.close()
+    await two.close()
+    assert diary.count_of("on_channel_open") == diary.count_of("on_channel_close") == 1
+
+
+# ── refusals ──────────────────────────────────────────────────────────────────────────────────
+
+
+@HOWS
+async def test_refusing_a_later_subscription_keeps_the_connection(hub, diary, style, how):
+    hub.add("/ws", diary.listener(style, on_subscribe=refusals(how)))
+    async with hub.test_client("/ws") as ws:
+        assert await ws.connection.subscribe("cars") is False
+        assert ws.connection.is_open
+        assert ws.connection.channels == frozenset()
+        assert hub.channels() == {}
+        assert hub.broadcast("cars", "hi").reached == 0
+    assert diary.count_of("on_channel_open") == diary.count_of("on_channel_close") == 1
+    assert diary.count_of("on_unsubscribe") == 0
+    assert diary.count_of("on_error") == (how == "failed")
+
+
+@HOWS
+async def test_refusing_the_automatic_subscription_closes_with_1008_and_rejects_text(
+    hub, diary, style, how
+):
+    hub.add("/ws/{channel}", diary.listener(style, on_subscribe=refusals(how)))
+    ws = await hub.test_client("/ws/cars").connect()
+    text = "members only" if how in {"returned", "raised"} else "subscription to 'cars' refused"
+    assert (ws.closed.code, ws.closed.reason) == (1008, text)
+    assert diary.only("on_open", "on_close", "on_channel_close", "on_last_close") == [
+        "on_open",
+        "on_channel_close cars",
+        "on_close 1008",
+        "on_last_close",
+    ]
+    assert diary.count_of("on_unsubscribe") == 0
+    assert hub.channels() == {}
+
+
+async def test_one_who_is_refused_does_not_close_the_channel_of_the_others(hub, diary, style):
+    hub.add("/ws/{channel}", diary.listener(style, on_subscribe=lambda ws, _: ws.user == "ana"))
+    async with hub.test_client("/ws/cars", user="ana") as ana:
+        await hub.test_client("/ws/cars", user="bob").connect()
+        assert diary.count_of("on_channel_close") == 0
+        assert hub.channels() == {"cars": 1}
+        assert ana.connection.is_open
+    assert diary.count_of("on_channel_close") == 1
+
+
+async def test_a_slow_question_to_one_does_not_keep_another_waiting(hub):
+    go = asyncio.Event()
+
+    class Chat(Listener):
+        async def on_subscribe(self, ws, channel):
+            if ws.user == "slow":
+                await go.wait()
+
+    hub.add("/ws/{channel}", Chat)
+    slow = await hub.test_client("/ws/cars", user="slow").connect(wait=False)
+    await turns()
+    async with hub.test_client("/ws/cars", user="quick"):
+        assert await hub.channel("cars").users() == ["quick"]
+        go.set()
+        await slow.settled()
+        assert hub.channels() == {"cars": 2}
+    await slow.close()
+
+
+# ── opening and closing take turns ────────────────────────────────────────────────────────────
+
+
+async def test_who_comes_while_the_channel_opens_waits_for_it(hub, diary):
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def opening(channel):
+        began.set()
+        await go.wait()
+        diary.append("opened")
+
+    hub.add("/ws/{channel}", diary.listener("async def", on_channel_open=opening))
+    one = await hub.test_client("/ws/cars").connect(wait=False)
+    await began.wait()
+    two = await hub.test_client("/ws/cars").connect(wait=False)
+    await turns()
+    assert diary.count_of("on_subscribe") == 0
+    go.set()
+    await one.settled()
+    await two.settled()
+    assert diary.only("on_channel_open", "opened", "on_subscribe") == [
+        "on_channel_open cars",
+        "opened",
+        "on_subscribe cars",
+        "on_subscribe cars",
+    ]
+    await one.close()
+    await two.close()
+    assert diary.count_of("on_channel_close") == 1
+
+
+async def test_who_comes_while_the_channel_closes_opens_it_anew(hub, diary):
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def closing(channel):
+        if not go.is_set():
+            began.set()
+            await go.wait()
+        diary.append("closed")
+
+    hub.add("/ws/{channel}", diary.listener("async def", on_channel_close=closing))
+    one = await hub.test_client("/ws/cars").connect()
+    leaving = asyncio.create_task(one.close())
+    await began.wait()
+    two = await hub.test_client("/ws/cars").connect(wait=False)
+    await turns()
+    assert diary.count_of("on_channel_open") == 1
+    go.set()
+    await leaving
+    await two.settled()
+    await two.close()
+    assert diary.only("on_channel_open", "on_channel_close", "closed") == [
+        "on_channel_open cars",
+        "on_channel_close cars",
+        "closed",
+        "on_channel_open cars",
+        "on_channel_close cars",
+        "closed",
+    ]
+
+
+async def test_a_client_that_leaves_while_its_channel_opens_leaves_it_to_the_next(hub, diary):
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def opening(channel):
+        began.set()
+        await go.wait()
+        diary.append("opened")
+
+    hub.add("/ws/{channel}", diary.listener("async def", on_channel_open=opening))
+    one = await hub.test_client("/ws/cars").connect(wait=False)
+    await began.wait()
+    two = await hub.test_client("/ws/cars").connect(wait=False)
+    await turns()
+    await one.drop()
+    go.set()
+    await two.settled()
+    assert hub.channels() == {"cars": 1}
+    await two.close()
+    assert diary.count_of("opened") == diary.count_of("on_channel_close") == 1
+    assert len(hub.membership._channels) == 0
+
+
+async def test_who_leaves_right_when_its_turn_comes_does_not_jam_the_channel(hub, diary):
+    """The first is refused in the very turn that wakes the second, which has left by then."""
+    began, go, second = asyncio.Event(), asyncio.Event(), []
+
+    async def opening(channel):
+        began.set()
+        await go.wait()
+
+    def refuse(ws, channel):
+        if ws.user != "one":
+            return None
+        second[0].connection.close(4100)
+        return False
+
+    hub.add(
+        "/ws/{channel}",
+        diary.listener("async def", on_channel_open=opening, on_subscribe=refuse),
+    )
+    one = await hub.test_client("/ws/cars", user="one").connect(wait=False)
+    await began.wait()
+    second.append(await hub.test_client("/ws/cars", user="two").connect(wait=False))
+    await turns()
+    go.set()
+    await one.settled()
+    await second[0].settled()
+    assert diary.count_of("on_channel_open") == diary.count_of("on_channel_close") == 1
+    assert len(hub.membership._channels) == 0
+
+
+@pytest.mark.parametrize("name", ["on_unsubscribe", "on_channel_close"])
+async def test_a_client_that_leaves_while_it_leaves_a_channel_still_closes_it(hub, diary, name):
+    began = asyncio.Event()
+
+    async def slow(*_):
+        began.set()
+        await turns(20)
+
+    async def leave(ws, message):
+        await ws.unsubscribe("cars")
+
+    hub.add("/ws/{channel}", diary.listener("async def", on_message=leave, **{name: slow}))
+    ws = await hub.test_client("/ws/cars").connect()
+    await ws.send("leave")
+    await began.wait()
+    await ws.drop()
+    assert diary.count_of("on_channel_open") == diary.count_of("on_channel_close") == 1
+    assert diary.count_of("on_unsubscribe") == diary.count_of("on_close") == 1
+    assert diary[-1] == "on_last_close"
+    assert len(hub.membership._channels) == 0
+    async with hub.test_client("/ws/cars"):
+        assert hub.channels() == {"cars": 1}
+
+
+@pytest.mark.parametrize("kind", ["def", "coroutine"])
+async def test_a_question_that_turns_out_to_wait_has_its_turn(hub, diary, kind):
+    """An on_subscribe that looks like a def may return a coroutine; a client may leave during it."""
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def ask(ws, channel):
+        began.set()
+        await go.wait()
+        diary.append(f"asked {channel}")
+
+    class Chat(Listener):
+        def on_subscribe(self, ws, channel):
+            return ask(ws, channel) if kind == "coroutine" else diary.append(f"asked {channel}")
+
+        def on_message(self, ws, message):
+            diary.append(message)
+
+        def on_channel_close(self, channel):
+            diary.append("channel closed")
+
+    hub.add("/ws", Chat)
+    ws = await hub.test_client("/ws").connect()
+    change = ws.connection.subscribe("cars")
+    await ws.send("message")
+    if kind == "coroutine":
+        await began.wait()
+        assert diary == []
+        go.set()
+    assert await change is True
+    await ws.settled()
+    assert diary == ["asked cars", "message"]
+    change = ws.connection.subscribe("boats")
+    await ws.drop()
+    await change
+    assert diary.count("channel closed") == 2
+    assert hub.channels() == {}
+
+
+ACTS = st.lists(
+    st.tuples(
+        st.integers(0, 4),
+        st.sampled_from(["connect", "drop", "close", "enter", "leave", "say", "wait"]),
+        st.sampled_from(["a", "b"]),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(acts=ACTS, style=st.sampled_from(["def", "async def"]), seed=st.integers(0, 1000))
+def test_the_books_balance_whatever_happens(acts, style, seed):
+    """Opened as often as closed; entered as often as left; nobody told out of turn."""
+    chance = random.Random(seed)
+    told: Counter[str] = Counter()
+    open_channels: set[str] = set()
+    wrong: list[str] = []  # what is raised in a callback would only be logged
+
+    def check(holds, what):
+        if not holds:
+            wrong.append(what)
+
+    async def pause():
+        if style == "async def":
+            await turns(chance.randrange(4))
+
+    class Chat(Listener):
+        async def on_first_open(self, hub):
+            check(not told["inside"], "opened twice")
+            await pause()  # cut short here, it has opened nothing
+            told["first"] += 1
+            told["inside"] = 1
+
+        async def on_last_close(self, hub):
+            told["last"] += 1
+            check(told["inside"], "closed without being open")
+            told["inside"] = 0
+            await pause()
+
+        async def on_open(self, ws):
+            told["open"] += 1
+            await pause()
+            if chance.random() < 0.2:
+                raise ValueError
+
+        async def on_close(self, ws, reason):
+            told["close"] += 1
+            check(hub.connection(ws.id).send("x").reached == 0, "ghost in on_close")
+            check(all(ws not in members for members in hub.roster._channels.values()), "ghost")
+            await pause()
+
+        async def on_subscribe(self, ws, channel):
+            check(channel in open_channels, "asked about a closed channel")
+            await pause()
+            return chance.random() > 0.3
+
+        async def on_unsubscribe(self, ws, channel):
+            check(channel in open_channels, "left a closed channel")
+            await pause()
+
+        def on_channel_open(self, channel):
+            check(channel not in open_channels, "channel opened twice")
+            open_channels.add(channel)
+
+        def on_channel_close(self, channel):
+            check(channel in open_channels, "channel closed twice")
+            open_channels.discard(channel)
+
+        async def on_message(self, ws, message):
+            await ws.subscribe(message)
+            await pause()
+
+    if style == "def":
+        Chat.on_subscribe = lambda self, ws, channel: chance.random() > 0.3
+        Chat.on_unsubscribe = lambda self, ws, channel: None
+        Chat.on_message = lambda self, ws, message: ws.subscribe(message) and None
+
+    async def scenario():
+        clients = {}
+        background = []
+        for who, act, channel in acts:
+            client = clients.get(who)
+            if act == "connect" and client is None:
+                clients[who] = await hub.test_client(f"/ws/{channel}").connect(wait=who % 2 == 0)
+            elif act == "wait":
+                await turns(chance.randrange(5))
+            elif client is None:
+                continue
+            elif act in {"drop", "close"}:
+                background.append(asyncio.create_task(getattr(clients.pop(who), act)()))
+            elif act == "enter":
+                client.connection.subscribe(channel)
+            elif act == "leave":
+                client.connection.unsubscribe(channel)
+            elif client.closed is None:
+                await client.send(channel)
+        for client in clients.values():
+            background.append(asyncio.create_task(client.close()))
+        if background:
+            await asyncio.wait_for(asyncio.gather(*background), 10)
+        assert hub.channels() == {}
+        assert len(hub.membership._channels) == 0
+        await hub.stop()
+
+    hub = Hub(cancel_grace=1.0)
+    hub.add("/ws/{channel}", Chat)
+    asyncio.run(scenario())
+    assert wrong == []
+    assert open_channels == set()
+    assert told["open"] == told["close"]
+    assert told["first"] == told["last"]
+    assert hub.health.problems == ()
+
+
+async def test_many_enter_and_leave_one_channel_at_once_and_it_balances(hub, diary, style):
+    hub.add("/ws", diary.listener(style))
+    clients = [await hub.test_client("/ws").connect() for _ in range(8)]
+
+    async def in_and_out(client):
+        for _ in range(5):
+            assert await client.connection.subscribe("cars")
+            assert await client.connection.unsubscribe("cars")
+
+    await asyncio.gather(*map(in_and_out, clients))
+    assert diary.count_of("on_subscribe") == diary.count_of("on_unsubscribe") == 40
+    marks = diary.only("on_channel_open", "on_channel_close")
+    assert marks == ["on_channel_open cars", "on_channel_close cars"] * (len(marks) // 2)
+    assert hub.channels() == {}
+    for client in clients:
+        await client.close()
