@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from backchannel.observe import Watched
 from backchannel.sent import wait_in_thread
+from backchannel.turn import OPENINGS
 
 if TYPE_CHECKING:
     from backchannel.dispatch import Dispatch
@@ -53,12 +54,13 @@ def detached(context: Context) -> Context:
 class Change:
     """A connection entering or leaving a channel. Await it for True or False, or ignore it."""
 
-    __slots__ = ("_apply", "_dispatch", "_outcome", "has_begun")
+    __slots__ = ("_apply", "_dispatch", "_openings", "_outcome", "has_begun")
 
     def __init__(self, dispatch: Dispatch, apply: Callable[[], Coroutine[Any, Any, bool]]):
         self._dispatch = dispatch
         self._apply: Callable[[], Coroutine[Any, Any, bool]] | None = apply
         self._outcome: bool | concurrent.futures.Future[bool] = concurrent.futures.Future()
+        self._openings = OPENINGS.get()
         self.has_begun = False
 
     @property
@@ -96,10 +98,12 @@ class Change:
         apply, self._apply = self._apply, None
         if apply is None:
             return
-        result = False
+        result, outer = False, OPENINGS.get()
+        OPENINGS.set(self._openings)
         try:
             result = await apply()
         finally:
+            OPENINGS.set(outer)
             self.settle(result=result)
 
     def result(self, timeout: float | None = None) -> bool:

@@ -90,3 +90,7 @@ class Link(Protocol):
     def close(self, code: int, reason: str) -> None:
         """Close after what was pushed before; later calls do nothing."""
         ...
+
+    async def finished(self) -> None:
+        """Wait until the close has left or was given up; only the end of a hub waits for it."""
+        ...

@@ -26,6 +26,7 @@ from backchannel.inbox import Inbox, Rest, nothing
 from backchannel.messages import Frame as Message
 from backchannel.observe import CONNECTION, LISTENER, Watched, excerpt, report_slow
 from backchannel.sent import Sent
+from backchannel.threads import call_in_thread
 
 if TYPE_CHECKING:
     from backchannel.hub import HubCore
@@ -45,7 +46,7 @@ class Dispatch:
     """
 
     __slots__ = (
-        "_hub", "_inline", "_opened", "_present", "_task", "_to_finish", "closed", "endpoint",
+        "_coming", "_hub", "_inline", "_opened", "_task", "_to_finish", "closed", "endpoint",
         "entered", "inbox", "loop", "ws",
     )  # fmt: skip
 
@@ -58,7 +59,7 @@ class Dispatch:
         self.entered = False
         self._hub = hub
         self._opened = False
-        self._present = False
+        self._coming: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._inline = False
         self._to_finish: set[asyncio.Task[Any]] = set()
@@ -178,6 +179,8 @@ class Dispatch:
         """Wait until no callback of this connection runs or waits."""
         while self._task is not None:
             await asyncio.wait({self._task})
+        if self._coming is not None:
+            await asyncio.wait({self._coming})
         if self.ws.reason is not None:
             await asyncio.shield(self.closed)
 
@@ -206,7 +209,7 @@ class Dispatch:
     async def call(self, callback: Callback, *arguments: Any) -> Any:
         """Call a callback of any kind and wait for its end; raises what it raises."""
         if callback.in_thread:
-            return await self._in_frame(self._call_in_thread(callback, arguments), callback)
+            return await self._in_frame(call_in_thread(callback.function, *arguments), callback)
         if callback.is_async:
             return await self._in_frame(callback.function(*arguments), callback)
         result = self.call_now(callback, *arguments)
@@ -234,9 +237,6 @@ class Dispatch:
         finally:
             frame.active = False
             RUNNING.set(outer)
-
-    async def _call_in_thread(self, callback: Callback, arguments: tuple[Any, ...]) -> Any:
-        return await asyncio.to_thread(callback.function, *arguments)
 
     async def call_safely(self, callback: Callback | None, *arguments: Any) -> Any:
         """Call a callback; when it raises, log it, tell on_error, and return None."""
@@ -375,8 +375,8 @@ class Dispatch:
                 self._refuse(refused)
         if ws.reason is None:
             self._release()
-            self._present = True
-            await self._hub.presence.came(ws.user)
+            if coming := self._hub.presence.came(ws.user):
+                self._coming = self._hub.runtime.keep(coming, copy_context())
 
     async def _enter_endpoint(self) -> bool:
         first = self.endpoint.callbacks.on_first_open
@@ -409,7 +409,7 @@ class Dispatch:
                 await self.call_safely(callbacks.on_close, ws, ws.reason)
             for name in sorted(ws._channels):
                 await self._hub.membership.left(self, name)
-            if self._present:
+            if self._coming is not None:
                 await self._hub.presence.went(ws.user)
             if self.entered:
                 last = callbacks.on_last_close

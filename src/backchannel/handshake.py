@@ -12,6 +12,7 @@ from backchannel.connection import ABSENT
 from backchannel.errors import Reject
 from backchannel.observe import HANDSHAKE, new_error_id
 from backchannel.request import Request, user_id
+from backchannel.threads import call_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,7 +162,7 @@ async def _ask(callback: Callback, request: Request) -> Reject | None:
 async def _call(function: Callable[..., Any], *arguments: Any, in_thread: bool) -> Any:
     """Call what the application wrote as def, async def or @threaded def."""
     if in_thread:
-        return await asyncio.to_thread(function, *arguments)
+        return await call_in_thread(function, *arguments)
     try:
         answer = function(*arguments)
         return await answer if inspect.isawaitable(answer) else answer

@@ -326,7 +326,8 @@ class HubCore:
         Args:
             code: the close code for all.
             reason: the reason; by default what the code means.
-            timeout: seconds for callbacks to end; then what still runs is cancelled and logged.
+            timeout: seconds for callbacks to end and for closes to leave; then what still runs is
+                cancelled and logged.
 
         Raises:
             ValueError: a code that can't be sent, or a reason that is too long.
@@ -336,14 +337,22 @@ class HubCore:
             return
         self.is_stopping = True
         ending = CloseReason(code, reason or meaning_of(code), "server")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         waiting = {dispatch.closed: dispatch for dispatch in self.dispatches}
+        links = [dispatch.ws._link for dispatch in self.dispatches]
         for dispatch in list(self.dispatches):
             dispatch.end(ending)
         if waiting:
             _, late = await asyncio.wait(waiting, timeout=timeout)
             for closed in late:
                 LISTENER.error("%s: its callbacks did not end in time", waiting[closed].ws)
-        await self.runtime.cancel_all(timeout)
+        if links:
+            leaving = [loop.create_task(link.finished()) for link in links]
+            _, unsent = await asyncio.wait(leaving, timeout=max(0.0, deadline - loop.time()))
+            for task in unsent:
+                task.cancel()
+        await self.runtime.cancel_all(max(0.1, deadline - loop.time()))
 
     # ── membership ──────────────────────────────────────────────────────────────────
 

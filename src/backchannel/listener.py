@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -385,22 +386,27 @@ def _layers(function: Any) -> Iterator[Any]:
 def _where(thing: Any) -> str:
     """Return file and line of a definition, the file relative to the working directory."""
     try:
-        path = Path(inspect.getsourcefile(thing) or "?")
+        code: types.CodeType | None = getattr(thing, "__code__", None)
+        path = Path(inspect.getsourcefile(thing) or (code.co_filename if code else "?"))
         line = inspect.getsourcelines(thing)[1] if isinstance(thing, type) else None
     except (OSError, TypeError):
         return "?"
-    if line is None:
-        line = getattr(getattr(thing, "__code__", None), "co_firstlineno", None)
+    if line is None and code is not None:
+        line = code.co_firstlineno
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     return f"{path}:{line or '?'}"
+
+
+_LIKE_A_CALLBACK: Final = re.compile(r"[oO]n(_|[A-Z])")
 
 
 def _check_spelling(kind: type[Listener]) -> None:
     known = {name.replace("_", ""): name for name in _PARAMETERS}
     for name in dir(kind):
         plain = name.replace("_", "").casefold()
-        if name in _PARAMETERS or not plain.startswith("on") or name.startswith("_"):
+        looks_like_one = plain in known or _LIKE_A_CALLBACK.match(name)
+        if name in _PARAMETERS or name.startswith("_") or not looks_like_one:
             continue
         if _event_of(kind, name) is not None:
             continue

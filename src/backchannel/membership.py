@@ -46,10 +46,13 @@ class Membership:
         if name in ws._channels:
             return None
         channel = self._channels.hold(name, dispatch.endpoint)
-        stays = False
+        stays, refused = False, None
         try:
             await channel.occupancy.enter(self._opening(dispatch, channel))
-            refused = await self._ask(dispatch, name)
+            if name not in ws._channels:
+                refused = await self._ask(dispatch, name)
+            if name in ws._channels:  # a callback about this very channel has let it in
+                return None
             if refused is None and ws.reason is None:
                 self._roster.enter(ws, name)
                 stays = True

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from backchannel.observe import LISTENER
+from backchannel.threads import call_in_thread
 from backchannel.turn import Occupancy
 
 __all__ = ["Presence"]
@@ -22,29 +22,24 @@ class Presence:
         on_offline: called with a user whose last device has gone.
     """
 
-    __slots__ = ("_telling", "_users", "on_offline", "on_online")
+    __slots__ = ("_users", "on_offline", "on_online")
 
     def __init__(self) -> None:
         self.on_online: Callable[[str], Any] | None = None
         self.on_offline: Callable[[str], Any] | None = None
         self._users: dict[str, Occupancy] = {}
-        self._telling: set[asyncio.Task[None]] = set()
 
-    async def came(self, user: str | None) -> None:
-        """Note that one of a user's devices has come; the first one is announced.
+    def came(self, user: str | None) -> Coroutine[Any, Any, None] | None:
+        """Return what notes that one of a user's devices has come, and announces the first one.
 
-        Whoever has called this calls ``went``, also when it was cancelled: a device that leaves
-        again meanwhile does not cut the announcement short.
+        It is run beside the connection, which neither waits for it nor cuts it short: the
+        application may subscribe the user's devices in there. None when nobody wants to know;
+        else the caller calls ``went`` in the end.
         """
         if user is None or (self.on_online is None and self.on_offline is None):
-            return
+            return None
         occupancy = self._users.setdefault(user, Occupancy())
-        telling = asyncio.create_task(
-            occupancy.enter(functools.partial(_tell, self.on_online, user))
-        )
-        self._telling.add(telling)
-        telling.add_done_callback(self._telling.discard)
-        await asyncio.shield(telling)
+        return occupancy.enter(functools.partial(_tell, self.on_online, user))
 
     async def went(self, user: str | None) -> None:
         """Note that one of a user's devices has gone; the last one is announced."""
@@ -58,7 +53,6 @@ class Presence:
     def forget(self) -> None:
         """Begin anew, with nobody online."""
         self._users.clear()
-        self._telling.clear()
 
 
 async def _tell(callback: Callable[[str], Any] | None, user: str) -> None:
@@ -66,7 +60,7 @@ async def _tell(callback: Callable[[str], Any] | None, user: str) -> None:
         return
     try:
         if getattr(callback, "_backchannel_threaded", False):
-            await asyncio.to_thread(callback, user)
+            await call_in_thread(callback, user)
             return
         told = callback(user)
         if inspect.isawaitable(told):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 
 __all__ = ["Occupancy"]
 
 Step = Callable[[], Awaitable[object]]
+
+OPENINGS: ContextVar[tuple[Occupancy, ...]] = ContextVar("backchannel_openings", default=())
+"""What is being opened by the callback that runs: what it lets in does not wait for its end."""
 
 
 class Occupancy:
@@ -38,13 +42,15 @@ class Occupancy:
             Whatever opening raises; then it is not open, and the next one tries again.
         """
         self.holders += 1
+        if self in OPENINGS.get():
+            return
         if self.is_calm and (self.is_open or opening is None):
             self.is_open = True
             return
         async with self._locked():
             if not self.is_open:
                 if opening is not None:
-                    await opening()
+                    await self._run(opening)
                 self.is_open = True
 
     async def leave(self, closing: Step | None) -> None:
@@ -60,6 +66,14 @@ class Occupancy:
                 self.is_open = False
                 if closing is not None:
                     await closing()
+
+    async def _run(self, opening: Step) -> None:
+        outer = OPENINGS.get()
+        OPENINGS.set((*outer, self))
+        try:
+            await opening()
+        finally:
+            OPENINGS.set(outer)
 
     def _locked(self) -> asyncio.Lock:
         if self._turn is None:

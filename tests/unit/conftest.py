@@ -71,7 +71,9 @@ class Diary(list[str]):
                     "    return await result if inspect.isawaitable(result) else result\n"
                 )
             else:
-                source = f"def {name}(self, {parameters}):\n    return run({name!r}, {parameters})\n"
+                source = (
+                    f"def {name}(self, {parameters}):\n    return run({name!r}, {parameters})\n"
+                )
                 source = f"@threaded\n{source}" if style == "threaded" else source
             exec(compile(source, "<diary>", "exec"), scope)
         callbacks = {name: scope[name] for name in PARAMETERS if name in scope}

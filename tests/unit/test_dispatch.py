@@ -20,7 +20,9 @@ LANGUAGE: ContextVar[str] = ContextVar("language", default="none")
 
 
 def lines_of(caplog, level=logging.ERROR, name="backchannel"):
-    return [r.getMessage() for r in caplog.records if r.levelno >= level and r.name.startswith(name)]
+    return [
+        r.getMessage() for r in caplog.records if r.levelno >= level and r.name.startswith(name)
+    ]
 
 
 async def turns(count=10):
@@ -346,15 +348,10 @@ async def test_every_ending_is_one_on_close_and_leaves_no_ghost(diary, style, en
         reasons.append((reason.code, reason.text, reason.by))
         views.append((ws.channels, ws.state.name, ws.session["k"], ws.user, ws.is_open))
         ghosts.append(hub.channels().get("cars", 0) + hub.health.connections)
-        for audience in (
-            hub.channel("cars"),
-            hub.user("ana"),
-            hub.session("s1"),
-            hub.connection(ws.id),
-            hub.everyone,
-        ):
-            ghosts.append(audience.send("anyone?", exclude=hub.user("bob")).result(1).reached)
-        ghosts.append(ws.send("you?").result(1).reached)
+        audiences = [hub.channel("cars"), hub.user("ana"), hub.session("s1"), hub.everyone]
+        sent = [a.send("x", exclude=hub.user("bob")) for a in audiences]
+        sent += [hub.connection(ws.id).send("x"), ws.send("x")]
+        ghosts.extend(one.result(1).reached for one in sent)
 
     acts = {"on_open": on_open, "on_message": on_message, "on_close": on_close}
     hub.add("/ws/{channel}", diary.listener(style, on_error=lambda *_: False, **acts))
@@ -552,6 +549,29 @@ async def test_a_callback_that_closes_its_own_connection_and_hangs_is_cancelled(
     assert order == ["cancelled", "on_close"]
 
 
+async def test_inside_on_close_no_list_and_no_count_has_the_connection(hub):
+    seen = []
+
+    class Chat(Listener):
+        async def on_close(self, ws, reason):
+            for audience in (
+                hub.channel("cars"),
+                hub.user("ana"),
+                hub.session("s1"),
+                hub.connection(ws.id),
+                hub.everyone,
+            ):
+                seen.append(await audience.count())
+                seen.extend(await audience.connections())
+                seen.extend(await audience.users())
+                seen.append((await audience.subscribe("boats")).reached)
+
+    hub.add("/ws/{channel}", Chat)
+    async with hub.test_client("/ws/cars", user="ana", session=WebSession()):
+        assert await hub.session("s1").count() == 1
+    assert seen == [0] * 10
+
+
 async def test_a_client_that_leaves_during_on_open_has_its_on_close(hub):
     began, order = asyncio.Event(), []
 
@@ -593,7 +613,12 @@ async def test_a_client_that_leaves_during_on_subscribe_is_in_no_channel(hub, di
     await began.wait()
     await ws.drop()
     assert hub.channels() == {}
-    assert diary[-4:] == ["on_subscribe cars", "on_channel_close cars", "on_close 1006", "on_last_close"]
+    assert diary[-4:] == [
+        "on_subscribe cars",
+        "on_channel_close cars",
+        "on_close 1006",
+        "on_last_close",
+    ]
 
 
 async def test_a_message_that_comes_after_the_end_reaches_no_callback(hub, diary):
@@ -1266,7 +1291,7 @@ async def test_callbacks_run_in_the_context_of_their_handshake(hub, diary, style
 
         return note
 
-    later = [n for n in ("on_open", "on_message", "on_close", "on_subscribe", "on_unsubscribe")]
+    later = ["on_open", "on_message", "on_close", "on_subscribe", "on_unsubscribe"]
     kind = diary.listener(style, **{name: hear(name) for name in later})
 
     def on_handshake(self, request):
@@ -1572,6 +1597,31 @@ async def test_a_callback_that_awaits_something_cancelled_has_failed(hub, diary,
     assert diary.count_of("on_close") == (name != "on_first_open")
 
 
+@pytest.mark.parametrize("error", [TimeoutError, StopIteration, KeyError])
+async def test_what_a_callback_raises_is_logged_with_its_own_traceback(
+    hub, diary, style, error, caplog
+):
+    def fail(*_):
+        raise error("boom")
+
+    hub.add("/ws", diary.listener(style, on_message=fail))
+    async with hub.test_client("/ws") as ws:
+        await ws.send("x")
+        await asyncio.wait_for(ws.settled(), 5)
+        assert ws.connection.is_open
+    (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert error.__name__ in caplog.text
+    assert diary.count_of("on_error") == 1
+    frames, at = [], record.exc_info[1]
+    while at is not None:
+        trace = at.__traceback__
+        while trace is not None:
+            frames.append(trace.tb_frame.f_code)
+            trace = trace.tb_next
+        at = at.__cause__
+    assert fail.__code__ in frames
+
+
 async def test_a_reply_that_cannot_be_sent_is_the_callbacks_error(hub, diary, style):
     hub.add("/ws", diary.listener(style, on_message=lambda *_: {"x": float("nan")}))
     async with hub.test_client("/ws") as ws:
@@ -1616,7 +1666,7 @@ async def test_what_a_verb_returned_is_no_reply(hub, diary, verb):
             "send": lambda: ws.send("sent"),
             "broadcast": lambda: ws.broadcast("sent"),
             "hub": lambda: hub.broadcast("cars", "sent"),
-            "close": lambda: ws.close(),
+            "close": ws.close,
             "subscribe": lambda: ws.subscribe("other"),
             "audience": lambda: hub.everyone.subscribe("other"),
         }[verb]()
@@ -1633,16 +1683,19 @@ async def test_what_a_verb_returned_is_no_reply(hub, diary, verb):
 async def test_a_def_that_returns_a_coroutine_is_awaited(hub, diary):
     """A decorator without functools.wraps makes an async def look like a def."""
 
-    def plain(function):
-        return lambda self, *arguments: function(self, *arguments)
+    def undressed(function):
+        def plain(self, *arguments):
+            return function(self, *arguments)
+
+        return plain
 
     class Chat(Listener):
-        @plain
+        @undressed
         async def on_open(self, ws):
             await turns(2)
             diary.write("on_open")
 
-        @plain
+        @undressed
         async def on_subscribe(self, ws, channel):
             async with asyncio.timeout(5):
                 await turns(2)
@@ -1742,7 +1795,9 @@ async def _binary_only(ws, message: bytes):
 
 
 async def test_an_own_on_invalid_answers_in_its_place(hub, diary, style):
-    kind = diary.listener(style, on_invalid=lambda ws, error: ws.send(f"no: {error.field}") and None)
+    kind = diary.listener(
+        style, on_invalid=lambda ws, error: ws.send(f"no: {error.field}") and None
+    )
 
     def on_message(self, ws, message: Move):
         diary.append("reached")

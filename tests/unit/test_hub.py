@@ -214,7 +214,12 @@ async def test_infos_tell_what_anyone_may_know(hub, room):
     room["ana1"].connection.meta["device"] = "phone"
     (info, _) = await hub.user("ana").connections()
     ws = room["ana1"].connection
-    assert (info.id, info.user, info.endpoint, info.node) == (ws.id, "ana", "/ws/{channel}", hub.node)
+    assert (info.id, info.user, info.endpoint, info.node) == (
+        ws.id,
+        "ana",
+        "/ws/{channel}",
+        hub.node,
+    )
     assert info.opened_at == ws.opened_at
     assert info.meta == {"device": "phone"}
     ws.meta["device"] = "changed later"
@@ -975,6 +980,36 @@ async def test_online_and_offline_balance_when_the_client_leaves_meanwhile(hub):
     assert told == ["online", "offline"]
 
 
+async def test_a_user_who_comes_online_may_be_subscribed_and_waited_for(hub):
+    """On all devices, also those that come meanwhile."""
+    entered = []
+
+    @hub.on_user_online
+    async def online(user):
+        await asyncio.sleep(0)
+        entered.append((await hub.user(user).subscribe(f"inbox:{user}")).reached)
+
+    hub.add("/ws", Room)
+    one = await hub.test_client("/ws", user="ana").connect(wait=False)
+    two = await hub.test_client("/ws", user="ana").connect(wait=False)
+    await asyncio.wait_for(asyncio.gather(one.settled(), two.settled()), 5)
+    assert entered in ([1], [2])
+    assert hub.channels() == {"inbox:ana": entered[0]}
+    await one.close()
+    await two.close()
+
+
+async def test_who_listens_late_for_users_hears_of_those_that_come_then(hub):
+    hub.add("/ws", Room)
+    early = await hub.test_client("/ws", user="ana").connect()
+    told, _ = presence(hub, "def")
+    late = await hub.test_client("/ws", user="ana").connect()
+    await early.close()
+    assert told == ["ana online"]
+    await late.close()
+    assert told == ["ana online", "ana offline"]
+
+
 async def test_a_user_callback_that_raises_is_logged_and_keeps_nobody_away(hub, caplog):
     @hub.on_user_online
     def online(user):
@@ -1056,9 +1091,11 @@ async def test_ten_thousand_connects_and_disconnects_leave_nothing_behind(caplog
     await _one_after_the_other(hub, 500)  # what is made once is made
     gc.collect()
     objects, tasks = len(gc.get_objects()), len(asyncio.all_tasks())
+    await _one_after_the_other(hub, 8_000)
+    gc.collect()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
-    await _one_after_the_other(hub, 9_500)
+    await _one_after_the_other(hub, 1_500)  # tracing is slow
     gc.collect()
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -1071,7 +1108,7 @@ async def test_ten_thousand_connects_and_disconnects_leave_nothing_behind(caplog
     assert len(hub.membership._channels) == 0
     assert hub.presence._users == {}
     assert len(gc.get_objects()) - objects < 500
-    assert after - before < 200_000
+    assert after - before < 100_000
     assert hub.health.problems == ()
     await hub.stop()
 
@@ -1092,8 +1129,8 @@ async def test_a_crowd_that_comes_and_goes_at_once_balances(hub, diary):
         if number % 3:
             await client.drop()
         else:
+            await client.close()
             with pytest.raises(ConnectionClosed):
-                await client.close()
                 await client.send("too late")
 
     await asyncio.gather(*(visit(number) for number in range(200)))

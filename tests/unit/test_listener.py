@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import sys
 import types
 from typing import Any
 
@@ -59,7 +58,11 @@ def test_all_callbacks_are_optional_and_only_those_written_are_called():
 @pytest.mark.parametrize("name", CALLBACKS)
 @pytest.mark.parametrize("style", ["def", "async def", "@threaded def"])
 def test_each_callback_may_be_def_async_or_threaded(name, style):
-    source = f"class Chat(Listener):\n    {style.replace('@threaded ', '@threaded\n    ')} {name}(self, {_PARAMETERS[name]}):\n        return 5\n"
+    head, _, keyword = style.rpartition(" ")
+    source = "class Chat(Listener):\n"
+    source += "    @threaded\n" if head == "@threaded" else ""
+    source += "    async " if head == "async" else "    "
+    source += f"{keyword} {name}(self, {_PARAMETERS[name]}): return 5\n"
     callback = getattr(read_listener(module(FUTURE + source).Chat), name)
     assert callback.name == f"Chat.{name}"
     assert callback.is_async is (style == "async def")
@@ -362,17 +365,17 @@ def test_a_decorated_callback_is_async_when_it_or_what_it_wraps_is(outer, inner)
 @pytest.mark.parametrize(
     ("annotation", "frame", "message"),
     [
-        ("str", '{"text":"a"}', '{"text":"a"}'),
-        ("bytes", b"\x00", b"\x00"),
-        ("str | bytes", b"\x00", b"\x00"),
-        ("typing.Any", "x", "x"),
-        ("dict", '{"text":"a"}', {"text": "a"}),
-        ("dict[str, int]", '{"a":1}', {"a": 1}),
-        ("list[Say]", '[{"text":"a"}]', [Say("a")]),
-        ("Say", '{"text":"a"}', Say("a")),
-        ("'Say'", '{"text":"a"}', Say("a")),
-        ("Either", "5", 5),
-        ("typing.Annotated[Say, 'note']", '{"text":"a"}', Say("a")),
+        ("str", '{"text":"a"}', """'{"text":"a"}'"""),
+        ("bytes", b"x", "b'x'"),
+        ("str | bytes", b"x", "b'x'"),
+        ("typing.Any", "x", "'x'"),
+        ("dict", '{"text":"a"}', "{'text': 'a'}"),
+        ("dict[str, int]", '{"a":1}', "{'a': 1}"),
+        ("list[Say]", '[{"text":"a"}]', "[Say('a')]"),
+        ("Say", '{"text":"a"}', "Say('a')"),
+        ("'Say'", '{"text":"a"}', "Say('a')"),
+        ("Either", "5", "5"),
+        ("typing.Annotated[Say, 'note']", '{"text":"a"}', "Say('a')"),
     ],
 )
 @pytest.mark.parametrize("future", [True, False])
@@ -387,15 +390,9 @@ def test_annotations_resolve_at_registration_also_under_the_future_import(
         "object": f"class Kind:\n    def __call__(self, ws, message: {annotation}): ...\nChat = Kind()\n",
     }[form]
     head = FUTURE if future else FUTURE.partition("\n")[2]
-    made = (
-        module(f"{head}from {__name__} import Say\nEither = int | Say\n{source}")
-        if __name__ in sys.modules
-        else None
-    )
-    if made is None:
-        made = types.ModuleType("m")
-        made.__dict__["Say"] = Say
-        exec(compile(f"{head}Either = int | Say\n{source}", "m.py", "exec"), made.__dict__)
+    shapes = "class Say(msgspec.Struct):\n    text: str\nEither = int | Say\n"
+    made = module(head + shapes + source)
+    message = eval(message, made.__dict__)
     callbacks = read_listener(made.Chat)
     callback = callbacks.events["a"] if form == "event" else callbacks.on_message
     assert decoded(callback, frame) == message
@@ -423,7 +420,7 @@ def test_a_name_that_only_type_checkers_know_is_refused_with_its_place_and_what_
 @pytest.mark.parametrize("annotation", ["'Say['", "'1 +'", "'msgspec.Nothing'", "'5'"])
 def test_an_annotation_that_is_no_type_is_refused_by_name(annotation):
     chat = module(f"{FUTURE}def Chat(ws, message: {annotation}): ...\n").Chat
-    refused(chat, "the annotation of 'message'", "can't be")
+    refused(chat, "Chat (listeners_under_test.py:4): the annotation of 'message'")
 
 
 def test_an_annotation_that_nothing_decodes_is_refused_with_callback_and_place():
@@ -624,7 +621,7 @@ def test_after_registration_setting_an_attribute_says_where_it_belongs():
     read_listener(counter)
     for change in (counter.count, lambda: setattr(counter, "made", False)):
         with pytest.raises(
-            AttributeError, match="one Counter serves all connections: use ws.state"
+            AttributeError, match=r"one Counter serves all connections: use ws\.state"
         ):
             change()
     with pytest.raises(AttributeError, match="can't set 'made': one Counter serves all"):

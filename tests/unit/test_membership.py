@@ -283,6 +283,48 @@ async def test_who_comes_while_the_channel_opens_waits_for_it(hub, diary):
     assert diary.count_of("on_channel_close") == 1
 
 
+@pytest.mark.parametrize("who", ["mod", "ana"])
+@pytest.mark.parametrize("how", ["await", "result", "ignored"])
+async def test_on_channel_open_may_let_others_in_and_wait_for_them(hub, diary, who, how):
+    """The very channel that it opens, and the very connection that it is opened for."""
+
+    class Chat(Listener):
+        if how == "await":
+
+            async def on_channel_open(self, channel):
+                diary.append(f"opening {(await hub.user(who).subscribe(channel)).reached}")
+
+        elif how == "result":
+
+            @threaded
+            def on_channel_open(self, channel):
+                diary.append(f"opening {hub.user(who).subscribe(channel).result(5).reached}")
+
+        else:
+
+            async def on_channel_open(self, channel):
+                hub.user(who).subscribe(channel)
+                diary.append("opening 1")
+
+        async def on_subscribe(self, ws, channel):
+            await turns(2)
+
+        def on_channel_close(self, channel):
+            diary.append("closed")
+
+    hub.add("/ws", Chat)
+    mod = await hub.test_client("/ws", user="mod").connect()
+    ana = await hub.test_client("/ws", user="ana").connect()
+    assert await asyncio.wait_for(ana.connection.subscribe("cars"), 5) is True
+    await mod.settled()
+    assert diary == ["opening 1"]
+    assert hub.channels() == {"cars": 2 if who == "mod" else 1}
+    await ana.close()
+    await mod.close()
+    assert diary == ["opening 1", "closed"]
+    assert len(hub.membership._channels) == 0
+
+
 async def test_who_comes_while_the_channel_closes_opens_it_anew(hub, diary):
     began, go = asyncio.Event(), asyncio.Event()
 
@@ -523,8 +565,7 @@ def test_the_books_balance_whatever_happens(acts, style, seed):
                 client.connection.unsubscribe(channel)
             elif client.closed is None:
                 await client.send(channel)
-        for client in clients.values():
-            background.append(asyncio.create_task(client.close()))
+        background.extend(asyncio.create_task(client.close()) for client in clients.values())
         if background:
             await asyncio.wait_for(asyncio.gather(*background), 10)
         assert hub.channels() == {}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import uvicorn
-from uvicorn.supervisors import ChangeReload
+from uvicorn.supervisors.basereload import BaseReload
+from uvicorn.supervisors.statreload import StatReload
 
 from backchannel import __version__
 from backchannel.blocking import forbid_blocking_calls
@@ -69,7 +73,7 @@ def run(
         config = uvicorn.Config("backchannel:Hub", reload=True, reload_dirs=[str(file.parent)],
                                 log_config=None)  # fmt: skip
         set_up_logging(options)
-        ChangeReload(config, target=functools.partial(_serve_child, options), sockets=sockets).run()
+        Reload(config, target=functools.partial(_serve_child, options), sockets=sockets).run()
     else:
         serve(options, sockets)
 
@@ -106,6 +110,25 @@ def _serve_child(options: Options, sockets: list[socket.socket] | None = None) -
     serve(options, sockets or [])
 
 
+class Reload(StatReload):
+    """uvicorn's, but a change while the program starts is not missed."""
+
+    def startup(self) -> None:
+        """Start the program as the files are now."""
+        self._note()
+        super().startup()
+
+    def restart(self) -> None:
+        """Start it again as the files are now."""
+        self._note()
+        BaseReload.restart(self)
+
+    def _note(self) -> None:
+        for file in self.iter_py_files():
+            with contextlib.suppress(OSError):  # it has just been removed
+                self.mtimes[file] = file.stat().st_mtime
+
+
 class HubServer(uvicorn.Server):
     """uvicorn, but the hub closes its connections first, with a code that says why."""
 
@@ -113,6 +136,7 @@ class HubServer(uvicorn.Server):
         super().__init__(config)
         self._found = found
         self._options = options
+        self._last_resort: threading.Timer | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then say what is served where."""
@@ -129,8 +153,28 @@ class HubServer(uvicorn.Server):
             server.close()
         code = 1001 if signal.SIGINT in self._captured_signals[:1] else 1012
         for hub in self._found.hubs:
-            await hub.stop(code, timeout=1.5)
+            await hub.stop(code, timeout=1.2)
         await super().shutdown(sockets)
+        self._last_resort = threading.Timer(0.3, _end_regardless)
+        self._last_resort.daemon = True
+        self._last_resort.start()
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal ends it, also when code of the application never ends."""
+        try:
+            super().run(sockets)
+        finally:
+            if self._last_resort is not None:
+                self._last_resort.cancel()
+
+
+def _end_regardless() -> None:
+    """End the process; Python would wait for ever for a task or thread that does not end."""
+    logging.getLogger("backchannel.hub").error(
+        "a task or thread of the application does not end; the process ends regardless"
+    )
+    logging.shutdown()
+    os._exit(1)
 
 
 def bind(host: str, port: int) -> list[socket.socket]:

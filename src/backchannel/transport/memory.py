@@ -41,6 +41,9 @@ class MemoryLink:
         self.frames.put_nowait(frame)
         return True
 
+    async def finished(self) -> None:
+        """There is no network to wait for."""
+
     def close(self, code: int, reason: str) -> None:
         """Hand the close to the client, after what was pushed."""
         if self.closed is None:

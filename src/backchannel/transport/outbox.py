@@ -128,7 +128,7 @@ class Outbox:
     async def finished(self) -> None:
         """Wait until the close has been sent or given up."""
         if self._done is not None:
-            await self._done
+            await asyncio.shield(self._done)
 
     def flush(self) -> None:
         """Send what waits, as far as that goes without waiting for the client."""
