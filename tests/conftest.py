@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
+
+# How long one example takes says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("backchannel", deadline=None)
+hypothesis.settings.load_profile("backchannel")
 
 MUST_NOT_SKIP = os.environ.get("BACKCHANNEL_NO_SKIPS") == "1"
 

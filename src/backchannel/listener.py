@@ -243,8 +243,7 @@ def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
     if message := found.get("on_message"):
         found["on_message"] = _with_decoder(message, names, kind)
     found["events"] = _read_events(listener, names)
-    if not kind.shared:
-        object.__setattr__(listener, "_sealed", True)
+    object.__setattr__(listener, "_sealed", True)
     return Callbacks(name=kind.__name__, where=_where(kind), **found)
 
 

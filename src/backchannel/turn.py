@@ -10,7 +10,7 @@ __all__ = ["Occupancy"]
 
 Step = Callable[[], Awaitable[object]]
 
-OPENINGS: ContextVar[tuple[Occupancy, ...]] = ContextVar("backchannel_openings", default=())
+OPENINGS: ContextVar[tuple[object, ...]] = ContextVar("backchannel_openings", default=())
 """What is being opened by the callback that runs: what it lets in does not wait for its end."""
 
 
@@ -21,12 +21,13 @@ class Occupancy:
     runs waits for its end, so that each opening is followed by one closing.
     """
 
-    __slots__ = ("_turn", "holders", "is_open")
+    __slots__ = ("_opening", "_turn", "holders", "is_open")
 
     def __init__(self) -> None:
         self.holders = 0
         self.is_open = False
         self._turn: asyncio.Lock | None = None
+        self._opening: object = None
 
     @property
     def is_calm(self) -> bool:
@@ -42,7 +43,7 @@ class Occupancy:
             Whatever opening raises; then it is not open, and the next one tries again.
         """
         self.holders += 1
-        if self in OPENINGS.get():
+        if self._opening is not None and self._opening in OPENINGS.get():
             return
         if self.is_calm and (self.is_open or opening is None):
             self.is_open = True
@@ -68,12 +69,13 @@ class Occupancy:
                     await closing()
 
     async def _run(self, opening: Step) -> None:
-        outer = OPENINGS.get()
-        OPENINGS.set((*outer, self))
+        outer, self._opening = OPENINGS.get(), object()
+        OPENINGS.set((*outer, self._opening))
         try:
             await opening()
         finally:
             OPENINGS.set(outer)
+            self._opening = None
 
     def _locked(self) -> asyncio.Lock:
         if self._turn is None:

@@ -75,7 +75,9 @@ class Server:
         finally:
             self.log.append((await self.rest).decode())
         printed = "".join(self.log)
-        assert not re.search(r"ERROR|WARNING|Traceback", printed), printed
+        # On a busy machine the process may be held up inside a callback; the hub can't know why.
+        bad = re.search(r"ERROR|WARNING(?!.*held the event loop)|Traceback", printed)
+        assert bad is None, printed
 
 
 class Person:

@@ -67,7 +67,9 @@ class Process:
         deadline = time.monotonic() + timeout
         while not (found := re.search(pattern, self.output())):
             code = self.popen.poll()
-            assert code is None, f"ended with {code} before it printed {pattern!r}:\n{self.output()}"
+            assert code is None, (
+                f"ended with {code} before it printed {pattern!r}:\n{self.output()}"
+            )
             assert time.monotonic() < deadline, f"did not print {pattern!r}:\n{self.output()}"
             time.sleep(0.02)
         return found
@@ -124,7 +126,11 @@ class Server:
     def connect(self, path, host="127.0.0.1", **options):
         """Open a WebSocket with the websockets library: ``async with server.connect(path)``."""
         return connect(
-            f"ws://{host}:{self.port}{path}", proxy=None, open_timeout=PATIENCE, close_timeout=PATIENCE, **options
+            f"ws://{host}:{self.port}{path}",
+            proxy=None,
+            open_timeout=PATIENCE,
+            close_timeout=PATIENCE,
+            **options,
         )
 
     async def told(self, tag, until="", times=1):
@@ -154,9 +160,9 @@ class Server:
     async def stats(self):
         return (await self.get("/stats")).json()
 
-    async def settled(self, wanted, timeout=PATIENCE):
+    async def settled(self, wanted):
         """Return the stats as soon as they are as wanted; polls, since nothing tells."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + PATIENCE
         while not wanted(stats := await self.stats()):
             assert time.monotonic() < deadline, f"did not come to it: {stats}"
             await asyncio.sleep(0.05)
@@ -306,11 +312,11 @@ class Peer:
 
     async def ended(self):
         """Read to the end; returns the close code and reason, 1006 when there was no close."""
-        with pytest.raises(ConnectionClosed) as caught:
+        try:
             while True:
                 await self.read()
-        close = caught.value.rcvd
-        return (close.code, close.reason) if close else (1006, "")
+        except ConnectionClosed as closed:
+            return (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, "")
 
     async def nothing_more(self):
         """Nothing is on its way: a message by this very connection overtakes nothing."""
@@ -357,9 +363,7 @@ def server(session_server, request):
     """A running server; what it prints of errors that the test did not announce fails the test."""
     session_server.mark = len(session_server.process.output())
     yield session_server
-    expected = [
-        pattern for marker in request.node.iter_markers("logs") for pattern in marker.args
-    ]
+    expected = [pattern for marker in request.node.iter_markers("logs") for pattern in marker.args]
     bad = [
         line
         for line in session_server.printed().splitlines()

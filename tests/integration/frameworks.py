@@ -24,7 +24,7 @@ from backchannel import Connection, Hub, Listener
 
 def say(text: str) -> None:
     """Tell the test, which reads what the server prints."""
-    print(f"SAID {text}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"SAID {text}\n")
 
 
 def make_hub(**settings: Any) -> Hub:
@@ -77,12 +77,12 @@ fastapi.mount("/live", fastapi_hub)
 
 
 @fastapi.websocket("/ws/chat/{channel}")
-async def chat(websocket: WebSocket, channel: str, user: Any = Depends(current_user)) -> None:
+async def chat(websocket: WebSocket, channel: str, user: Any = Depends(current_user)) -> None:  # noqa: B008 - as FastAPI wants it
     await fastapi_hub.serve(websocket, Chat, user=user.id, params={"channel": channel})
 
 
 @fastapi.websocket("/ws/accepted/{channel}")
-async def accepted(websocket: WebSocket, channel: str, user: Any = Depends(current_user)) -> None:
+async def accepted(websocket: WebSocket, channel: str, user: Any = Depends(current_user)) -> None:  # noqa: B008 - as FastAPI wants it
     await websocket.accept()
     await websocket.send_text("hello from the route")
     await fastapi_hub.serve(

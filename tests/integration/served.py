@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -23,6 +24,9 @@ from backchannel import Connection, Hub, Listener, Reject, event, threaded
 
 logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 logging.getLogger("backchannel").setLevel("WARNING")
+
+
+PROC = Path("/proc/self")
 
 
 class Diary:
@@ -140,7 +144,7 @@ class Chat(Listener):
 
     def on_close(self, ws: Connection, reason: Any) -> None:
         if "log" in ws.query:
-            print(f"LOGGED on_close {reason}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"LOGGED on_close {reason}\n")
         self.note(
             ws,
             "on_close",
@@ -207,9 +211,7 @@ class RefuseOpen(Listener):
         diary.write(ws.query["tag"], "on_subscribe")
 
     def on_close(self, ws: Connection, reason: Any) -> None:
-        diary.write(
-            ws.query["tag"], "on_close", code=reason.code, text=reason.text, by=reason.by
-        )
+        diary.write(ws.query["tag"], "on_close", code=reason.code, text=reason.text, by=reason.by)
 
 
 class Stall(Listener):
@@ -355,7 +357,7 @@ async def stats(request: Request) -> JSONResponse:
             "dispatches": len(hub.dispatches),
             "objects": {name: kinds.count(name) for name in ("Connection", "Dispatch", "Outbox")},
             "tasks": len(asyncio.all_tasks()),
-            "fds": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None,
+            "fds": descriptors(),
             "rss": rss(),
             "totals": totals,
             "loop": type(asyncio.get_running_loop()).__module__,
@@ -363,13 +365,17 @@ async def stats(request: Request) -> JSONResponse:
     )
 
 
-def rss() -> int | None:
-    """Return the bytes of memory in use, where the system tells."""
+def descriptors() -> int:
+    """Return how many files and sockets are open; 0 where the system does not tell."""
+    return len(list(PROC.glob("fd/*")))
+
+
+def rss() -> int:
+    """Return the bytes of memory in use; 0 where the system does not tell."""
     try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int((PROC / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        return None
+        return 0
 
 
 inner = Starlette(
@@ -386,9 +392,10 @@ wrapped = hub.wrap(inner)
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    if scope["type"] == "websocket" and scope["path"] == "/raw/ping":
+    path = scope.get("path", "")  # the lifespan has none
+    if path == "/raw/ping":
         await try_to_ping(receive, send)
-    elif scope["path"].startswith("/bare/"):
+    elif path.startswith("/bare/"):
         await hub(scope, receive, send)  # answers what is nothing of its own, too
     else:
         await wrapped(scope, receive, send)

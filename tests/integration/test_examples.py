@@ -59,7 +59,9 @@ async def running(*arguments, cwd=EXAMPLES.parent):
             if rest:
                 log.append((await rest).decode())
     printed = "".join(log)
-    assert not re.search(r"ERROR|WARNING|Traceback", printed), printed
+    # On a busy machine the process may be held up inside a callback, and the hub can't know why.
+    bad = re.search(r"ERROR|WARNING(?!.*held the event loop)|Traceback", printed)
+    assert bad is None, printed
 
 
 def example(name, *options):

@@ -136,7 +136,11 @@ async def test_serve_behind_a_route_with_dependencies(serving):
         server.connect("/ws/chat/cars?name=bob") as bob,
         server.connect("/ws/chat/boats?name=cem") as cem,
     ):
-        for client, name, channel in ((ana, "ana", "cars"), (bob, "bob", "cars"), (cem, "cem", "boats")):
+        for client, name, channel in (
+            (ana, "ana", "cars"),
+            (bob, "bob", "cars"),
+            (cem, "cem", "boats"),
+        ):
             told = json.loads(await client.recv())
             assert told == {"user": name, "channel": channel, "params": {"channel": channel}}
         await ana.send("hello")
@@ -174,7 +178,8 @@ async def test_serve_inside_litestar(serving):
 
 
 @pytest.mark.parametrize(
-    "app", ["fastapi", "without_lifespan", "starlette_root", "litestar", "with_lifespan", "no_lifespan"]
+    "app",
+    ["fastapi", "without_lifespan", "starlette_root", "litestar", "with_lifespan", "no_lifespan"],
 )
 async def test_stop_ends_every_connection(start, app):
     server = start(f"uvicorn-{app}-stops", UVICORN.format(app=app))

@@ -218,6 +218,7 @@ async def stopped(server, start, make_raw):
         stopping.process.popen.terminate()
         seen = await client.close_code()
     await asyncio.to_thread(stopping.process.wait)
+    assert "Lifespan errored" not in stopping.printed()
     return seen, stopping.printed()
 
 
@@ -507,7 +508,7 @@ async def test_client_leaves_in_the_middle_of(server, raw, where):
             await client.close(1000)
         await server.told(where, "on_message" if where == "threaded" else where)
         client.abort()
-    if where not in AFTER_THE_END and where != "on_handshake" and where != "threaded":
+    if where not in {*AFTER_THE_END, "on_handshake", "threaded"}:
         await server.told(where, "cancelled")
     if where == "threaded":
         assert blame(await server.told_of(where, "on_close")) == "1006 by network"
@@ -597,7 +598,10 @@ async def refusal(server, path, **headers):
 
 @pytest.mark.parametrize("status", [302, 401, 403, 404, 429, 500, 503])
 async def test_refused_handshake(server, raw, status):
-    assert await refusal(server, f"/ws/refuse/handshake/{status}") == (status, f"no entry: {status}")
+    assert await refusal(server, f"/ws/refuse/handshake/{status}") == (
+        status,
+        f"no entry: {status}",
+    )
 
 
 async def test_handshake_that_returns_false(server):

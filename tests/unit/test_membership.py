@@ -325,6 +325,36 @@ async def test_on_channel_open_may_let_others_in_and_wait_for_them(hub, diary, w
     assert len(hub.membership._channels) == 0
 
 
+async def test_work_spawned_while_a_channel_opened_waits_for_its_turn_later(hub, diary):
+    """It is inside the opening only as long as that runs."""
+    began, spawned = asyncio.Event(), []
+
+    class Chat(Listener):
+        async def on_channel_open(self, channel):
+            diary.append("opening")
+            if not spawned:
+                spawned.append(hub.spawn(self.later(channel)))
+
+        async def later(self, channel):
+            await began.wait()
+            return (await hub.user("mod").subscribe(channel)).reached
+
+        async def on_channel_close(self, channel):
+            diary.append("closing")
+            if not began.is_set():
+                began.set()
+                await turns(20)
+            diary.append("closed")
+
+    hub.add("/ws", Chat)
+    mod = await hub.test_client("/ws", user="mod").connect()
+    async with hub.test_client("/ws") as ana:
+        await ana.connection.subscribe("cars")
+    assert await asyncio.wait_for(spawned[0], 5) == 1
+    await mod.close()
+    assert diary == ["opening", "closing", "closed"] * 2
+
+
 async def test_who_comes_while_the_channel_closes_opens_it_anew(hub, diary):
     began, go = asyncio.Event(), asyncio.Event()
 

@@ -150,7 +150,7 @@ class Rosters(RuleBasedStateMachine):
         assert [name for name, kept in vars(self.roster).items() if kept] == []
 
 
-Rosters.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Rosters.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestRoster = Rosters.TestCase
 
 

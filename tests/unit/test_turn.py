@@ -209,10 +209,67 @@ async def test_an_endpoint_with_only_a_last_callback_closes_what_opened_silently
     assert door.occupancy.is_open
 
 
+async def test_who_comes_just_before_a_late_leaver_has_its_turn_is_not_closed_upon(door):
+    occupancy = door.occupancy
+    await occupancy.enter(None)
+    leaving = asyncio.create_task(occupancy.leave(door.step("close")))
+    await turns()
+    waiting = asyncio.create_task(occupancy.enter(None))
+    await turns()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    late = asyncio.create_task(occupancy.leave(door.step("close")))
+    await turns()
+    assert not late.done()
+    door.let_go()
+    while not occupancy.is_calm:  # noqa: ASYNC110 - the very turn between the two
+        await asyncio.sleep(0)
+    await occupancy.enter(None)
+    assert not late.done()
+    await asyncio.gather(leaving, late)
+    assert door.log == ["close", "close done"]
+    assert (occupancy.is_open, occupancy.holders) == (True, 1)
+
+
+async def test_whom_an_opening_lets_in_itself_does_not_wait_for_its_end():
+    occupancy = Occupancy()
+
+    async def opening():
+        await occupancy.enter(None)
+        assert not occupancy.is_open
+
+    async with asyncio.timeout(5):
+        await occupancy.enter(opening)
+    assert (occupancy.is_open, occupancy.holders) == (True, 2)
+
+
+async def test_what_an_opening_started_waits_for_later_openings_like_anyone(door):
+    occupancy, later = door.occupancy, asyncio.Event()
+
+    async def come_later():
+        await later.wait()
+        await occupancy.enter(None)
+
+    async def opening():
+        tasks.append(asyncio.create_task(come_later()))
+
+    tasks = []
+    await occupancy.enter(opening)
+    await occupancy.leave(None)
+    tasks.append(asyncio.create_task(occupancy.enter(door.step("open"))))
+    await turns()
+    later.set()
+    await turns()
+    assert not any(task.done() for task in tasks)
+    door.let_go()
+    await asyncio.gather(*tasks)
+    assert occupancy.holders == 2
+
+
 STEPS = st.sampled_from(["come", "go", "cancel", "let go", "fail", "turn", "turns"])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.tuples(STEPS, st.integers(0, 9)), max_size=40))
 def test_openings_and_closings_alternate_and_balance_in_every_interleaving(steps):
     asyncio.run(interleave(steps))
