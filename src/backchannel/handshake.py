@@ -41,10 +41,12 @@ def check_origin(request: Request, settings: Settings) -> Reject | None:
         or (settings.debug and _is_localhost(origin))
     ):
         return None
+    advice = f"if the page is yours, add it: Hub(allowed_origins=[{origin!r}])"
+    if origin == "null":
+        advice = "it is a local file or a sandboxed frame, which only allowed_origins='*' admits"
     HANDSHAKE.warning(
-        "refused %s from %s: its Origin %r is not the Host %r; if the page is yours, add it: "
-        "Hub(allowed_origins=[%r])",
-        request.path, request.client, ", ".join(origins), host, origin,
+        "refused %s from %s: its Origin %r is not the Host %r; %s",
+        request.path, request.client, ", ".join(origins), host, advice,
     )  # fmt: skip
     return Reject(
         403,

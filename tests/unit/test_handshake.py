@@ -236,6 +236,13 @@ def test_the_log_names_both_values_and_the_setting(caplog):
     assert "192.0.2.1" in text
 
 
+def test_the_log_does_not_advise_a_setting_that_would_be_refused(caplog):
+    assert_refused(asked(["null"], "app.example.com"))
+
+    assert "allowed_origins='*'" in caplog.text
+    assert "'null']" not in caplog.text
+
+
 def test_the_client_is_not_told_what_was_compared():
     answer = asked(["https://page.example"], "inner-name:8443")
     assert "inner-name" not in answer.text
