@@ -43,7 +43,7 @@ class Occupancy:
             Whatever opening raises; then it is not open, and the next one tries again.
         """
         self.holders += 1
-        if self._opening is not None and self._opening in OPENINGS.get():
+        if self._opening in OPENINGS.get():
             return
         if self.is_calm and (self.is_open or opening is None):
             self.is_open = True

@@ -160,9 +160,9 @@ class Server:
     async def stats(self):
         return (await self.get("/stats")).json()
 
-    async def settled(self, wanted):
+    async def settled(self, wanted, within=PATIENCE):
         """Return the stats as soon as they are as wanted; polls, since nothing tells."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + within
         while not wanted(stats := await self.stats()):
             assert time.monotonic() < deadline, f"did not come to it: {stats}"
             await asyncio.sleep(0.05)

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -626,5 +627,36 @@ async def test_many_enter_and_leave_one_channel_at_once_and_it_balances(hub, dia
     marks = diary.only("on_channel_open", "on_channel_close")
     assert marks == ["on_channel_open cars", "on_channel_close cars"] * (len(marks) // 2)
     assert hub.channels() == {}
+    for client in clients:
+        await client.close()
+
+
+async def test_a_plain_on_subscribe_and_the_entry_after_it_are_one_step():
+    """So a list sent there, and the joins told there, add up: for each client, in any order."""
+    hub = Hub()
+    here = []
+
+    @hub.endpoint("/ws/{channel}")
+    class Room(Listener):
+        async def on_open(self, ws):
+            for _ in range(random.Random(ws.query["seed"]).randrange(5)):
+                await asyncio.sleep(0)
+
+        async def on_channel_open(self, channel):
+            await asyncio.sleep(0)
+
+        def on_subscribe(self, ws, channel):
+            ws.broadcast({"joined": ws.id})
+            here.append(ws.id)
+            ws.send({"here": here})
+
+    clients = [hub.test_client(f"/ws/cars?seed={number}") for number in range(40)]
+    await asyncio.gather(*(client.connect() for client in clients))
+
+    for client in clients:
+        known = []
+        for message in map(msgspec.json.decode, client.received()):
+            known += message.get("here", []) + [message[key] for key in message if key == "joined"]
+        assert sorted(known) == sorted(other.id for other in clients)
     for client in clients:
         await client.close()

@@ -239,6 +239,13 @@ def test_without_a_peer_nothing_is_local():
         ({"path": "/l i/", "root_path": "/l i", "raw_path": b"/l%20i/"}, [[], ["l i", ""]]),
         ({"path": "/rewritten/x", "raw_path": b"/ws/a%2Fb"}, [["rewritten", "x"]]),
         ({"path": "/a/b", "raw_path": b"a%2Fb"}, [["a", "b"]]),
+        # Litestar puts a slash at the end of what is below its mounts, and leaves the raw path.
+        ({"path": "/ws/x/", "raw_path": b"/live/ws/x"}, [["ws", "x"]]),
+        ({"path": "/a/b/x/", "raw_path": b"/live/a%2Fb/x"}, [["a/b", "x"]]),
+        ({"path": "/", "raw_path": b"/live"}, [[]]),
+        ({"path": "/ws/x/", "raw_path": b"/ws/x/"}, [["ws", "x", ""]]),
+        ({"path": "/ws/x/", "raw_path": b"/ws/x%2F"}, [["ws", "x/"]]),
+        ({"path": "/ws/x/"}, [["ws", "x", ""]]),
     ],
 )
 def test_a_path_is_read_below_the_mount_and_an_encoded_slash_stays_in_its_segment(scope, readings):

@@ -126,7 +126,7 @@ async def _read_to_the_end(
 ) -> None:
     """After our close: give the client time for its answer, and drop what it was sending.
 
-    hypercorn would wait for ever to hand over a message that nobody receives.
+    hypercorn waits, and keeps the socket, while it has a message that nobody receives.
     """
     reader.cancel()
     await asyncio.wait({reader})
