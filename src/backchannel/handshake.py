@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import traceback
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from backchannel.connection import ABSENT
 from backchannel.errors import Reject
-from backchannel.observe import HANDSHAKE, new_error_id
+from backchannel.listener import where_defined
+from backchannel.observe import HANDSHAKE, new_error_id, report_slow, timed
 from backchannel.request import Request, user_id
 from backchannel.threads import call_in_thread
 
@@ -121,7 +121,7 @@ async def shake_hands(
         async with limit:
             refused = await _identify(request, settings, user)
             if refused is None and callbacks.on_handshake:
-                refused = await _ask(callbacks.on_handshake, request)
+                refused = await _ask(callbacks.on_handshake, settings, request)
     except Exception as error:  # noqa: BLE001 - the application may raise anything
         if isinstance(error, TimeoutError) and limit.expired():
             why = f"took longer than handshake_timeout={settings.handshake_timeout:g} s"
@@ -135,8 +135,7 @@ async def _identify(request: Request, settings: Settings, user: object) -> Rejec
         _note(request, user)
     elif settings.authenticate is not None:
         try:
-            in_thread = getattr(settings.authenticate, "_backchannel_threaded", False)
-            identity = await _call(settings.authenticate, request, in_thread=in_thread)
+            identity = await _call(_Check(settings.authenticate), settings, request)
         except Reject as answer:
             return answer
         if (refused := refusal(identity, Reject(401, "Not authenticated."))) is not None:
@@ -153,21 +152,44 @@ def _note(request: Request, identity: object) -> None:
         request.user = _id_of(identity)
 
 
-async def _ask(callback: Callback, request: Request) -> Reject | None:
+async def _ask(callback: Callback, settings: Settings, request: Request) -> Reject | None:
     try:
-        answer = await _call(callback.function, request, in_thread=callback.in_thread)
+        answer = await _call(callback, settings, request)
     except Reject as raised:
         answer = raised
     return refusal(answer, Reject(403, "Refused."))
 
 
-async def _call(function: Callable[..., Any], *arguments: Any, in_thread: bool) -> Any:
+class _Check:
+    """``authenticate`` as a callback: what is only needed for a warning is found out then."""
+
+    __slots__ = ("function", "in_thread")
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self.in_thread: bool = getattr(function, "_backchannel_threaded", False)
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__qualname__", repr(self.function))
+
+    @property
+    def where(self) -> str:
+        return where_defined(self.function)
+
+
+async def _call(callback: Callback | _Check, settings: Settings, *arguments: Any) -> Any:
     """Call what the application wrote as def, async def or @threaded def."""
-    if in_thread:
-        return await call_in_thread(function, *arguments)
+    if callback.in_thread:
+        return await call_in_thread(callback.function, *arguments)
+    limit = settings.slow_callback
     try:
-        answer = function(*arguments)
-        return await answer if inspect.isawaitable(answer) else answer
+        return await timed(
+            callback.function,
+            arguments,
+            limit,
+            lambda seconds: report_slow(callback.name, callback.where, seconds, limit),
+        )
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
@@ -192,8 +214,7 @@ async def _report(
     )  # fmt: skip
     if callbacks.on_error is not None:
         try:
-            on_error = callbacks.on_error
-            await _call(on_error.function, None, error, in_thread=on_error.in_thread)
+            await _call(callbacks.on_error, settings, None, error)
         except Exception:  # noqa: BLE001 - the application may raise anything
             HANDSHAKE.exception("error id %s: on_error raised too", error_id)
     text = f"The handshake failed, error id {error_id}: the server's log has it under this id."

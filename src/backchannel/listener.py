@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from backchannel.connection import CloseReason, Connection
     from backchannel.request import Request
 
-__all__ = ["Callback", "Callbacks", "Listener", "event", "read_listener", "threaded"]
+__all__ = [
+    "Callback",
+    "Callbacks",
+    "Listener",
+    "event",
+    "read_listener",
+    "threaded",
+    "where_defined",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -244,7 +252,7 @@ def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
         found["on_message"] = _with_decoder(message, names, kind)
     found["events"] = _read_events(listener, names)
     object.__setattr__(listener, "_sealed", True)
-    return Callbacks(name=kind.__name__, where=_where(kind), **found)
+    return Callbacks(name=kind.__name__, where=where_defined(kind), **found)
 
 
 def _read_function(function: Callable[..., Any], names: Mapping[str, Any]) -> Callbacks:
@@ -307,7 +315,7 @@ def _read_callback(function: Callable[..., Any], name: str, parameters: str) -> 
         raise ListenerError(f"{name} is both @threaded and async: @threaded is for a blocking def")
     return Callback(
         name=name,
-        where=_where(layers[-1]),
+        where=where_defined(layers[-1]),
         function=function,
         is_async=is_async,
         in_thread=in_thread,
@@ -382,7 +390,7 @@ def _layers(function: Any) -> Iterator[Any]:
             return
 
 
-def _where(thing: Any) -> str:
+def where_defined(thing: Any) -> str:
     """Return file and line of a definition, the file relative to the working directory."""
     try:
         code: types.CodeType | None = getattr(thing, "__code__", None)

@@ -88,26 +88,30 @@ def report_slow(name: str, where: str, seconds: float, limit: float) -> None:
 
 
 async def timed(
-    function: Callable[[Any], Any], argument: Any, name: str, where: str, limit: float
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    limit: float,
+    report: Callable[[float], None],
 ) -> Any:
-    """Call a function of the application, await what it returns, and warn where it is slow.
+    """Call a function of the application, await what it returns, and time what holds the loop.
 
     Args:
         function: def or async def.
-        argument: what it is called with.
-        name: what it is called in the warning.
-        where: file and line of its definition.
+        arguments: what it is called with.
         limit: seconds it may hold the event loop.
+        report: called with the seconds of each step that took longer.
 
     Raises:
         Whatever it raises.
     """
     began = perf_counter()
-    result = function(argument)
-    if (took := perf_counter() - began) > limit:
-        report_slow(name, where, took, limit)
+    try:
+        result = function(*arguments)
+    finally:
+        if (took := perf_counter() - began) > limit:
+            report(took)
     if inspect.iscoroutine(result):
-        return await Watched(result, limit, lambda s: report_slow(name, where, s, limit))
+        return await Watched(result, limit, report)
     return await result if inspect.isawaitable(result) else result
 
 

@@ -332,18 +332,26 @@ async def test_a_client_that_gives_up_during_the_handshake_leaves_nothing_behind
     assert diary == ["on_handshake"]
 
 
-async def test_a_check_that_holds_the_loop_is_named(hub, caplog):
-    class Door(Listener):
-        def on_handshake(self, request):
-            time.sleep(0.03)
+@pytest.mark.parametrize("style", ["def", "async def"])
+@pytest.mark.parametrize("where", ["authenticate", "on_handshake"])
+async def test_a_check_that_holds_the_loop_is_named(where, style, caplog):
+    def block(*_):
+        time.sleep(0.03)
 
-    hub.add("/ws", Door)
+    async def block_later(*_):
+        await asyncio.sleep(0)
+        time.sleep(0.03)  # noqa: ASYNC251 - what must not be done
+
+    check = block if style == "def" else block_later
+    hub = Hub(authenticate=check if where == "authenticate" else None)
+    acts = {"on_handshake": check} if where == "on_handshake" else {}
+    hub.add("/ws", type("Door", (Listener,), acts))
     async with hub.test_client("/ws"):
         lines = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    line = Door.on_handshake.__code__.co_firstlineno
-    assert any(
-        "Door.on_handshake" in text and f"{Path(__file__).name}:{line}" in text for text in lines
-    )
+    name = "Door.on_handshake" if where == "on_handshake" else check.__qualname__
+    place = f"{Path(__file__).name}:{check.__code__.co_firstlineno}"
+    assert any(name in line and place in line for line in lines)
+    await hub.stop()
 
 
 # ── origin and path ───────────────────────────────────────────────────────────────────────────
