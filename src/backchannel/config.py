@@ -43,7 +43,8 @@ class Settings:
         ping_interval: seconds between pings, where the server lets us set them.
         ping_timeout: seconds a client has to answer a ping.
         close_timeout: seconds a client has to take what is queued before its close frame.
-        cancel_on_close: True cancels a callback that still runs when its connection ends.
+        cancel_on_close: True cancels a callback that still runs when its connection ends. False
+            lets it come to its end, and the messages that a client sent before it closed too.
         cancel_grace: seconds that a cancelled callback has before ``on_close`` runs regardless.
         slow_callback: seconds a callback may hold the event loop before a warning names it.
         casefold_channels: True makes channel names case-insensitive.

@@ -112,7 +112,8 @@ class Dispatch:
         CONNECTION.info("%s ended by the %s: %d %s", ws, reason.by, reason.code, reason.text)
         self._hub.roster.remove(ws)
         ws._link.close(reason.code, reason.text)
-        self.inbox.give_up()
+        keep = not self._hub.settings.cancel_on_close and reason.by == "client" and self._opened
+        self.inbox.give_up(keep_messages=keep)
         me = _current_task()
         for task in ws._tasks or ():
             if task is not me:

@@ -88,17 +88,21 @@ class Inbox:
                     return item
         return None
 
-    def give_up(self) -> None:
-        """Give up all that has not begun, but for what must be done in any case."""
+    def give_up(self, *, keep_messages: bool = False) -> None:
+        """Give up all that has not begun, but for what must be done in any case.
+
+        Args:
+            keep_messages: True keeps what the client had sent.
+        """
         waiting = [*self._wishes, *self._items]
         self._wishes.clear()
         self._items.clear()
         for item in waiting:
             if isinstance(item, Change) and not item.has_begun:
                 item.settle(result=False)
-            elif isinstance(item, Rest) and item.give_up is not None:
+            elif isinstance(item, Rest) and item.give_up is not None and not keep_messages:
                 item.give_up()
-            elif not isinstance(item, str | bytes):
+            elif keep_messages or not isinstance(item, str | bytes):
                 self._items.append(item)
         _settle(self._room)
 

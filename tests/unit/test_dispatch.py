@@ -1969,3 +1969,42 @@ async def test_waiting_and_threads_hold_no_loop(caplog):
             assert await ws.receive() == "done"
     assert lines_of(caplog, logging.WARNING, "backchannel.listener") == []
     await hub.stop()
+
+
+async def test_with_cancel_on_close_off_what_a_client_sent_before_it_closed_is_handled():
+    hub, handled, closed = Hub(cancel_on_close=False), [], []
+
+    @hub.endpoint("/ws/save")
+    class Save(Listener):
+        async def on_message(self, ws, message: str):
+            await asyncio.sleep(0)
+            handled.append(message)
+
+        def on_close(self, ws, reason):
+            closed.append(list(handled))
+
+    client = await hub.test_client("/ws/save").connect()
+    for number in range(5):
+        await client.send(str(number))
+    await client.close()
+
+    assert handled == ["0", "1", "2", "3", "4"]
+    assert closed == [handled]  # before on_close, and on_close once
+
+
+async def test_what_a_vanished_client_had_sent_is_dropped_with_the_connection():
+    hub, handled = Hub(cancel_on_close=False), []
+
+    @hub.endpoint("/ws/save")
+    class Save(Listener):
+        async def on_message(self, ws, message: str):
+            await asyncio.sleep(0)
+            handled.append(message)
+
+    client = await hub.test_client("/ws/save").connect()
+    await client.send("begun")
+    await asyncio.sleep(0)  # the turn in which the callback begins
+    await client.send("waits")
+    await client.drop()
+
+    assert handled == ["begun"]
