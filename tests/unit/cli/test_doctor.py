@@ -858,7 +858,9 @@ def test_command_on_a_poor_terminal():
 
 
 def test_rendering_keeps_the_nginx_lines():
-    diagnosis = Diagnosis(False, "[red]t", "why", (findings._PHRASES["nginx"],), (("status", "200"),))
+    diagnosis = Diagnosis(
+        False, "[red]t", "why", (findings._PHRASES["nginx"],), (("status", "200"),)
+    )
     out = io.StringIO()
     render(diagnosis, Console(file=out, width=80))
     assert "PROBLEM  [red]t" in out.getvalue()
