@@ -28,10 +28,10 @@ class Scenario:
         return {"delivery": "deliveries", "message": "messages"}[self.unit]
 
 
-def uvicorn(app: str) -> tuple[str, ...]:
+def uvicorn(app: str, ws: str = "websockets-sansio") -> tuple[str, ...]:
     """One uvicorn process, its settings the same for everything that runs on it."""
     options = (
-        "--host 127.0.0.1 --port {port} --ws websockets-sansio --ws-per-message-deflate false "
+        f"--host 127.0.0.1 --port {{port}} --ws {ws} --ws-per-message-deflate false "
         "--loop uvloop --no-access-log --log-level warning"
     )
     return (sys.executable, "-m", "uvicorn", app, *options.split())
@@ -54,8 +54,12 @@ def echo(path: str, listener: str) -> Scenario:
 # Starlette's handlers are always `async def`: both echo scenarios run the same code of it.
 BASELINE = "starlette"
 PEERS = {
+    "backchannel-native": Peer(
+        "Backchannel, native transport (uvicorn)",
+        uvicorn("backchannel_app:hub", "backchannel.transport.uvicorn:Protocol"),
+    ),
     "backchannel-asgi": Peer(
-        "Backchannel, portable ASGI transport (uvicorn)", uvicorn("backchannel_asgi:hub")
+        "Backchannel, portable ASGI transport (uvicorn)", uvicorn("backchannel_app:hub")
     ),
     BASELINE: Peer("Starlette (uvicorn)", uvicorn("starlette_app:app")),
 }

@@ -16,6 +16,7 @@ from backchannel.config import Settings
 from backchannel.connection import ABSENT
 from backchannel.endpoint import Endpoint
 from backchannel.errors import Reject
+from backchannel.heartbeat import Heartbeat
 from backchannel.hub import HubCore
 from backchannel.listener import read_listener
 from backchannel.request import path_segments
@@ -23,6 +24,7 @@ from backchannel.template import Template
 from backchannel.transport import asgi, http
 from backchannel.transport.lifespan import serve_lifespan, wrap_lifespan
 from backchannel.transport.memory import MemoryClient
+from backchannel.transport.native import Encoder
 from backchannel.transport.outbox import Flusher
 
 if TYPE_CHECKING:
@@ -75,6 +77,8 @@ class Hub(HubCore):
         super().__init__(checked, checked.broker or MemoryBroker())
         self.pages = http.Pages()
         self.flusher = Flusher()
+        self.encoder = Encoder()
+        self.heartbeat = Heartbeat(checked.ping_interval, checked.ping_timeout)
 
     @property
     def debug(self) -> bool:
@@ -117,6 +121,7 @@ class Hub(HubCore):
         *,
         user: object = ABSENT,
         accepted: bool = False,
+        stay: bool = False,
     ) -> None:
         try:
             if not self.is_stopping:
@@ -129,7 +134,7 @@ class Hub(HubCore):
             return
         await asgi.serve(
             self, endpoint, params, http.shown_path(scope), scope, receive, send,
-            user=user, accepted=accepted,
+            user=user, accepted=accepted, stay=stay,
         )  # fmt: skip
 
     def wrap(self, app: AsgiApp) -> AsgiApp:
@@ -210,7 +215,14 @@ class Hub(HubCore):
             return event
 
         await self._live(
-            endpoint, values, scope, receive, websocket.send, user=user, accepted=accepted
+            endpoint,
+            values,
+            scope,
+            receive,
+            websocket.send,
+            user=user,
+            accepted=accepted,
+            stay=True,
         )
 
     # ── beside it ─────────────────────────────────────────────────────────────────────────────

@@ -53,6 +53,11 @@ class Inbox:
     def __bool__(self) -> bool:
         return bool(self._items or self._wishes)
 
+    @property
+    def is_full(self) -> bool:
+        """So much waits that nothing more should be read for now."""
+        return len(self._items) >= FULL
+
     def put(self, item: Frame | Change) -> None:
         """Add what came in."""
         self._items.append(item)
@@ -108,7 +113,7 @@ class Inbox:
 
     async def wait_for_room(self) -> None:
         """Wait while too much waits."""
-        while len(self._items) >= FULL:
+        while self.is_full:
             if self._room is None or self._room.done():
                 self._room = self._loop.create_future()
             await asyncio.shield(self._room)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import os
 import sys
@@ -63,7 +64,7 @@ def who(request: Any) -> str | None:
     return request.query.get("user")
 
 
-hub = Hub(authenticate=who)
+hub = Hub(authenticate=who, **json.loads(os.environ.get("SETTINGS", "{}")))
 
 
 @hub.endpoint("/ws/echo")

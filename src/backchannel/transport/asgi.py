@@ -20,6 +20,7 @@ from backchannel.handshake import shake_hands
 from backchannel.observe import CONNECTION, HANDSHAKE, new_error_id
 from backchannel.request import Request
 from backchannel.session.scope import Session
+from backchannel.transport.native import EXTENSION, Giver, NativeSocket
 from backchannel.transport.outbox import Event, Outbox, Send
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ async def serve(
     *,
     user: object = ABSENT,
     accepted: bool = False,
+    stay: bool = False,
 ) -> None:
     """Serve one WebSocket from its handshake to the end of its on_close.
 
@@ -60,6 +62,8 @@ async def serve(
         send: takes an ASGI event.
         user: who it is, when the caller knows already.
         accepted: the 101 has been sent already.
+        stay: True returns only when the connection has ended, also where the native transport
+            took it over: for a framework's route, whose dependencies live as long.
     """
     if not accepted:
         await receive()  # websocket.connect
@@ -78,10 +82,17 @@ async def serve(
         await refuse(scope, send, channel, accepted=accepted)
         return
     subprotocol = endpoint.choose_subprotocol(request.subprotocols)
+    giver: Giver | None = None if accepted else (scope.get("extensions") or {}).get(EXTENSION)
+    if giver is not None:
+        giver.prepare()
     if not accepted:
         await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
     settings = hub.settings
-    link = Outbox(send, hub.flusher, settings.max_outbox, settings.close_timeout)
+    link: NativeSocket | Outbox
+    if giver is not None:
+        link = NativeSocket(giver.take_over(), hub, settings)
+    else:
+        link = Outbox(send, hub.flusher, settings.max_outbox, settings.close_timeout)
     ws = Connection(
         hub,
         endpoint,
@@ -91,7 +102,13 @@ async def serve(
         channel=channel,
         subprotocol=subprotocol,
     )
-    await _live(Dispatch(hub, ws), link, receive)
+    dispatch = Dispatch(hub, ws)
+    if isinstance(link, NativeSocket):
+        link.begin(dispatch)
+        if stay:
+            await asyncio.shield(dispatch.closed)
+    else:
+        await _live(dispatch, link, receive)
 
 
 async def _live(dispatch: Dispatch, link: Outbox, receive: Receive) -> None:

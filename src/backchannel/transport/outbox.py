@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from backchannel.observe import CONNECTION
 
@@ -31,17 +31,25 @@ _STEPPABLE: Final = ("uvicorn.", "hypercorn.", "starlette.", "fastapi.")
 """Where a ``send`` comes from that is known not to care which task it runs in."""
 
 
+class Flushed(Protocol):
+    """What a turn may have something for."""
+
+    def flush(self) -> None:
+        """Send what waits; never waits and never raises."""
+        ...
+
+
 class Flusher:
     """Flushes the outboxes of one hub at the end of the event loop's turn."""
 
     __slots__ = ("_context", "_waiting")
 
     def __init__(self) -> None:
-        self._waiting: list[Outbox] = []
+        self._waiting: list[Flushed] = []
         # Not the context of whichever connection happens to be first in a turn.
         self._context = Context()
 
-    def add(self, outbox: Outbox) -> None:
+    def add(self, outbox: Flushed) -> None:
         """Flush an outbox in this turn."""
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._flush, context=self._context)
