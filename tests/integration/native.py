@@ -42,3 +42,13 @@ class Flood(Listener):
                 ws.broadcast(text)
             else:
                 ws.broadcast(text, to=ws.id)
+
+
+@hub.endpoint("/ws/busy")
+class Busy(Listener):
+    """Is so slow with its messages that reading stops for longer than a ping may take."""
+
+    async def on_message(self, ws: Connection, message: str) -> str:
+        if message == "first":
+            await asyncio.sleep(1.2)
+        return message

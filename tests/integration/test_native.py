@@ -142,3 +142,13 @@ async def test_a_close_the_client_does_not_answer_ends_all_the_same(start, make_
         assert (opcode, struct.unpack("!H", payload[:2])[0]) == (8, 1012)
         with pytest.raises((EOFError, OSError)):
             await client.frame()
+
+
+async def test_a_client_is_not_given_up_while_the_hub_itself_does_not_read(start):
+    settings = json.dumps({"ping_interval": 0.2, "ping_timeout": 0.2})
+    server = start("native", COMMAND, env={"SETTINGS": settings})
+    async with server.connect("/ws/busy") as client:
+        words = ["first", *map(str, range(200))]  # more than may wait: reading stops
+        for word in words:
+            await client.send(word)
+        assert [await client.recv() for _ in words] == words

@@ -82,7 +82,8 @@ async def serve(
         await refuse(scope, send, channel, accepted=accepted)
         return
     subprotocol = endpoint.choose_subprotocol(request.subprotocols)
-    giver: Giver | None = None if accepted else (scope.get("extensions") or {}).get(EXTENSION)
+    extensions: Mapping[str, Any] = scope.get("extensions") or {}
+    giver: Giver | None = None if accepted else extensions.get(EXTENSION)
     if giver is not None:
         giver.prepare()
     if not accepted:

@@ -193,7 +193,7 @@ class NativeSocket(asyncio.Protocol):
             if written == len(data):
                 return
             data = data[written:]
-        elif waiting and waiting + len(data) > self._settings.max_outbox and not self._close_sent:
+        elif waiting > self._settings.max_outbox and not self._close_sent:
             self._too_slow()
             return
         transport.write(data)
@@ -288,6 +288,8 @@ class NativeSocket(asyncio.Protocol):
         if self._close_sent or self._dispatch is None:
             return None
         beat = self._hub.heartbeat
+        if self._awaits_pong and self._paused:
+            return beat.timeout  # its answer may be among what we do not read for now
         if self._awaits_pong:
             self._dispatch.end(CloseReason(4002, "ping was not answered", "server"))
             return None

@@ -27,9 +27,9 @@ class Protocol(WebSocketsSansIOProtocol):
     def handle_connect(self, event: Request) -> None:
         """Offer the takeover in the scope."""
         super().handle_connect(event)
-        if hasattr(self, "scope") and self.scope["extensions"] is not None:
-            extensions: dict[str, Any] = self.scope["extensions"]
-            extensions[EXTENSION] = self
+        if hasattr(self, "scope"):
+            scope: dict[str, Any] = dict(self.scope)
+            scope["extensions"][EXTENSION] = self
 
     def prepare(self) -> None:
         """Agree on no compression, before the 101 is sent: the native transport has none."""
