@@ -116,42 +116,49 @@ async def timed(
 
 
 class Watched:
-    """Awaits a callback's coroutine and times every step that holds the event loop.
+    """Awaits a coroutine and times every step that holds the event loop.
 
     Args:
-        coroutine: what to await.
+        coroutine: what to await; it may have taken a step already.
         limit: seconds a step may take.
         report: called with the seconds of each step that took longer.
+        waits_for: what the step it has taken yielded; None where it has taken none.
     """
 
-    __slots__ = ("_coroutine", "_limit", "_report")
+    __slots__ = ("_coroutine", "_limit", "_report", "_waits_for")
 
     def __init__(
-        self, coroutine: Coroutine[Any, Any, Any], limit: float, report: Callable[[float], None]
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        limit: float,
+        report: Callable[[float], object],
+        waits_for: Any = None,
     ):
         self._coroutine = coroutine
         self._limit = limit
         self._report = report
+        self._waits_for = waits_for
 
     def __await__(self) -> Generator[Any, Any, Any]:
         """Step the coroutine by hand, since nothing else sees where one step ends."""
         send, throw, limit = self._coroutine.send, self._coroutine.throw, self._limit
-        value: Any = None
-        error: BaseException | None = None
+        waits_for, value, error = self._waits_for, None, None
         while True:
-            began = perf_counter()
-            try:
-                waiting_for = send(value) if error is None else throw(error)
-            except StopIteration as stop:
-                return stop.value
-            finally:
-                if (took := perf_counter() - began) > limit:
-                    self._report(took)
+            if waits_for is None:
+                began = perf_counter()
+                try:
+                    waits_for = send(value) if error is None else throw(error)
+                except StopIteration as stop:
+                    return stop.value
+                finally:
+                    if (took := perf_counter() - began) > limit:
+                        self._report(took)
             value = error = None
             try:
-                value = yield waiting_for
+                value = yield waits_for
             except GeneratorExit:
                 self._coroutine.close()
                 raise
             except BaseException as caught:  # noqa: BLE001 - it belongs to the coroutine
                 error = caught
+            waits_for = None

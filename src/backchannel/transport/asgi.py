@@ -74,10 +74,7 @@ async def serve(
         session=Session(scope.get("session")),
         proxies=hub.settings.networks(),
     )
-    answer = await shake_hands(request, endpoint.callbacks, hub.settings, user=user)
-    if hub.is_stopping:
-        answer = Reject(503, "The server is going away.")
-    channel = answer or choose_channel(hub, endpoint, params)
+    channel = await _let_in(hub, endpoint, request, user)
     if isinstance(channel, Reject):
         await refuse(scope, send, channel, accepted=accepted)
         return
@@ -88,28 +85,32 @@ async def serve(
         giver.prepare()
     if not accepted:
         await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
-    settings = hub.settings
     link: NativeSocket | Outbox
     if giver is not None:
-        link = NativeSocket(giver.take_over(), hub, settings)
+        link = NativeSocket(giver.take_over(), hub, hub.settings)
     else:
-        link = Outbox(send, hub.flusher, settings.max_outbox, settings.close_timeout)
+        link = Outbox(send, hub.flusher, hub.settings.max_outbox, hub.settings.close_timeout)
+    context = copy_context()
     ws = Connection(
-        hub,
-        endpoint,
-        request,
-        link,
-        context=copy_context(),
-        channel=channel,
-        subprotocol=subprotocol,
+        hub, endpoint, request, link, context=context, channel=channel, subprotocol=subprotocol
     )
     dispatch = Dispatch(hub, ws)
-    if isinstance(link, NativeSocket):
-        link.begin(dispatch)
-        if stay:
-            await asyncio.shield(dispatch.closed)
-    else:
+    if isinstance(link, Outbox):
         await _live(dispatch, link, receive)
+        return
+    link.begin(dispatch)
+    if stay:
+        await asyncio.shield(dispatch.closed)
+
+
+async def _let_in(
+    hub: Hub, endpoint: Endpoint, request: Request, user: object
+) -> str | Reject | None:
+    """Shake hands; return the channel that the URL leads into, None, or who refuses."""
+    refused = await shake_hands(request, endpoint.callbacks, hub.settings, user=user)
+    if hub.is_stopping:
+        return Reject(503, "The server is going away.")
+    return refused or choose_channel(hub, endpoint, request.params)
 
 
 async def _live(dispatch: Dispatch, link: Outbox, receive: Receive) -> None:

@@ -9,12 +9,13 @@ receiver of each broadcast would keep the garbage collector busier than the netw
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from backchannel.observe import CONNECTION
+from backchannel.observe import CONNECTION, Watched
 
 if TYPE_CHECKING:
     from backchannel.messages import Frame
@@ -77,7 +78,8 @@ class Outbox:
 
     __slots__ = (
         "_checking", "_close", "_close_timeout", "_done", "_flusher", "_is_due", "_limit", "_lost",
-        "_queue", "_send", "_sent", "_size", "_steppable", "_task", "_timer", "reader", "too_slow",
+        "_queue", "_send", "_sent", "_size", "_size_under_way", "_steppable", "_task", "_timer",
+        "reader", "too_slow",
     )  # fmt: skip
 
     def __init__(self, send: Send, flusher: Flusher, limit: int, close_timeout: float):
@@ -90,6 +92,7 @@ class Outbox:
         self._close_timeout = close_timeout
         self._queue: deque[Frame] = deque()
         self._size = 0
+        self._size_under_way = 0
         self._sent = 0
         self._is_due = False
         self._checking = False
@@ -165,7 +168,8 @@ class Outbox:
             except Exception as error:  # noqa: BLE001 - the server's way to say it is gone
                 self._gone(error)
             else:
-                return _Stepped(sending, waits_for, len(frame))
+                self._size_under_way = len(frame)
+                return Watched(sending, math.inf, _is_no_concern, waits_for)
         return None
 
     async def _write(self, rest: Awaitable[None] | None = None) -> None:
@@ -173,7 +177,7 @@ class Outbox:
         try:
             if rest is not None:
                 await rest
-                self._size -= cast("_Stepped", rest).size
+                self._size -= self._size_under_way
                 self._sent += 1
             while self._queue:
                 frame = self._queue.popleft()
@@ -227,41 +231,11 @@ class Outbox:
             self.too_slow()
 
 
-class _Stepped:
-    """A ``send`` that was stepped once and has to wait: what a task goes on with.
-
-    Args:
-        coroutine: the send.
-        waits_for: what its first step yielded.
-        size: bytes it sends.
-    """
-
-    __slots__ = ("_coroutine", "_waits_for", "size")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None], waits_for: Any, size: int):
-        self._coroutine = coroutine
-        self._waits_for = waits_for
-        self.size = size
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        """Go on where the first step ended."""
-        waits_for = self._waits_for
-        try:
-            while True:
-                try:
-                    value = yield waits_for
-                except GeneratorExit:
-                    self._coroutine.close()
-                    raise
-                except BaseException as error:  # noqa: BLE001 - it belongs to the coroutine
-                    waits_for = self._coroutine.throw(error)
-                else:
-                    waits_for = self._coroutine.send(value)
-        except StopIteration:
-            return
-
-
 def _event(frame: Frame) -> Event:
     if isinstance(frame, str):
         return {"type": "websocket.send", "text": frame}
     return {"type": "websocket.send", "bytes": frame}
+
+
+def _is_no_concern(_seconds: float) -> None:
+    """Say nothing: how long a server's send takes is its own affair."""
