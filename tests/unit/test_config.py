@@ -1,6 +1,7 @@
 """A hub's settings: each with its default, and refused by name where it is wrong."""
 
 import dataclasses
+import inspect
 import ipaddress
 import typing
 
@@ -37,8 +38,9 @@ def test_the_keywords_for_editors_are_the_settings_with_the_same_types():
 
 
 def test_each_setting_is_explained():
+    described = inspect.cleandoc(Settings.__doc__)
     for field in dataclasses.fields(Settings):
-        assert f"\n        {field.name}: " in Settings.__doc__, field.name
+        assert f"\n    {field.name}: " in described, field.name
 
 
 def test_the_settings_types_can_be_resolved_by_tools():
