@@ -5,7 +5,7 @@ python3 dev.py chat     set up and run the example chat at http://localhost:8888
 python3 dev.py check    set up and run every check: format, lint, types, import ladder, tests
 python3 dev.py test …   only the tests, with pytest's arguments
 python3 dev.py fix      format, and mend what the linter can mend
-python3 dev.py run …    `backchannel …` from this checkout
+python3 dev.py run …    `backchannel run …` from this checkout
 python3 dev.py lock     renew requirements-dev.lock from pyproject.toml
 python3 dev.py setup    only set up
 """
@@ -40,7 +40,7 @@ def main(command: str = "help", *arguments: str) -> int:
         return tool("backchannel", "run", "examples/chat.py", *arguments)
     if command == "run":
         setup(dev=False)
-        return tool("backchannel", *arguments)
+        return tool("backchannel", "run", *arguments)
     if command not in {"check", "test", "fix", "lock", "setup"}:
         print(__doc__)
         return 0 if command == "help" else 2
