@@ -24,8 +24,7 @@ from backchannel.template import Template
 from backchannel.transport import asgi, http
 from backchannel.transport.lifespan import serve_lifespan, wrap_lifespan
 from backchannel.transport.memory import MemoryClient
-from backchannel.transport.native import Encoder
-from backchannel.transport.outbox import Flusher
+from backchannel.workers import count_workers
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -76,8 +75,6 @@ class Hub(HubCore):
         checked = Settings(**settings)
         super().__init__(checked, checked.broker or MemoryBroker())
         self.pages = http.Pages()
-        self.flusher = Flusher()
-        self.encoder = Encoder()
         self.heartbeat = Heartbeat(checked.ping_interval, checked.ping_timeout)
 
     @property
@@ -88,6 +85,21 @@ class Hub(HubCore):
     @debug.setter
     def debug(self, value: bool) -> None:
         self.settings = dataclasses.replace(self.settings, debug=value)
+
+    async def start(self) -> None:
+        """Start; does nothing when it runs already.
+
+        Raises:
+            RuntimeError: it runs in another event loop.
+        """
+        starts = not self.is_running
+        await super().start()
+        if starts and isinstance(self._broker, MemoryBroker) and (count := count_workers()) > 1:
+            self.runtime.report(
+                f"this is one of {count} worker processes, and each has its own channels and users: "
+                "a message reaches only the clients of the worker that sent it. Use one worker, or "
+                "a broker that connects them: Hub(broker=…)"
+            )
 
     # ── as an ASGI app ────────────────────────────────────────────────────────────────────────
 

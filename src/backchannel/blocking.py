@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 __all__ = ["forbid_blocking_calls"]
 
+_ADVICE = (
+    " in a callback, which would hold all connections up: put @threaded on a plain def, or await "
+    "an async library"
+)
 _FORBIDDEN = ("time.", "socket.", "ssl.", "sqlite3.", "builtins.input")
 
 
@@ -34,6 +38,7 @@ def forbid_blocking_calls() -> Callable[[], None] | None:
         for name in ("wait", "communicate")
     ]
     for function in watched:
+        function.full_name += _ADVICE  # it ends the error's text
         function.activate()
 
     def undo() -> None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
-import math
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
-from backchannel.observe import Watched
 from backchannel.sent import wait_in_thread
+from backchannel.stepping import Watched
 from backchannel.turn import OPENINGS
 
 if TYPE_CHECKING:
@@ -118,7 +117,9 @@ class Change:
         """
         if self.is_waiting and current():
             keep, context = self._dispatch.ws.hub.runtime.keep, copy_context()
-            self._dispatch.loop.call_soon_threadsafe(lambda: keep(self._wait(), context))
+            self._dispatch.ws.hub.runtime.loop.call_soon_threadsafe(
+                lambda: keep(self._wait(), context)
+            )
         outcome = self._outcome
         return outcome if isinstance(outcome, bool) else wait_in_thread(outcome, timeout)
 
@@ -160,4 +161,4 @@ class Change:
 
 
 async def _go_on(work: Coroutine[Any, Any, bool]) -> bool:
-    return bool(await Watched(work, math.inf, lambda _seconds: None))
+    return bool(await Watched(work))

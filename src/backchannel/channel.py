@@ -43,19 +43,20 @@ def check_channel(name: str, *, casefold: bool = False) -> str:
     return name
 
 
-class Channel:
+class Channel(Occupancy):
     """A channel's life: open from its first subscriber's coming to its last one's leaving.
 
+    It is held by each member, and by whoever is being asked or told about it.
+
     Attributes:
-        occupancy: held by each member, and by whoever is being asked or told about the channel.
         opener: the endpoint of the first subscriber; its listener hears of opening and closing.
     """
 
-    __slots__ = ("name", "occupancy", "opener")
+    __slots__ = ("name", "opener")
 
     def __init__(self, name: str, opener: Endpoint):
+        super().__init__()
         self.name = name
-        self.occupancy = Occupancy()
         self.opener = opener
 
 
@@ -73,15 +74,15 @@ class Channels:
         return self._by_name.get(name)
 
     def hold(self, name: str, endpoint: Endpoint) -> Channel:
-        """Return a channel, new if need be. The caller enters its occupancy before it waits."""
+        """Return a channel, new if need be. The caller enters it before it waits."""
         channel = self._by_name.get(name)
         if channel is None:
             channel = self._by_name[name] = Channel(name, endpoint)
-        elif not channel.occupancy.holders and not channel.occupancy.is_open:
+        elif not channel.holders and not channel.is_open:
             channel.opener = endpoint
         return channel
 
     def drop_if_free(self, channel: Channel) -> None:
         """Forget a channel that nobody holds any more."""
-        if not channel.occupancy.holders and channel.occupancy.is_calm:
+        if not channel.holders and channel.is_calm:
             self._by_name.pop(channel.name, None)

@@ -19,7 +19,12 @@ MIB = 1024 * 1024
 _ORIGIN: Final = re.compile(
     r"[A-Za-z][A-Za-z0-9+.-]*://((\*\.)?[^\s/?#@*:\[\]]+|\[[0-9a-fA-F:.]+\])(:[0-9]+)?"
 )
-_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "float": (int, float),
+    "bool": (bool,),
+}
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -39,6 +44,11 @@ class Settings:
             are believed.
         max_message: bytes of the largest message a client may send; above it 1009.
         max_outbox: bytes that may wait for a slow client; above it 4001. One message always fits.
+        compress_above: bytes of payload from which on a message is compressed for clients that
+            take permessage-deflate (browsers do); None never compresses and accepts nothing
+            compressed. Where the server's own frames are used, that is the server's setting.
+        deflate_window: base-two logarithm of the bytes that compression looks back, 9 to 15; more
+            compresses better. One for all, so that a message is compressed once for all.
         handshake_timeout: seconds that ``authenticate`` and ``on_handshake`` may take together.
         ping_interval: seconds between pings, where the server lets us set them.
         ping_timeout: seconds a client has to answer a ping.
@@ -63,6 +73,8 @@ class Settings:
     trusted_proxies: str | Iterable[str] = ()
     max_message: int = MIB
     max_outbox: int = MIB
+    compress_above: int | None = 1024
+    deflate_window: int = 12
     handshake_timeout: float = 10.0
     ping_interval: float = 25.0
     ping_timeout: float = 20.0
@@ -89,8 +101,10 @@ class Settings:
             is_number = bool not in wanted
             if not isinstance(value, wanted) or (is_number and isinstance(value, bool)):
                 raise TypeError(f"Hub({field.name}=…) must be {field.type}, not {value!r}")
-            if is_number and not cast("float", value) > 0:  # NaN is refused too
+            if is_number and value is not None and not cast("float", value) > 0:  # also NaN
                 raise ValueError(f"Hub({field.name}=…) must be more than 0, not {value!r}")
+        if not 9 <= self.deflate_window <= 15:
+            raise ValueError(f"Hub(deflate_window=…) must be 9 to 15, not {self.deflate_window!r}")
         if self.broker is not None and not callable(getattr(self.broker, "publish", None)):
             raise TypeError(
                 f"Hub(broker=…) takes an object with bind() and publish(), not {self.broker!r}; "
@@ -114,6 +128,8 @@ class SettingsOptions(TypedDict, total=False):
     trusted_proxies: str | Iterable[str]
     max_message: int
     max_outbox: int
+    compress_above: int | None
+    deflate_window: int
     handshake_timeout: float
     ping_interval: float
     ping_timeout: float

@@ -8,12 +8,14 @@ from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging import DEBUG
+from time import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from backchannel.codes import check_close
 from backchannel.contracts import Receipt
 from backchannel.messages import Frame, encode
 from backchannel.observe import CONNECTION, excerpt
+from backchannel.request import Facts
 from backchannel.sent import MISSED, REACHED, Sent
 
 if TYPE_CHECKING:
@@ -88,19 +90,17 @@ class Connection:
 
     Attributes:
         id: random and unique; a public fact, never a credential.
-        state: the application's own data about this client.
-        meta: public data about this client (name, device …), shown in ``Info``; JSON values.
         hub: the hub it belongs to.
         channel: the channel its URL subscribed it to, or None.
-        opened_at: aware datetime of the handshake.
         latency: seconds a ping took to be answered, or None where the server does not tell.
         subprotocol: the negotiated WebSocket subprotocol, or None.
         reason: how it ended; None while it is open.
     """
 
     __slots__ = (
-        "_channels", "_context", "_dispatch", "_endpoint", "_held", "_link", "_request", "_tasks",
-        "channel", "hub", "id", "latency", "meta", "opened_at", "reason", "state", "subprotocol",
+        "_channels", "_context", "_dispatch", "_endpoint", "_facts", "_held", "_link", "_meta",
+        "_opened_at", "_state", "_tasks", "channel", "hub", "id", "latency", "reason",
+        "subprotocol",
     )  # fmt: skip
 
     def __init__(
@@ -118,67 +118,92 @@ class Connection:
         self.hub = hub
         self.channel = channel
         self.subprotocol = subprotocol
-        self.state = State()
-        self.meta: dict[str, Any] = {}
-        self.opened_at = datetime.now(UTC)
+        self._state: State | None = None
+        self._meta: dict[str, Any] | None = None
+        self._opened_at = time()
         self.latency: float | None = None
         self.reason: CloseReason | None = None
         self._endpoint = endpoint
-        self._request = request
+        self._facts = Facts(request)
         self._link = link
         self._context = context
         self._dispatch: Dispatch  # set by the dispatch itself
-        self._channels: set[str] | frozenset[str] = set()
+        self._channels: tuple[str, ...] | set[str] = ()  # a set once they are many
         self._tasks: set[asyncio.Task[Any]] | None = None
         # What on_open sends waits here until the automatic subscription is in force.
         self._held: list[Frame] | None = []
+
+    # ── what the application keeps about it ───────────────────────────────────────────────────
+
+    @property
+    def state(self) -> State:
+        """The application's own data about this client."""
+        if self._state is None:
+            self._state = State()
+        return self._state
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Public data about this client (name, device …), shown in ``Info``; JSON values."""
+        if self._meta is None:
+            self._meta = {}
+        return self._meta
+
+    @meta.setter
+    def meta(self, value: dict[str, Any]) -> None:
+        self._meta = value
 
     # ── who it is ─────────────────────────────────────────────────────────────────────────────
 
     @property
     def user(self) -> str | None:
         """User id, or None for an anonymous client."""
-        return self._request.user
+        return self._facts.user
 
     @property
     def identity(self) -> Any:
         """The object that ``authenticate`` returned."""
-        return self._request.identity
+        return self._facts.identity
 
     @property
     def session(self) -> Session:
         """The web framework's session that the handshake came with."""
-        return self._request.session
+        return self._facts.session
 
     @property
     def params(self) -> Mapping[str, Any]:
         """The URL template's variables, converted."""
-        return self._request.params
+        return self._facts.params
 
     @property
     def query(self) -> MultiMapping:
         """The URL's query fields; ``.getlist(key)`` has all values of a key."""
-        return self._request.query
+        return self._facts.query
 
     @property
     def headers(self) -> MultiMapping:
         """The handshake's headers; case of names ignored."""
-        return self._request.headers
+        return self._facts.headers
 
     @property
     def cookies(self) -> MultiMapping:
         """The handshake's cookies."""
-        return self._request.cookies
+        return self._facts.cookies
 
     @property
     def client(self) -> tuple[str, int] | None:
         """(address, port) of the client, or None when the server does not tell."""
-        return self._request.client
+        return self._facts.client
 
     @property
     def app(self) -> Any:
         """The web framework's application object, or None."""
-        return self._request.app
+        return self._facts.app
+
+    @property
+    def opened_at(self) -> datetime:
+        """Aware datetime of the handshake."""
+        return datetime.fromtimestamp(self._opened_at, UTC)
 
     @property
     def endpoint(self) -> str:
@@ -295,16 +320,16 @@ class Connection:
             task.cancel()
         return task
 
-    def _push(self, frame: Frame) -> bool:
-        """Queue a frame; in the hub's event loop only."""
+    def _push(self, frame: Frame, channel: str | None = None) -> bool:
+        """Queue a frame; in the hub's event loop only. ``channel``: what it was sent to."""
         if self.reason is not None:
             return False
         if self._held is not None:
             self._held.append(frame)
             return True
-        return self._link.push(frame)
+        return self._link.push(frame, channel)
 
     def __repr__(self) -> str:
         user = f" user={self.user!r}" if self.user else ""
         ended = f" ended={self.reason.code}" if self.reason else ""
-        return f"<Connection {self.id} {self.endpoint}{user}{ended}>"
+        return f"<Connection {self.id} {self._facts.path!r}{user}{ended}>"

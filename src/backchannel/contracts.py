@@ -81,10 +81,30 @@ class Link(Protocol):
 
     Order: what was pushed leaves in that order, the close last.
     Failure: none of these ever raises because of the client, and none waits for it.
+
+    Attributes:
+        apart: what goes to a whole channel is pushed to it by itself; False only for a socket
+            that can take bytes made for many (``fanout.Sharing``).
+        is_due: it has something to send at the end of this turn.
     """
 
-    def push(self, frame: Frame) -> bool:
-        """Queue a frame; False when the client is gone or was just dropped for being too slow."""
+    apart: bool
+    is_due: bool
+
+    def rejoin(self) -> None:
+        """Set ``apart``, when a turn or the opening of its connection is over."""
+        ...
+
+    def push(self, frame: Frame, channel: str | None = None) -> bool:
+        """Queue a frame.
+
+        Args:
+            frame: the message.
+            channel: what it was sent to, where that was a channel.
+
+        Returns:
+            False when the client is gone or was just dropped for being too slow.
+        """
         ...
 
     def close(self, code: int, reason: str) -> None:

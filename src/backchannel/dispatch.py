@@ -1,8 +1,7 @@
 """One connection's callbacks, one at a time and in order, from on_open to on_close.
 
 A frame from the client is handled at once, in the turn of the event loop that brought it, as far
-as that goes without waiting. Only when a callback waits does a task take over: it ends when
-nothing is left to do, so that an idle connection has none.
+as that goes without waiting; the rest is done in order (see ``sequence``).
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
-from contextvars import copy_context
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context, copy_context
 from logging import DEBUG
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -22,10 +21,12 @@ from backchannel.codes import fit_reason, meaning_of
 from backchannel.connection import CloseReason, Connection
 from backchannel.errors import InvalidMessage, Reject
 from backchannel.handshake import refusal
-from backchannel.inbox import Inbox, Rest, nothing
+from backchannel.inbox import Call, Rest, nothing
 from backchannel.messages import Frame as Message
-from backchannel.observe import CONNECTION, LISTENER, Watched, excerpt, report_slow
+from backchannel.observe import CONNECTION, LISTENER, address, excerpt, report_slow
 from backchannel.sent import Sent
+from backchannel.sequence import Sequence
+from backchannel.stepping import Watched, step
 from backchannel.threads import call_in_thread
 
 if TYPE_CHECKING:
@@ -37,40 +38,49 @@ __all__ = ["Dispatch"]
 Work = Coroutine[Any, Any, Any]
 
 
-class Dispatch:
-    """Runs a connection's callbacks.
-
-    Attributes:
-        closed: done when on_close and all that follows it has run.
-        inbox: what waits for its turn.
-    """
+class Dispatch(Sequence):
+    """Runs a connection's callbacks."""
 
     __slots__ = (
-        "_coming", "_hub", "_inline", "_opened", "_task", "_to_finish", "closed", "endpoint",
-        "entered", "inbox", "loop", "ws",
+        "_closed", "_coming", "_hub", "_inline", "_opened", "_to_finish", "endpoint", "entered",
+        "ws",
     )  # fmt: skip
 
     def __init__(self, hub: HubCore, ws: Connection):
+        super().__init__(hub.runtime)
         self.ws = ws
-        self.loop = hub.runtime.loop
         self.endpoint = ws._endpoint
-        self.inbox = Inbox(self.loop)
-        self.closed: asyncio.Future[None] = self.loop.create_future()
         self.entered = False
         self._hub = hub
         self._opened = False
-        self._coming: asyncio.Task[None] | None = None
-        self._task: asyncio.Task[None] | None = None
         self._inline = False
-        self._to_finish: set[asyncio.Task[Any]] = set()
+        self._coming: asyncio.Task[None] | None = None
+        self._closed: asyncio.Future[None] | None = None
+        self._to_finish: set[asyncio.Task[Any]] | None = None
         ws._dispatch = self
+
+    @property
+    def context(self) -> Context:
+        """The context variables of its handshake."""
+        return self.ws._context
+
+    @property
+    def closed(self) -> asyncio.Future[None]:
+        """Done when on_close and all that follows it has run."""
+        if self._closed is None:
+            self._closed = self._runtime.loop.create_future()
+        return self._closed
 
     # ── what the transport calls ──────────────────────────────────────────────────────────────
 
     def start(self) -> None:
         """Begin the connection's life: on_first_open, on_open, the automatic subscription."""
         self._hub.dispatches.add(self)
-        self._work_on(Rest(self._open, nothing))
+        if self._opens_at_once():
+            if rest := self.ws._context.run(step, self._open()):
+                self._work_on(Rest(functools.partial(_awaiting, rest)))
+        else:
+            self._work_on(Rest(self._open, nothing))
         if self._hub.is_stopping:  # since its handshake
             self.end(CloseReason(1001, meaning_of(1001), "server"))
 
@@ -80,7 +90,7 @@ class Dispatch:
             return
         if CONNECTION.isEnabledFor(DEBUG):
             CONNECTION.debug("%s received %s", self.ws, excerpt(message))
-        if self._task is not None:
+        if self._is_busy:
             self.inbox.put(message)
         elif rest := self.ws._context.run(self._handle, message):
             self._work_on(rest)
@@ -88,7 +98,7 @@ class Dispatch:
     async def wait_for_room(self) -> None:
         """Wait while too many messages wait for a running callback: backpressure for reading."""
         if self.ws.reason is None:
-            await self.inbox.wait_for_room()
+            await self._wait_for_room()
 
     def end(self, reason: CloseReason, *, refused: bool = False) -> bool:
         """End the connection: it leaves every audience at once, then on_close runs.
@@ -109,16 +119,18 @@ class Dispatch:
             for frame in held or ():
                 ws._link.push(frame)
         ws.reason = reason
-        CONNECTION.info("%s ended by the %s: %d %s", ws, reason.by, reason.code, reason.text)
+        words = f"{reason.code} {reason.text!r}" if reason.text else reason.code
+        CONNECTION.info("%s ended by the %s: %s", ws, reason.by, words)
+        self._hub.fanout.leaving(ws, ws._channels)
         self._hub.roster.remove(ws)
         ws._link.close(reason.code, reason.text)
         keep = not self._hub.settings.cancel_on_close and reason.by == "client" and self._opened
-        self.inbox.give_up(keep_messages=keep)
+        self._give_up(keep_messages=keep)
         me = _current_task()
         for task in ws._tasks or ():
             if task is not me:
                 task.cancel()
-        closing = self._close(own_wish=inside or bool(self.inbox))
+        closing = self._close(own_wish=inside or self._has_more())
         self._hub.runtime.keep(closing, ws._context)
         return True
 
@@ -135,15 +147,15 @@ class Dispatch:
         nested = self._is_inside()
         if at_once and nested and change.run_now():
             return
-        idle = not nested and self._task is None
+        idle = not nested and not self._is_busy
         if at_once and idle and self.ws._context.run(change.run_now):
             return
         if nested:
             self.inbox.wish(change)
         else:
             self.inbox.put(change)
-        if self._task is None:
-            self._start_task()
+        if not self._is_busy:
+            self._start()
 
     # ── the turn ──────────────────────────────────────────────────────────────────────────────
 
@@ -152,34 +164,10 @@ class Dispatch:
         frame = current()
         return self._inline or (frame is not None and frame.dispatch is self)
 
-    def _work_on(self, rest: Rest) -> None:
-        self.inbox.put_first(rest)
-        if self._task is None:
-            self._start_task()
-
-    def _start_task(self) -> None:
-        self._task = self._hub.runtime.keep(self._work(), self.ws._context)
-        self._task.add_done_callback(self._task_ended)
-
-    def _task_ended(self, _task: object) -> None:
-        # Not at the end of _work: a task that is cancelled before its first step never gets there.
-        self._task = None
-        if self.inbox:
-            self._start_task()
-
-    async def _work(self) -> None:
-        """Finish what has begun, then what came in meanwhile."""
-        while self.inbox:
-            item = self.inbox.take()
-            if isinstance(item, Change):
-                await item.run()
-            elif rest := item if isinstance(item, Rest) else self._handle(item):
-                await rest.begin()
-
     async def settled(self) -> None:
         """Wait until no callback of this connection runs or waits."""
-        while self._task is not None:
-            await asyncio.wait({self._task})
+        while self._is_busy:
+            await self._wait_until_idle()
         if self._coming is not None:
             await asyncio.wait({self._coming})
         if self.ws.reason is not None:
@@ -188,6 +176,8 @@ class Dispatch:
     async def finish(self, work: Work) -> None:
         """Do what is not to be cut short when the connection ends: others count on it."""
         task = self._hub.runtime.keep(work, copy_context())
+        if self._to_finish is None:
+            self._to_finish = set()
         self._to_finish.add(task)
         task.add_done_callback(self._to_finish.discard)
         await asyncio.shield(task)
@@ -201,7 +191,7 @@ class Dispatch:
         try:
             return callback.function(*arguments)
         except asyncio.CancelledError as error:
-            raise RuntimeError(f"{callback.name} met something that was cancelled") from error
+            raise _met_cancelled(callback, error) from error
         finally:
             self._inline = outer
             if (took := perf_counter() - began) > self._hub.settings.slow_callback:
@@ -223,18 +213,21 @@ class Dispatch:
             raise
         return await self._in_frame(result, callback)
 
-    async def _in_frame(self, coroutine: Work, callback: Callback) -> Any:
-        outer, frame = RUNNING.get(), Frame(self)
+    async def _in_frame(
+        self, coroutine: Work, callback: Callback, frame: Frame | None = None, waits_for: Any = None
+    ) -> Any:
+        """Await a callback's coroutine, which has taken a step already where there is a frame."""
+        outer, frame = RUNNING.get(), frame or Frame(self)
         RUNNING.set(frame)
         limit = self._hub.settings.slow_callback
+        report = functools.partial(self._report_slow, callback)
         try:
-            return await Watched(coroutine, limit, functools.partial(self._report_slow, callback))
+            return await Watched(coroutine, limit, report, waits_for)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # Nobody cancelled this callback: something that it waited for was cancelled.
-            raise RuntimeError(f"{callback.name} awaited something that was cancelled") from error
+            raise _met_cancelled(callback, error) from error
         finally:
             frame.active = False
             RUNNING.set(outer)
@@ -260,9 +253,9 @@ class Dispatch:
     def _failed(self, callback: Callback, error: Exception) -> Rest | None:
         ws = self.ws
         LISTENER.error(
-            "%s (%s) raised %s: %s [%s, connection %s, client %s]",
+            "%s (%s) raised %s: %s [%r, connection %s, client %s]",
             callback.name, callback.where, type(error).__name__, error,
-            ws.endpoint, ws.id, ws.client, exc_info=error,
+            ws._facts.path, ws.id, address(ws.client), exc_info=error,
         )  # fmt: skip
         on_error = self.endpoint.callbacks.on_error
         if on_error is None or callback is on_error:
@@ -275,68 +268,81 @@ class Dispatch:
 
     # ── messages ──────────────────────────────────────────────────────────────────────────────
 
-    def _handle(self, message: Message) -> Rest | None:
+    def _handle(self, message: Message) -> Rest | Call | None:
         """Handle a message as far as it goes without waiting; return what is left of it."""
         callbacks = self.endpoint.callbacks
         callback = callbacks.on_message
         try:
             if callbacks.events:
-                callback = self._route(message)
+                callback = self.endpoint.route(message)
             if callback is None:
                 return None
             content = message if callback.decode is None else callback.decode(message)
         except InvalidMessage as error:
             return self._invalid(error)
         arguments = (self.ws, content) if callback.takes_message else (self.ws,)
-        if not callback.returns_at_once:
+        if callback.in_thread:
             call = functools.partial(self.call, callback, *arguments)
             return Rest(functools.partial(self._finish, callback, call), nothing)
         try:
+            if callback.is_async:
+                return Call(callback, callback.function(*arguments))
             answer = self.call_now(callback, *arguments)
-            if inspect.iscoroutine(answer):
-                call = functools.partial(self._in_frame, answer, callback)
-                return Rest(functools.partial(self._finish, callback, call), answer.close)
-            self._reply(answer)
+            if answer is not None:
+                if inspect.iscoroutine(answer):
+                    return Call(callback, answer)
+                self._reply(answer)
         except Exception as error:  # noqa: BLE001 - a listener may raise anything
             return self._failed(callback, error)
         return None
 
+    def _call_async(self, call: Call) -> Awaitable[object] | None:
+        """Take the first step of an async callback for a message; return what is left."""
+        callback, coroutine = call.callback, call.coroutine
+        outer, frame = RUNNING.get(), Frame(self)
+        RUNNING.set(frame)
+        began = perf_counter()
+        try:
+            waits_for = coroutine.send(None)
+        except StopIteration as stop:
+            rest = self._answer(callback, stop.value)
+        except asyncio.CancelledError as error:
+            rest = self._failed(callback, _met_cancelled(callback, error))
+        except Exception as error:  # noqa: BLE001 - a listener may raise anything
+            rest = self._failed(callback, error)
+        else:
+            going_on = functools.partial(self._in_frame, coroutine, callback, frame, waits_for)
+            return self._finish(callback, going_on)
+        finally:
+            RUNNING.set(outer)
+            if (took := perf_counter() - began) > self._hub.settings.slow_callback:
+                self._report_slow(callback, took)
+        frame.active = False
+        return None if rest is None else step(rest.begin())
+
     async def _finish(self, callback: Callback, call: Callable[[], Work]) -> None:
         try:
-            self._reply(await call())
+            answer = await call()
         except Exception as error:  # noqa: BLE001 - a listener may raise anything
             await self.failed(callback, error)
+            return
+        if rest := self._answer(callback, answer):
+            await rest.begin()
+
+    def _answer(self, callback: Callback, answer: Any) -> Rest | None:
+        """Send what a callback returned; return what is left to do when it can't be sent."""
+        try:
+            self._reply(answer)
+        except Exception as error:  # noqa: BLE001 - UnsendableMessage
+            return self._failed(callback, error)
+        return None
 
     def _reply(self, answer: Any) -> None:
         if answer is not None and not isinstance(answer, Sent | Change | Changes):
             self.ws.send(answer)
 
-    def _route(self, message: Message) -> Callback | None:
-        """Choose the @event method by the message's tag, or on_message."""
-        callbacks = self.endpoint.callbacks
-        try:
-            name = self.endpoint.read_tag(message)
-        except InvalidMessage as error:
-            if callbacks.on_message:
-                return callbacks.on_message
-            known = ", ".join(sorted(callbacks.events))
-            tag = self.endpoint.tag
-            raise InvalidMessage(
-                f"{error.text}; expected a JSON object whose {tag!r} is one of {known}",
-                field=f"$.{tag}",
-            ) from error
-        callback = callbacks.events.get(name) or callbacks.on_message
-        if callback is None:
-            known = ", ".join(sorted(callbacks.events))
-            raise InvalidMessage(
-                f"unknown {self.endpoint.tag} {name!r}; known are {known}",
-                field=f"$.{self.endpoint.tag}",
-                code="unknown_type",
-            )
-        return callback
-
     def _invalid(self, error: InvalidMessage) -> Rest | None:
-        CONNECTION.debug("%s invalid message: %s", self.ws, error.text)
+        CONNECTION.debug("%s invalid message: %r", self.ws, error.text)
         callback = self.endpoint.callbacks.on_invalid
         if callback is None:
             return None
@@ -349,6 +355,15 @@ class Dispatch:
         return None
 
     # ── the beginning and the end ─────────────────────────────────────────────────────────────
+
+    def _opens_at_once(self) -> bool:
+        """Opening would not have to wait for anything."""
+        channel = self.ws.channel
+        return (
+            self.endpoint.callbacks.opening_is_immediate
+            and self.endpoint.occupancy.is_calm
+            and (channel is None or self._hub.membership.is_immediate(self, channel))
+        )
 
     async def _open(self) -> None:
         ws, callbacks = self.ws, self.endpoint.callbacks
@@ -397,9 +412,12 @@ class Dispatch:
 
     def _release(self) -> None:
         held, self.ws._held = self.ws._held, None
+        link = self.ws._link
         for frame in held or ():
-            self.ws._link.push(frame)
-        CONNECTION.info("%s open, client %s", self.ws, self.ws.client)
+            link.push(frame)
+        if not link.is_due:
+            link.rejoin()
+        CONNECTION.info("%s open, client %s", self.ws, address(self.ws.client))
 
     async def _close(self, *, own_wish: bool) -> None:
         """Run what follows the end: on_close, on_unsubscribe, on_last_close."""
@@ -427,29 +445,36 @@ class Dispatch:
 
         One that closed its own connection may go on for a while: it knows what it did.
         """
-        task, grace = self._task, self._hub.grace
-        if task is not None:
-            await self._wait_or_cancel(task, grace, own_wish=own_wish)
+        if self._is_busy:
+            await self._wait_or_cancel(self._hub.grace, own_wish=own_wish)
         if self._to_finish:
-            await asyncio.wait(self._to_finish, timeout=grace)
+            await asyncio.wait(self._to_finish, timeout=self._hub.grace)
 
-    async def _wait_or_cancel(
-        self, task: asyncio.Task[None], grace: float, *, own_wish: bool
-    ) -> None:
+    async def _wait_or_cancel(self, grace: float, *, own_wish: bool) -> None:
         if not self._hub.settings.cancel_on_close and not self._hub.is_stopping:
-            await asyncio.wait({task})
+            await self._wait_until_idle()
             return
-        if own_wish:
-            await asyncio.wait({task}, timeout=grace)
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task}, timeout=grace)
-        if not task.done():
+        if own_wish and await self._wait_until_idle(grace):
+            return
+        if self.task is not None:
+            self.task.cancel()
+        if not await self._wait_until_idle(grace):
             LISTENER.error(
                 "a callback of %s still runs though its connection ended and it was cancelled; "
                 "on_close runs beside it",
                 self.ws,
             )
+
+
+def _met_cancelled(callback: Callback, error: BaseException) -> RuntimeError:
+    """Return the error for a callback that nobody cancelled: what it waited for was cancelled."""
+    met = RuntimeError(f"{callback.name} awaited something that was cancelled")
+    met.__cause__ = error
+    return met
+
+
+async def _awaiting(work: Awaitable[object]) -> None:
+    await work
 
 
 def _current_task() -> asyncio.Task[Any] | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from backchannel.errors import TemplateError
-from backchannel.listener import Callbacks
-from backchannel.messages import Decoder, tag_reader
+from backchannel.backlog import SLOW_CLIENT, SlowClient
+from backchannel.errors import InvalidMessage, TemplateError
+from backchannel.listener import Callback, Callbacks
+from backchannel.messages import Decoder, Frame, tag_reader
 from backchannel.template import NamePattern, Router, Template, near_misses
 from backchannel.turn import Occupancy
 
@@ -25,14 +26,18 @@ class Endpoint:
         share_channels: True when its channels may also be entered through other endpoints.
         tag: the field that ``@event`` methods are chosen by.
         subprotocols: WebSocket subprotocols it speaks; the client's first choice among them wins.
+        slow_client: what is done about a client for which more than ``max_outbox`` waits:
+            ``"close"`` (with 4001), ``"drop_oldest"`` or ``"drop_newest"`` messages, or
+            ``"latest"``: of each channel only the latest message waits.
 
     Raises:
         TemplateError: the channel pattern is malformed.
+        ValueError: no such way to deal with slow clients.
     """
 
     __slots__ = (
-        "callbacks", "occupancy", "pattern", "read_tag", "share_channels", "subprotocols", "tag",
-        "template",
+        "callbacks", "occupancy", "pattern", "read_tag", "share_channels", "slow_client",
+        "subprotocols", "tag", "template",
     )  # fmt: skip
 
     def __init__(
@@ -44,7 +49,12 @@ class Endpoint:
         share_channels: bool = False,
         tag: str = "type",
         subprotocols: Iterable[str] = (),
+        slow_client: SlowClient = "close",
     ):
+        if slow_client not in SLOW_CLIENT:
+            known = ", ".join(map(repr, SLOW_CLIENT))
+            raise ValueError(f"slow_client is one of {known}, not {slow_client!r}")
+        self.slow_client: SlowClient = slow_client
         self.template = template
         self.callbacks = callbacks
         self.occupancy = Occupancy()
@@ -60,6 +70,34 @@ class Endpoint:
     def choose_subprotocol(self, offered: Iterable[str]) -> str | None:
         """Return the first of the client's offers that this endpoint speaks."""
         return next((name for name in offered if name in self.subprotocols), None)
+
+    def route(self, message: Frame) -> Callback | None:
+        """Choose the @event method by a message's tag, or on_message.
+
+        Raises:
+            InvalidMessage: there is neither; the text names the known types.
+        """
+        callbacks = self.callbacks
+        try:
+            name = self.read_tag(message)
+        except InvalidMessage as error:
+            if callbacks.on_message:
+                return callbacks.on_message
+            known = ", ".join(sorted(callbacks.events))
+            tag = self.tag
+            raise InvalidMessage(
+                f"{error.text}; expected a JSON object whose {tag!r} is one of {known}",
+                field=error.field,
+            ) from error
+        callback = callbacks.events.get(name) or callbacks.on_message
+        if callback is None:
+            known = ", ".join(sorted(callbacks.events))
+            raise InvalidMessage(
+                f"unknown {self.tag} {name!r}; known are {known}",
+                field=f"$.{self.tag}",
+                code="unknown_type",
+            )
+        return callback
 
     def __str__(self) -> str:
         return f"{self.template.text} ({self.callbacks.name}, {self.callbacks.where})"

@@ -34,7 +34,8 @@ class InvalidMessage(BackchannelError):  # noqa: N818 - the field's word, and pu
 
     Args:
         text: what is wrong, safe to show to the client.
-        field: JSON path of the wrong value, such as ``$.age``; None when it is the whole message.
+        field: JSON path of what is wrong or missing, such as ``$.age``; ``$`` is the whole message.
+            None where no JSON was expected.
         code: a short word for programs: ``"invalid_message"`` or ``"unknown_type"``.
     """
 

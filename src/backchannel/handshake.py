@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from backchannel.connection import ABSENT
 from backchannel.errors import Reject
 from backchannel.listener import where_defined
-from backchannel.observe import HANDSHAKE, new_error_id, report_slow, timed
+from backchannel.observe import HANDSHAKE, address, new_error_id, report_slow, timed
 from backchannel.request import Request, user_id
 from backchannel.threads import call_in_thread
 
@@ -45,8 +45,8 @@ def check_origin(request: Request, settings: Settings) -> Reject | None:
     if origin == "null":
         advice = "it is a local file or a sandboxed frame, which only allowed_origins='*' admits"
     HANDSHAKE.warning(
-        "refused %s from %s: its Origin %r is not the Host %r; %s",
-        request.path, request.client, ", ".join(origins), host, advice,
+        "refused %r from %s: its Origin %r is not the Host %r; %s",
+        request.path, address(request.client), ", ".join(origins), host, advice,
     )  # fmt: skip
     return Reject(
         403,
@@ -208,9 +208,9 @@ async def _report(
     """Log a failed handshake under an error id, tell on_error, and make the response."""
     error_id = new_error_id()
     HANDSHAKE.error(
-        "error id %s: the handshake of %s (%s, %s) %s: %s: %s [client %s]",
+        "error id %s: the handshake of %r (%s, %s) %s: %r [client %s]",
         error_id, request.path, callbacks.name, callbacks.where, what,
-        type(error).__name__, error, request.client, exc_info=error,
+        error, address(request.client), exc_info=error,
     )  # fmt: skip
     if callbacks.on_error is not None:
         try:

@@ -20,6 +20,7 @@ from backchannel.connection import ABSENT, CloseReason, Connection
 from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.dispatch import Dispatch
 from backchannel.endpoint import Endpoint, Endpoints
+from backchannel.fanout import Encoder, Fanout
 from backchannel.listener import read_listener
 from backchannel.membership import Membership
 from backchannel.messages import encode
@@ -64,6 +65,7 @@ class HubCore:
     Attributes:
         settings: what it was made with.
         roster: the live connections of this node.
+        fanout: what a turn of the event loop sends.
         node: this node's id, new at each start.
     """
 
@@ -71,7 +73,8 @@ class HubCore:
         self.settings = settings
         self.node = ""
         self.roster = Roster()
-        self.membership = Membership(self.roster, Channels())
+        self.fanout = _fanout(settings)
+        self.membership = Membership(self.roster, self.fanout, Channels())
         self.dispatches: set[Dispatch] = set()
         self.endpoints = Endpoints(casefold=settings.casefold_channels)
         self.presence = Presence()
@@ -90,8 +93,13 @@ class HubCore:
             options: see ``add``.
 
         Raises:
+            TypeError: the URL is missing, as in ``@hub.endpoint`` without parentheses.
             TemplateError, ListenerError: see ``add``.
         """
+        if not isinstance(template, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                '@hub.endpoint takes the URL, as in @hub.endpoint("/ws/chat/{channel}")'
+            )
         names = _names_of_caller(2)
 
         def bind(target: T) -> T:
@@ -110,11 +118,14 @@ class HubCore:
             options: ``channel="support:{room}"`` names the channel that connections enter by
                 themselves when it is not plain ``{channel}``; ``share_channels=True`` when another
                 endpoint leads into the same channels on purpose; ``tag="msgType"`` the field that
-                ``@event`` methods are chosen by; ``subprotocols=["chat.v2"]`` what it speaks.
+                ``@event`` methods are chosen by; ``subprotocols=["chat.v2"]`` what it speaks;
+                ``slow_client="latest"`` what is done when a client reads too slowly (``"close"``,
+                ``"drop_oldest"``, ``"drop_newest"``, or only the latest message of each channel).
 
         Raises:
             TemplateError: the template is malformed or clashes with another endpoint's.
             ListenerError: the listener can't serve (signature, annotation, spelling).
+            ValueError: an option has no such value.
         """
         self._add(template, listener, _names_of_caller(2), options)
 
@@ -228,7 +239,8 @@ class HubCore:
     def publish(self, target: Target, message: Any, to: Addressees, exclude: Addressees) -> Sent:
         """Send to a target; what ``broadcast`` and ``Audience.send`` have in common."""
         if HUB.isEnabledFor(DEBUG):
-            HUB.debug("publish to %s %s", " ".join(filter(None, target)), excerpt(encode(message)))
+            whom = f"{target.kind} {target.key!r}" if target.key else target.kind
+            HUB.debug("publish to %s: %s", whom, excerpt(encode(message)))
         publication = Publication(
             target,
             encode(message),
@@ -242,7 +254,11 @@ class HubCore:
 
     def _deliver(self, publication: Publication) -> int:
         """Queue a publication for this node's receivers: the end of the one delivery path."""
-        frame = publication.frame
+        frame, target = publication.frame, publication.target
+        if target.kind == "channel" and publication.to is None:
+            members = self.roster.members(target)
+            without = self.roster.named(publication.exclude) if publication.exclude else ()
+            return self.fanout.broadcast(target.key, members, frame, without)
         return sum([ws._push(frame) for ws in self.roster.receivers(publication)])
 
     # ── what else an application asks for ─────────────────────────────────────────────────────
@@ -311,7 +327,8 @@ class HubCore:
             )
         self.runtime.bind()
         self.roster = Roster()
-        self.membership = Membership(self.roster, Channels())
+        self.fanout = _fanout(self.settings)
+        self.membership = Membership(self.roster, self.fanout, Channels())
         self.dispatches.clear()
         self.presence.forget()
         for endpoint in self.endpoints.all():
@@ -387,6 +404,10 @@ class HubCore:
             return await self.membership.leave(dispatch, name)
         refused = await self.membership.enter(dispatch, name)
         return refused is None and name in dispatch.ws._channels
+
+
+def _fanout(settings: Settings) -> Fanout:
+    return Fanout(Encoder(settings.compress_above or 0, settings.deflate_window))
 
 
 def _names_of_caller(depth: int) -> Mapping[str, Any]:

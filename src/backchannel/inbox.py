@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.change import Change
 from backchannel.messages import Frame
 
-__all__ = ["Inbox", "Rest", "nothing"]
+if TYPE_CHECKING:
+    from backchannel.listener import Callback
+
+__all__ = ["Call", "Inbox", "Item", "Rest", "nothing"]
 
 FULL: Final = 64
 """Items that may wait for a running callback before the transport stops reading."""
@@ -38,6 +41,23 @@ class Rest:
         self.give_up = give_up
 
 
+class Call:
+    """An async callback for a message; its coroutine has not begun."""
+
+    __slots__ = ("callback", "coroutine")
+
+    def __init__(self, callback: Callback, coroutine: Coroutine[Any, Any, Any]):
+        self.callback = callback
+        self.coroutine = coroutine
+
+    def give_up(self) -> None:
+        """Drop it: its connection has ended."""
+        self.coroutine.close()
+
+
+Item = Frame | Change | Rest | Call
+
+
 class Inbox:
     """A queue in which what a callback wants for its own connection comes before what came in."""
 
@@ -45,7 +65,7 @@ class Inbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self._loop = loop
-        self._items: deque[Frame | Change | Rest] = deque()
+        self._items: deque[Item] = deque()
         self._wishes: deque[Change] = deque()
         self._room: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
@@ -63,7 +83,7 @@ class Inbox:
         self._items.append(item)
         self._tell(item)
 
-    def put_first(self, rest: Rest) -> None:
+    def put_first(self, rest: Item) -> None:
         """Add what is left of what was begun, before all else."""
         self._items.appendleft(rest)
 
@@ -72,7 +92,7 @@ class Inbox:
         self._wishes.append(change)
         self._tell(change)
 
-    def take(self) -> Frame | Change | Rest:
+    def take(self) -> Item:
         """Take what comes next.
 
         Raises:
@@ -105,7 +125,7 @@ class Inbox:
         for item in waiting:
             if isinstance(item, Change) and not item.has_begun:
                 item.settle(result=False)
-            elif isinstance(item, Rest) and item.give_up is not None and not keep_messages:
+            elif isinstance(item, Rest | Call) and item.give_up is not None and not keep_messages:
                 item.give_up()
             elif keep_messages or not isinstance(item, str | bytes):
                 self._items.append(item)

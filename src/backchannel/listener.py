@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
-import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from backchannel.errors import InvalidMessage, ListenerError
 from backchannel.messages import Decoder, decoder_for
+from backchannel.observe import LISTENER
+from backchannel.spelling import foreign_names, unknown_callbacks
 
 if TYPE_CHECKING:
     from backchannel.app import Hub
@@ -188,14 +188,22 @@ class Callbacks:
     on_channel_close: Callback | None = None
     events: Mapping[str, Callback] = field(default_factory=dict[str, Callback])
 
-    @property
-    def membership_is_immediate(self) -> bool:
-        """Subscribing and unsubscribing never have to wait for a callback."""
-        involved = (
+    membership_is_immediate: bool = field(init=False)
+    opening_is_immediate: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find out what never has to wait for a callback."""
+        membership = (
             self.on_subscribe, self.on_unsubscribe, self.on_channel_open, self.on_channel_close,
             self.on_error,
         )  # fmt: skip
-        return all(callback is None or callback.returns_at_once for callback in involved)
+        opening = (self.on_first_open, self.on_open, self.on_error)
+        object.__setattr__(self, "membership_is_immediate", _return_at_once(membership))
+        object.__setattr__(self, "opening_is_immediate", _return_at_once(opening))
+
+
+def _return_at_once(callbacks: Iterable[Callback | None]) -> bool:
+    return all(callback is None or callback.returns_at_once for callback in callbacks)
 
 
 # Each callback with what it is called with, after self.
@@ -251,6 +259,8 @@ def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
     if message := found.get("on_message"):
         found["on_message"] = _with_decoder(message, names, kind)
     found["events"] = _read_events(listener, names)
+    if found.keys() == {"on_invalid", "events"} and not found["events"]:
+        _warn_of_foreign_names(kind)
     object.__setattr__(listener, "_sealed", True)
     return Callbacks(name=kind.__name__, where=where_defined(kind), **found)
 
@@ -272,7 +282,7 @@ def _read_events(listener: Listener, names: Mapping[str, Any]) -> dict[str, Call
         if name is None:
             continue
         if other := found.get(name):
-            raise ListenerError(f"{kind.__name__}: {other.name} and {attribute} both take {name!r}")
+            raise ListenerError(f"{other.name} ({other.where}) and {attribute} both take {name!r}")
         function = getattr(listener, attribute)
         label = f"{kind.__name__}.{attribute}"
         if len(_positional(function)) == 1:
@@ -293,26 +303,27 @@ def _event_of(kind: type[Listener], attribute: str) -> str | None:
 
 def _read_callback(function: Callable[..., Any], name: str, parameters: str) -> Callback:
     wanted = parameters.split(", ")
+    layers = list(_layers(function))
+    label = _placed(name, layers[-1])
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
-        raise ListenerError(f"{name}: its signature can't be read: {error}") from error
+        raise ListenerError(f"{label}: its signature can't be read: {error}") from error
     try:
         signature.bind(*wanted)
     except TypeError as error:
         raise ListenerError(
-            f"{name} must take ({parameters}), but takes {signature}: {error}"
+            f"{label} must take ({parameters}), but takes {signature}: {error}"
         ) from error
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ListenerError(
-            f"{name} has a yield, so that calling it would do nothing: send each part with "
+            f"{label} has a yield, so that calling it would do nothing: send each part with "
             "ws.send(…), within ws.spawn(…) if it takes long"
         )
-    layers = list(_layers(function))
     is_async = any(inspect.iscoroutinefunction(layer) for layer in layers)
     in_thread = any(getattr(layer, "_backchannel_threaded", False) is True for layer in layers)
     if is_async and in_thread:
-        raise ListenerError(f"{name} is both @threaded and async: @threaded is for a blocking def")
+        raise ListenerError(f"{label} is both @threaded and async: @threaded is for a blocking def")
     return Callback(
         name=name,
         where=where_defined(layers[-1]),
@@ -405,21 +416,28 @@ def where_defined(thing: Any) -> str:
     return f"{path}:{line or '?'}"
 
 
-_LIKE_A_CALLBACK: Final = re.compile(r"[oO]n(_|[A-Z])")
-
-
 def _check_spelling(kind: type[Listener]) -> None:
-    known = {name.replace("_", ""): name for name in _PARAMETERS}
-    for name in dir(kind):
-        plain = name.replace("_", "").casefold()
-        looks_like_one = plain in known or _LIKE_A_CALLBACK.match(name)
-        if name in _PARAMETERS or name.startswith("_") or not looks_like_one:
-            continue
-        if _event_of(kind, name) is not None:
-            continue
-        close = difflib.get_close_matches(plain, known, n=1, cutoff=0.85)
-        if close:
-            raise ListenerError(
-                f"{kind.__name__}.{name} is no callback; did you mean {known[close[0]]}? "
-                "(What is none should not be named like one.)"
-            )
+    events = {name for name in dir(kind) if _event_of(kind, name) is not None}
+    for name, meant in unknown_callbacks(kind, {*_PARAMETERS, *events}):
+        hint = f"did you mean {meant}?" if meant else f"there are {', '.join(_PARAMETERS)}."
+        raise ListenerError(
+            f"{_place(kind, name)} is no callback; {hint} What handles one type of message wants "
+            "@event; a helper of your own, a name without on_ or with a leading underscore."
+        )
+
+
+def _warn_of_foreign_names(kind: type[Listener]) -> None:
+    for name, meant in foreign_names(kind):
+        LISTENER.warning("%s is never called; did you mean %s?", _place(kind, name), meant)
+
+
+def _place(kind: type, name: str) -> str:
+    """Return a method's name with file and line."""
+    *_, function = _layers(getattr(kind, name))
+    return _placed(f"{kind.__name__}.{name}", function)
+
+
+def _placed(name: str, function: object) -> str:
+    """Return a name with file and line, if these are known."""
+    where = where_defined(function)
+    return name if where == "?" else f"{name} ({where})"

@@ -12,6 +12,7 @@ from backchannel.observe import CONNECTION
 if TYPE_CHECKING:
     from backchannel.channel import Channel, Channels
     from backchannel.dispatch import Dispatch
+    from backchannel.fanout import Fanout
     from backchannel.roster import Roster
     from backchannel.turn import Step
 
@@ -25,10 +26,11 @@ class Membership:
     nor closes under it; a slow on_subscribe of one does not keep another waiting.
     """
 
-    __slots__ = ("_channels", "_roster")
+    __slots__ = ("_channels", "_fanout", "_roster")
 
-    def __init__(self, roster: Roster, channels: Channels):
+    def __init__(self, roster: Roster, fanout: Fanout, channels: Channels):
         self._roster = roster
+        self._fanout = fanout
         self._channels = channels
 
     def is_immediate(self, dispatch: Dispatch, name: str) -> bool:
@@ -37,7 +39,7 @@ class Membership:
             return False
         channel = self._channels.find(name)
         return channel is None or (
-            channel.occupancy.is_calm and channel.opener.callbacks.membership_is_immediate
+            channel.is_calm and channel.opener.callbacks.membership_is_immediate
         )
 
     async def enter(self, dispatch: Dispatch, name: str) -> Reject | None:
@@ -48,17 +50,18 @@ class Membership:
         channel = self._channels.hold(name, dispatch.endpoint)
         stays, refused = False, None
         try:
-            await channel.occupancy.enter(self._opening(dispatch, channel))
+            await channel.enter(self._opening(dispatch, channel))
             if name not in ws._channels:
                 refused = await self._ask(dispatch, name)
             if name in ws._channels:  # a callback about this very channel has let it in
                 return None
             if refused is None and ws.reason is None:
                 self._roster.enter(ws, name)
+                self._fanout.entered(ws, name)
                 stays = True
-                CONNECTION.debug("%s entered %s", ws, name)
+                CONNECTION.debug("%s entered %r", ws, name)
             else:
-                CONNECTION.debug("%s was refused %s", ws, name)
+                CONNECTION.debug("%s was refused %r", ws, name)
         finally:
             if not stays:
                 await self._release(dispatch, channel)
@@ -68,8 +71,9 @@ class Membership:
         """Leave and tell on_unsubscribe; return whether it was in."""
         if name not in dispatch.ws._channels:
             return False
+        self._fanout.leaving(dispatch.ws, (name,))
         self._roster.leave(dispatch.ws, name)
-        CONNECTION.debug("%s left %s", dispatch.ws, name)
+        CONNECTION.debug("%s left %r", dispatch.ws, name)
         await self.left(dispatch, name)
         return True
 
@@ -105,7 +109,7 @@ class Membership:
 
     async def _leave(self, dispatch: Dispatch, channel: Channel) -> None:
         on_close = channel.opener.callbacks.on_channel_close
-        await channel.occupancy.leave(
+        await channel.leave(
             None
             if on_close is None
             else functools.partial(dispatch.call_safely, on_close, channel.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 import types
 import typing
@@ -226,22 +227,30 @@ def _json_decoder(annotation: Any, where: str) -> Decoder:
             text, path = _text_and_path(str(error))
             raise InvalidMessage(text, field=path) from error
         except UnicodeDecodeError as error:
-            raise InvalidMessage("not valid JSON: not UTF-8") from error
+            raise InvalidMessage("not valid JSON: not UTF-8", field="$") from error
         except RecursionError as error:
-            raise InvalidMessage("not valid JSON: nested too deeply") from error
+            raise InvalidMessage("not valid JSON: nested too deeply", field="$") from error
         except msgspec.DecodeError as error:
-            raise InvalidMessage(f"not valid JSON: {error}") from error
+            raise InvalidMessage(f"not valid JSON: {error}", field="$") from error
 
     return decode_json
 
 
+_MISSING: Final = re.compile("Object missing required field `(.+)`")
+
+
 def _text_and_path(error: str) -> tuple[str, str]:
-    """Take msgspec's ``Expected `int` - at `$.age` `` or ``… - at `key` in `$.ages` `` apart."""
+    """Take msgspec's ``Expected `int` - at `$.age` `` or ``… - at `key` in `$.ages` `` apart.
+
+    A field that is missing is named by its own path, and not by that of the object it should be in.
+    """
     text, separator, path = error.rpartition(" - at `")
     if not separator:
-        return error, "$"
+        text, path = error, "$"
     key, _, container = path.rpartition(" in `")
-    return (f"{text} as a key" if key else text), container.rstrip("`")
+    text, path = (f"{text} as a key" if key else text), container.rstrip("`")
+    missing = _MISSING.fullmatch(text)
+    return text, f"{path}.{missing[1]}" if missing else path
 
 
 def _custom_types(info: object) -> type | None:
@@ -290,7 +299,7 @@ def _pydantic_decoder(annotation: Any, where: str) -> Decoder:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             if first["type"] == "json_invalid":
                 text = first["msg"].removeprefix("Invalid JSON: ")
-                raise InvalidMessage(f"not valid JSON: {text}") from error
+                raise InvalidMessage(f"not valid JSON: {text}", field="$") from error
             path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
             raise InvalidMessage(first["msg"], field=f"${path}") from error
 

@@ -10,9 +10,11 @@ import inspect
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final
+
+from backchannel.stepping import Watched
 
 __all__ = [
     "CONNECTION",
@@ -20,7 +22,7 @@ __all__ = [
     "HUB",
     "LISTENER",
     "PAUSES",
-    "Watched",
+    "address",
     "excerpt",
     "new_error_id",
     "report_slow",
@@ -41,6 +43,18 @@ def excerpt(frame: str | bytes, limit: int = 200) -> str:
     """Return a message for a debug line: on one line, cut after ``limit`` characters."""
     text = repr(frame[:limit])
     return f"{text}… ({len(frame)})" if len(frame) > limit else text
+
+
+def address(client: tuple[str, int] | None) -> str:
+    """Return a client's address as people write it, such as ``127.0.0.1:5123``."""
+    if client is None:
+        return "unknown"
+    host, port = client
+    if not host.isprintable():  # a proxy's word, and a proxy passes on what it gets
+        host = repr(host)
+    if not port:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class _Pauses:
@@ -113,52 +127,3 @@ async def timed(
     if inspect.iscoroutine(result):
         return await Watched(result, limit, report)
     return await result if inspect.isawaitable(result) else result
-
-
-class Watched:
-    """Awaits a coroutine and times every step that holds the event loop.
-
-    Args:
-        coroutine: what to await; it may have taken a step already.
-        limit: seconds a step may take.
-        report: called with the seconds of each step that took longer.
-        waits_for: what the step it has taken yielded; None where it has taken none.
-    """
-
-    __slots__ = ("_coroutine", "_limit", "_report", "_waits_for")
-
-    def __init__(
-        self,
-        coroutine: Coroutine[Any, Any, Any],
-        limit: float,
-        report: Callable[[float], object],
-        waits_for: Any = None,
-    ):
-        self._coroutine = coroutine
-        self._limit = limit
-        self._report = report
-        self._waits_for = waits_for
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        """Step the coroutine by hand, since nothing else sees where one step ends."""
-        send, throw, limit = self._coroutine.send, self._coroutine.throw, self._limit
-        waits_for, value, error = self._waits_for, None, None
-        while True:
-            if waits_for is None:
-                began = perf_counter()
-                try:
-                    waits_for = send(value) if error is None else throw(error)
-                except StopIteration as stop:
-                    return stop.value
-                finally:
-                    if (took := perf_counter() - began) > limit:
-                        self._report(took)
-            value = error = None
-            try:
-                value = yield waits_for
-            except GeneratorExit:
-                self._coroutine.close()
-                raise
-            except BaseException as caught:  # noqa: BLE001 - it belongs to the coroutine
-                error = caught
-            waits_for = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,10 +14,16 @@ if TYPE_CHECKING:
     from backchannel.config import Network
     from backchannel.session.scope import Session
 
-__all__ = ["MultiMapping", "Request", "path_segments", "user_id"]
+__all__ = ["Facts", "MultiMapping", "Request", "path_segments", "user_id"]
 
 Scope = Mapping[str, Any]
 _ESCAPE: Final = re.compile(r"\\(?:([0-3][0-7]{2})|(.))")
+_OWN: Final = {
+    b"authorization", b"cookie", b"forwarded", b"sec-websocket-key", b"sec-websocket-protocol",
+    b"traceparent", b"tracestate", b"x-forwarded-for", b"x-real-ip", b"x-request-id",
+}  # fmt: skip
+"""Headers that rarely are the same for two clients."""
+
 _FORWARDING: Final = {"forwarded", "via", "x-real-ip", "x-forwarded-for", "x-forwarded-host"}
 
 
@@ -120,8 +127,7 @@ class Request:
     def query(self) -> MultiMapping:
         """The query string's fields, blank ones included; ``.getlist(key)`` has all values."""
         if self._query is None:
-            text = self.scope.get("query_string", b"").decode("latin-1")
-            self._query = MultiMapping(parse_qsl(text, keep_blank_values=True))
+            self._query = _query(self.scope.get("query_string", b""))
         return self._query
 
     @property
@@ -166,6 +172,58 @@ class Request:
         return (peer[0], int(peer[1] or 0)) if peer else None
 
 
+class Facts:
+    """What a connection keeps of its handshake, in little memory: parsed when it is asked for.
+
+    Attributes:
+        path: decoded path below the place where the hub is mounted.
+        user: user id; None is anonymous.
+        identity: the object that ``authenticate`` returned.
+        session: the web framework's session that came with the handshake.
+        client: (address, port) of the peer, or None when the server does not tell.
+        app: the framework's application object, or None.
+    """
+
+    __slots__ = (
+        "_common", "_own", "_params", "_query_string", "app", "client", "identity", "path",
+        "session", "user",
+    )  # fmt: skip
+
+    def __init__(self, request: Request):
+        self.path = request.path
+        self.user = request.user
+        self.identity = request.identity
+        self.session = request.session
+        self.client = request.client
+        self.app = request.app
+        self._query_string: bytes = request.scope.get("query_string", b"")
+        self._params = tuple(part for item in request.params.items() for part in item)
+        # Many clients have the same browser: what they all send is kept once.
+        pairs = request.scope["headers"]
+        self._common = _the_same(_packed(pairs, own=False))
+        self._own = _packed(pairs, own=True)
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The URL template's variables, converted."""
+        return MappingProxyType(dict(zip(self._params[::2], self._params[1::2], strict=True)))
+
+    @property
+    def headers(self) -> MultiMapping:
+        """The handshake's headers; case of names ignored."""
+        return MultiMapping(_unpacked(self._common + self._own), casefold=True)
+
+    @property
+    def query(self) -> MultiMapping:
+        """The query string's fields, blank ones included; ``.getlist(key)`` has all values."""
+        return _query(self._query_string)
+
+    @property
+    def cookies(self) -> MultiMapping:
+        """The cookies; of several with one name the first, which is the most specific."""
+        return MultiMapping(_cookies(self.headers.getlist("cookie")))
+
+
 def path_segments(scope: Scope) -> Iterator[list[str]]:
     """Yield the readings of a scope's path, as decoded segments, the likeliest first.
 
@@ -199,6 +257,27 @@ def _raw_tail(path: str, raw: str) -> list[str] | None:
             tail = segments[start:]
             return tail if "/" + "/".join(tail) == path else None
     return None
+
+
+def _query(text: bytes) -> MultiMapping:
+    return MultiMapping(parse_qsl(text.decode("latin-1"), keep_blank_values=True))
+
+
+@functools.lru_cache(maxsize=1024)
+def _the_same(data: bytes) -> bytes:
+    """Return the one object for equal bytes, so that they are kept once."""
+    return data
+
+
+def _packed(headers: Iterable[tuple[bytes, bytes]], *, own: bool) -> bytes:
+    """Return one blob of those headers that a client has for itself, or of all others."""
+    chosen = [name + b"\0" + value + b"\0" for name, value in headers if (name in _OWN) is own]
+    return b"".join(chosen)
+
+
+def _unpacked(blob: bytes) -> Iterator[tuple[str, str]]:
+    parts = blob.decode("latin-1").split("\0")
+    return zip(parts[:-1:2], parts[1::2], strict=True)
 
 
 def _cookies(headers: Iterable[str]) -> Iterator[tuple[str, str]]:

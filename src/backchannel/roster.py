@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from backchannel.connection import Connection
@@ -14,6 +14,34 @@ __all__ = ["Roster"]
 
 # Dicts, not sets: iteration in order of arrival, the same on each run.
 Members = dict["Connection", None]
+
+FEW: Final = 8
+"""Channels up to which a connection keeps their names in a tuple, which needs less memory."""
+
+
+class Solo(Mapping["Connection", None]):
+    """Members of an audience of one, as most users and many channels are: a fourth of a dict."""
+
+    __slots__ = ("ws",)
+
+    def __init__(self, ws: Connection):
+        self.ws = ws
+
+    def __getitem__(self, ws: Connection) -> None:
+        if ws is not self.ws:
+            raise KeyError(ws)
+
+    def __contains__(self, ws: object) -> bool:
+        return ws is self.ws
+
+    def __iter__(self) -> Iterator[Connection]:
+        yield self.ws
+
+    def __len__(self) -> int:
+        return 1
+
+
+Index = dict[str, Solo | Members]
 _NOBODY: Final[Mapping[Connection, None]] = MappingProxyType({})
 
 
@@ -26,27 +54,27 @@ class Roster:
     def __init__(self) -> None:
         self.everyone: Members = {}
         self._by_id: dict[str, Connection] = {}
-        self._users: dict[str, Members] = {}
-        self._sessions: dict[str, Members] = {}
+        self._users: Index = {}
+        self._sessions: Index = {}
         # A framework may give a session another id later on, as at a login.
         self._session_of: dict[Connection, str] = {}
-        self._channels: dict[str, Members] = {}
+        self._channels: Index = {}
 
     def admit(self, ws: Connection) -> None:
         """Add a connection."""
         self.everyone[ws] = None
         self._by_id[ws.id] = ws
         if ws.user is not None:
-            self._users.setdefault(ws.user, {})[ws] = None
+            _add(self._users, ws.user, ws)
         if (session := ws.session.id) is not None:
-            self._sessions.setdefault(session, {})[ws] = None
+            _add(self._sessions, session, ws)
             self._session_of[ws] = session
 
     def remove(self, ws: Connection) -> None:
         """Take a connection out of everything; its ``channels`` keep their last view."""
         for name in ws._channels:
             _discard(self._channels, name, ws)
-        ws._channels = frozenset(ws._channels)
+        ws._channels = frozenset(ws._channels)  # type: ignore[assignment] # raises at a change
         if self._by_id.pop(ws.id, None) is None:
             return
         del self.everyone[ws]
@@ -57,12 +85,20 @@ class Roster:
 
     def enter(self, ws: Connection, channel: str) -> None:
         """Put a connection into a channel."""
-        cast("set[str]", ws._channels).add(channel)
-        self._channels.setdefault(channel, {})[ws] = None
+        names = ws._channels
+        if not isinstance(names, tuple):
+            names.add(channel)
+        elif channel not in names:
+            ws._channels = (*names, channel) if len(names) < FEW else {*names, channel}
+        _add(self._channels, channel, ws)
 
     def leave(self, ws: Connection, channel: str) -> None:
         """Take a connection out of a channel."""
-        cast("set[str]", ws._channels).discard(channel)
+        names = ws._channels
+        if not isinstance(names, tuple):
+            names.discard(channel)
+        else:
+            ws._channels = tuple([name for name in names if name != channel])
         _discard(self._channels, channel, ws)
 
     def counts(self) -> dict[str, int]:
@@ -90,19 +126,34 @@ class Roster:
         if publication.to is None:
             chosen: Iterable[Connection] = audience
         else:
-            named = dict.fromkeys(ws for target in publication.to for ws in self.members(target))
-            chosen = [ws for ws in named if ws in audience]
+            chosen = [ws for ws in self.named(publication.to) if ws in audience]
         if publication.exclude:
-            left_out = {ws for target in publication.exclude for ws in self.members(target)}
+            left_out = self.named(publication.exclude)
             return [ws for ws in chosen if ws not in left_out]
         return list(chosen)
 
+    def named(self, targets: Iterable[Target]) -> Members:
+        """Return the connections that some targets mean, each once."""
+        return dict.fromkeys(ws for target in targets for ws in self.members(target))
 
-def _discard(index: dict[str, Members], key: str, ws: Connection) -> None:
-    """Remove a member and, with the last one, its key: no empty audience stays behind."""
+
+def _add(index: Index, key: str, ws: Connection) -> None:
     members = index.get(key)
     if members is None:
-        return
-    members.pop(ws, None)
-    if not members:
-        del index[key]
+        index[key] = Solo(ws)
+    elif isinstance(members, Solo):
+        index[key] = {members.ws: None, ws: None}
+    else:
+        members[ws] = None
+
+
+def _discard(index: Index, key: str, ws: Connection) -> None:
+    """Remove a member and, with the last one, its key: no empty audience stays behind."""
+    members = index.get(key)
+    if isinstance(members, Solo):
+        if members.ws is ws:
+            del index[key]
+    elif members is not None:
+        members.pop(ws, None)
+        if not members:
+            del index[key]

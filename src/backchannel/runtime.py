@@ -11,6 +11,7 @@ from typing import Any
 from backchannel.change import detached
 from backchannel.contracts import Receipt
 from backchannel.observe import HUB, LISTENER, PAUSES
+from backchannel.runner import Runner
 from backchannel.sent import Outcome, Sent
 
 __all__ = ["Runtime"]
@@ -22,6 +23,7 @@ class Runtime:
     """One event loop, bound when the hub starts.
 
     Attributes:
+        runner: runs what connections have to do.
         problems: what went wrong and was not awaited by anyone, newest last.
     """
 
@@ -29,6 +31,7 @@ class Runtime:
         self.problems: tuple[str, ...] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
+        self.runner = Runner(self.keep)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._spawned: set[asyncio.Task[Any]] = set()
 
@@ -57,6 +60,7 @@ class Runtime:
         PAUSES.watch()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
+        self.runner = Runner(self.keep)
         self._tasks.clear()
         self._spawned.clear()
 
@@ -133,7 +137,7 @@ class Runtime:
         if running:
             await asyncio.wait(running, timeout=timeout)
 
-    def report(self, text: str, error: BaseException) -> None:
+    def report(self, text: str, error: BaseException | None = None) -> None:
         """Log a problem, and show it in the hub's health."""
         self.problems = (*self.problems[1 - PROBLEMS_KEPT :], text)
         HUB.error("%s", text, exc_info=error)

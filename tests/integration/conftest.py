@@ -49,7 +49,7 @@ class Process:
         self.log = Path(log)
         with self.log.open("wb") as out:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                [sys.executable, *([] if arguments[0].endswith(".py") else ["-m"]), *arguments],
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -101,8 +101,11 @@ class Process:
             try:
                 self.popen.wait(PATIENCE)
             except subprocess.TimeoutExpired:
-                os.killpg(self.popen.pid, signal.SIGKILL)
-        return self.popen.wait(PATIENCE)
+                self.popen.kill()
+        code = self.popen.wait(PATIENCE)
+        with contextlib.suppress(ProcessLookupError):  # nothing it started is left
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        return code
 
 
 class Server:
@@ -406,7 +409,7 @@ def process(tmp_path):
         numbers = itertools.count()
 
         def start_one(*arguments, **options):
-            log = tmp_path / f"{arguments[0]}-{next(numbers)}.log"
+            log = tmp_path / f"{Path(arguments[0]).name}-{next(numbers)}.log"
             started = Process([str(one) for one in arguments], log, **options)
             stack.callback(started.end)
             return started

@@ -1425,7 +1425,7 @@ async def test_an_on_message_that_raises_is_logged_once_and_the_connection_kept(
         assert diary[-2:] == ["on_message x", "on_error ValueError"]
         (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
         line = record.getMessage()
-        for part in ("Kept.on_message", "ValueError: boom", "/ws/{channel}", ws.id, "127.0.0.1"):
+        for part in ("Kept.on_message", "ValueError: boom", "'/ws/cars'", ws.id, "127.0.0.1:50000"):
             assert part in line
         assert record.exc_info[2] is not None
         assert ws.received() == []
@@ -1858,8 +1858,16 @@ async def test_events_are_routed_by_the_type_field(hub, style):
         unknown = await ws.receive_json()
         assert unknown["code"] == "unknown_type"
         assert unknown["text"] == "unknown type 'jump'; known are move, ping"
-        await ws.send("no json")
-        assert "move, ping" in (await ws.receive_json())["text"]
+        for frame, field in (
+            ("no json", "$"),
+            ("[]", "$"),
+            ("{}", "$.type"),
+            ('{"type": 5}', "$.type"),
+        ):
+            await ws.send(frame)
+            answer = await ws.receive_json()
+            assert "move, ping" in answer["text"]
+            assert (answer["field"], answer["code"]) == (field, "invalid_message")
         assert ws.connection.is_open
 
 

@@ -106,6 +106,15 @@ async def test_the_decorator_returns_what_it_decorates(hub):
     assert hub.endpoint("/ws")(Room) is Room
 
 
+@pytest.mark.parametrize("target", [Room, lambda ws, message: message])
+async def test_an_endpoint_without_its_url_is_refused(hub, target):
+    with pytest.raises(TypeError) as caught:
+        hub.endpoint(target)
+    assert '@hub.endpoint takes the URL, as in @hub.endpoint("/ws/chat/{channel}")' in str(
+        caught.value
+    )
+
+
 async def test_what_can_not_serve_is_refused_at_registration(hub):
     with pytest.raises(ListenerError, match="inherit from"):
         hub.add("/a", int)
@@ -1143,8 +1152,9 @@ async def test_a_crowd_that_comes_and_goes_at_once_balances(hub, diary):
 async def test_one_receivers_failure_never_affects_another(hub, room):
     class Broken:
         closed = None
+        apart = True
 
-        def push(self, frame):
+        def push(self, frame, channel=None):
             return False
 
         def close(self, code, reason):

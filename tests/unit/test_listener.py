@@ -11,7 +11,7 @@ import pytest
 
 from backchannel import Listener, event, threaded
 from backchannel.errors import InvalidMessage, ListenerError
-from backchannel.listener import _PARAMETERS, Callbacks, read_listener
+from backchannel.listener import _PARAMETERS, Callbacks, read_listener, where_defined
 
 CALLBACKS = list(_PARAMETERS)
 
@@ -77,7 +77,7 @@ def test_the_documented_parameters_are_those_of_the_base_class():
 
 
 def test_every_callback_has_its_place_among_the_callbacks_read():
-    fields = {field.name for field in dataclasses.fields(Callbacks)}
+    fields = {field.name for field in dataclasses.fields(Callbacks) if field.init}
     assert fields == {"name", "where", "events", *CALLBACKS}
 
 
@@ -268,7 +268,8 @@ def test_a_callback_with_other_parameters_is_refused_by_name_with_the_right_ones
     chat = module(
         f"{FUTURE}class Chat(Listener):\n    def {name}({f'self, {parameters}'.rstrip(', ')}): ...\n"
     ).Chat
-    refused(chat, f"Chat.{name} must take ({_PARAMETERS[name]}), but takes (")
+    where = "(listeners_under_test.py:5)"
+    refused(chat, f"Chat.{name} {where} must take ({_PARAMETERS[name]}), but takes (")
 
 
 def test_a_callback_that_forgot_self_is_refused():
@@ -276,7 +277,7 @@ def test_a_callback_that_forgot_self_is_refused():
         def on_open(ws):  # noqa: N805
             pass
 
-    refused(Chat, "Chat.on_open must take (ws)")
+    refused(Chat, f"Chat.on_open ({where_defined(Chat.on_open)}) must take (ws)")
 
 
 def test_a_callback_that_is_no_function_is_refused_by_name():
@@ -303,23 +304,94 @@ def test_a_callback_that_is_no_function_is_refused_by_name():
 )  # fmt: skip
 def test_a_misspelt_callback_is_refused_with_the_one_that_was_meant(written, meant):
     kind = type("Chat", (Listener,), {written: lambda self, *arguments: None})
-    refused(kind, f"Chat.{written} is no callback; did you mean {meant}?")
+    where = where_defined(getattr(kind, written))
+    refused(kind, f"Chat.{written} ({where}) is no callback; did you mean {meant}?", *WAY_OUT)
+
+
+WAY_OUT = ["a name without on_", "leading underscore", "@event"]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("on_connect", "on_open"), ("on_connected", "on_open"), ("on_connection", "on_open"),
+        ("onConnect", "on_open"), ("on_disconnect", "on_close"), ("on_disconnected", "on_close"),
+        ("on_receive", "on_message"), ("on_received", "on_message"), ("onReceive", "on_message"),
+        ("on_data", "on_message"), ("on_join", "on_subscribe"), ("on_leave", "on_unsubscribe"),
+        ("on_upgrade", "on_handshake"),
+    ],
+)  # fmt: skip
+def test_a_callback_of_another_framework_is_refused_with_the_one_of_this(written, meant):
+    kind = type("Chat", (Listener,), {written: lambda self, *arguments: None})
+    refused(kind, f"Chat.{written} (", f"is no callback; did you mean {meant}?", *WAY_OUT)
+
+
+@pytest.mark.parametrize("kind_of", [lambda f: f, staticmethod, classmethod, threaded])
+@pytest.mark.parametrize("name", ["on_air", "on_call", "on_top_of_it", "on_"])
+def test_whatever_is_named_like_a_callback_and_would_never_be_called_is_refused(name, kind_of):
+    class Base(Listener):
+        pass
+
+    setattr(Base, name, kind_of(lambda *arguments: None))
+    refused(type("Chat", (Base,), {}), f"Chat.{name} (", "no callback", "on_channel_open", *WAY_OUT)
+
+
+@pytest.mark.parametrize("name", ["on_air", "on_connect"])
+def test_what_is_no_function_is_the_applications_own(name):
+    read_listener(type("Chat", (Listener,), {name: True}))
+
+
+def test_an_event_may_be_named_like_a_callback():
+    class Chat(Listener):
+        @event("connect")
+        def on_connect(self, ws):
+            pass
+
+    assert read_listener(Chat).events["connect"].name == "Chat.on_connect"
 
 
 @pytest.mark.parametrize(
     "name",
-    ["online", "on", "one", "once", "on_air", "on_call", "only", "on_top_of_it", "_on_message",
-     "_onMessage", "message", "open", "close", "only_open", "handle_message", "ontology"],
+    ["online", "on", "one", "once", "only", "_on_message", "_onMessage", "_on_connect", "message",
+     "open", "close", "connect", "only_open", "handle_message", "ontology"],
 )  # fmt: skip
 def test_a_method_that_resembles_no_callback_is_the_applications_own(name):
     assert read_listener(type("Chat", (Listener,), {name: lambda self: None})).on_message is None
+
+
+def nothing(*arguments):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("connect", "on_open"), ("disconnect", "on_close"), ("receive", "on_message"),
+     ("receive_json", "on_message")],
+)  # fmt: skip
+def test_a_listener_with_another_frameworks_names_alone_is_warned_of(name, meant, caplog):
+    read_listener(type("Chat", (Listener,), {name: nothing}))
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert f"Chat.{name} ({where_defined(nothing)}) is never called; did you mean {meant}" in line
+
+
+@pytest.mark.parametrize(
+    "others", [{"on_message": nothing}, {"said": event("say")(lambda s, w: 1)}]
+)
+def test_a_listener_with_callbacks_may_have_methods_of_any_name(others, caplog):
+    read_listener(type("Chat", (Listener,), {"connect": nothing, "receive": nothing, **others}))
+    read_listener(type("Chat", (Listener,), {"poll": nothing}))
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("style", ["def", "async def"])
 def test_a_callback_with_a_yield_is_refused_since_it_would_do_nothing(style):
     source = f"class Chat(Listener):\n    {style} on_message(self, ws, message):\n        yield 1\n"
     refused(
-        module(FUTURE + source).Chat, "Chat.on_message has a yield", "ws.send(…)", "ws.spawn(…)"
+        module(FUTURE + source).Chat,
+        "Chat.on_message (listeners_under_test.py:5) has a yield",
+        "ws.send(…)",
+        "ws.spawn(…)",
     )
 
 
@@ -570,7 +642,7 @@ def test_an_event_method_with_other_parameters_is_refused_by_name(parameters):
     chat = module(
         f"{FUTURE}class Chat(Listener):\n    @event('say')\n    def say({parameters}): ...\n"
     ).Chat
-    refused(chat, "Chat.say must take (ws, message)")
+    refused(chat, "Chat.say (listeners_under_test.py:5) must take (ws, message)")
 
 
 @pytest.mark.parametrize("name", [None, 5, b"say", lambda self, ws: None])
@@ -601,7 +673,7 @@ def test_threaded_under_an_async_decorator_is_refused_at_registration():
         def on_open(self, ws):
             pass
 
-    refused(Chat, "Chat.on_open is both @threaded and async", "blocking def")
+    refused(Chat, "Chat.on_open (", "is both @threaded and async", "blocking def")
 
 
 # ── one instance for all ──────────────────────────────────────────────────────────────────────

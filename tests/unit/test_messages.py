@@ -415,15 +415,17 @@ def test_any_other_annotation_is_parsed_json_checked_against_it(annotation, fram
         (dict, "[]", "$", ["object", "array"]),
         (list, "{}", "$", ["array", "object"]),
         (Point, "5", "$", ["object", "int"]),
-        (Point, "{}", "$", ["missing", "x"]),
+        (Point, "{}", "$.x", ["missing", "x"]),
+        (list[Point], '[{"x": 1}, {}]', "$[1].x", ["missing"]),
+        (dict[str, Point], '{"a": {}}', "$[...].x", ["missing"]),
         (Point, '{"x": "1"}', "$.x", ["float", "str"]),
         (list[Point], '[{"x": 1}, {"x": null}]', "$[1].x", ["float", "null"]),
         (Say, '{"kind": "say", "lines": ["a", 2]}', "$.lines[1]", ["str", "int"]),
         (Say, '{"kind": "say", "more": 2}', "$", ["unknown field", "more"]),
         (Say, '{"kind": "say", "votes": {"a": "b"}}', "$.votes[...]", ["int", "str"]),
-        (Join | Say, '{"room": "r"}', "$", ["missing", "kind"]),
+        (Join | Say, '{"room": "r"}', "$.kind", ["missing", "kind"]),
         (Join | Say, '{"kind": "leave"}', "$.kind", ["leave"]),
-        (Place, "{}", "$", ["missing", "name"]),
+        (Place, "{}", "$.name", ["missing", "name"]),
         (Options, '{"volume": "loud"}', "$.volume", ["int", "str"]),
         (dict[int, int], '{"a": 1}', "$", ["int", "str", "key"]),
         (dict[str, dict[int, int]], '{"a": {"b": 1}}', "$[...]", ["int", "str", "key"]),
@@ -447,7 +449,7 @@ def test_json_that_does_not_fit_names_the_field_and_what_is_wrong(annotation, fr
 def test_what_is_no_json_is_invalid_as_a_whole(annotation, frame):
     error = invalid(annotation, frame)
     assert error.text.startswith("not valid JSON: ")
-    assert (error.field, error.code) == (None, "invalid_message")
+    assert (error.field, error.code) == ("$", "invalid_message")
 
 
 @pytest.mark.parametrize(
@@ -456,7 +458,7 @@ def test_what_is_no_json_is_invalid_as_a_whole(annotation, frame):
 def test_what_other_parsers_let_pass_is_no_json_either(frame):
     error = invalid(dict, frame)
     assert error.text.startswith("not valid JSON: ")
-    assert error.field is None
+    assert error.field == "$"
 
 
 @pytest.mark.parametrize("annotation", [list, dict, Point, User])
@@ -571,21 +573,22 @@ def test_the_tag_is_read_from_the_field_that_the_endpoint_names(tag):
 
 
 @pytest.mark.parametrize(
-    ("frame", "words"),
+    ("frame", "field", "words"),
     [
-        ("{}", ["missing", "type"]),
-        ('{"type": 5}', ["str", "int"]),
-        ('{"type": null}', ["str", "null"]),
-        ("[]", ["object", "array"]),
-        ('"type"', ["object", "str"]),
-        ("{", ["not valid JSON"]),
-        (b"\xff", ["not valid JSON"]),
-        ('{"type": "a"', ["not valid JSON"]),
+        ("{}", "$.type", ["missing", "type"]),
+        ('{"type": 5}', "$.type", ["str", "int"]),
+        ('{"type": null}', "$.type", ["str", "null"]),
+        ("[]", "$", ["object", "array"]),
+        ('"type"', "$", ["object", "str"]),
+        ("{", "$", ["not valid JSON"]),
+        (b"\xff", "$", ["not valid JSON"]),
+        ('{"type": "a"', "$", ["not valid JSON"]),
     ],
 )
-def test_a_message_without_a_tag_is_invalid_and_says_why(frame, words):
+def test_a_message_without_a_tag_is_invalid_and_says_why(frame, field, words):
     with pytest.raises(InvalidMessage) as caught:
         tag_reader("type")(frame)
+    assert caught.value.field == field
     for word in words:
         assert word in caught.value.text
 

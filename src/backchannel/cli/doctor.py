@@ -12,8 +12,8 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import cast
-from urllib.parse import quote
+from typing import Final, cast
+from urllib.parse import quote, unquote
 
 import click
 from rich.console import Console
@@ -36,43 +36,61 @@ async def diagnose(
     origin: str | None = None,
     timeout: float = 5.0,  # noqa: ASYNC109 - it is for each step, and running out is a finding
     subprotocols: Sequence[str] = (),
+    headers: Sequence[tuple[str, str]] = (),
     insecure: bool = False,
 ) -> Diagnosis:
     """Connect to a WebSocket as a browser would, and tell what came of it.
 
-    Sends the handshake, a ping and a close frame, no message, cookie or token. Proxy settings in
-    the environment are not used. Looking a name up takes as long as the system's resolver does.
+    Sends the handshake, a ping and a close frame, no message, and no cookie or token but those in
+    the URL and the headers. Proxy settings in the environment are not used. Looking a name up takes
+    as long as the system's resolver does.
 
     Args:
         url: the address. ``http://`` is read as ``ws://``, and so is an address without a scheme.
         origin: the Origin header; by default that of a page served from the very same host.
         timeout: seconds for each step: to connect, agree on TLS, answer, answer the ping.
         subprotocols: names to offer, the preferred one first.
+        headers: more headers to send, as (name, value); their values are shown nowhere.
         insecure: True goes on when the server's certificate is not valid.
 
     Returns:
         The diagnosis. What is wrong with the URL or the connection is in it, never raised.
 
     Raises:
-        ValueError: the timeout is not above 0 or above a day, or the origin or a subprotocol
-            can't be sent.
+        ValueError: the timeout is not above 0 or above a day, or the origin, a subprotocol or a
+            header can't be sent.
     """
     if not 0 < timeout <= 86_400:
         raise ValueError(f"timeout must be more than 0 seconds and at most a day, not {timeout}")
     if origin is not None and not re.fullmatch(r"null|[a-z][a-z0-9+.-]*://[][a-z0-9_.:-]+", origin):
         raise ValueError(f"{origin!r} is no origin: write it like https://example.com, no path")
     validate_subprotocols([Subprotocol(name) for name in subprotocols])
+    for name, value in headers:
+        _check_header(name, value)
     try:
         uri, note = _read_url(url)
     except TroubleError as trouble:
         return fill(trouble.row, {"url": clean(url), **trouble.values}, {})
-    visit = Visit(uri, origin, timeout, subprotocols, insecure=insecure)
+    visit = Visit(uri, origin, timeout, subprotocols, headers, insecure=insecure)
     try:
         row = await visit.run()
     except TroubleError as trouble:
         row = trouble.row
         visit.values |= trouble.values
     return fill(row, visit.values, visit.details, note)
+
+
+_OURS: Final = re.compile(
+    "host|origin|upgrade|connection|content-length|transfer-encoding|sec-websocket-.*",
+    re.IGNORECASE,
+)
+
+
+def _check_header(name: str, value: str) -> None:
+    if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII) or _OURS.fullmatch(name):
+        raise ValueError(f"the header {name!r} can't be sent: no name, or the handshake's own")
+    if not re.fullmatch(r"[\t -~]*", value):
+        raise ValueError(f"the value of header {name!r} can't be sent: it must be printable ASCII")
 
 
 def _read_url(url: str) -> tuple[WebSocketURI, str]:
@@ -97,6 +115,8 @@ def _read_url(url: str) -> tuple[WebSocketURI, str]:
         raise TroubleError("address", why=error.msg) from error
     except ValueError as error:
         raise TroubleError("address", why=clean(str(error))) from error
+    if left := re.findall(r"\{[^{}/]+\}", unquote(uri.path)):
+        note += f"{clean(', '.join(left))} was sent as it stands. Fill in a value, such as /cars. "
     return uri, note
 
 
@@ -124,17 +144,29 @@ def render(diagnosis: Diagnosis, console: Console) -> None:
 @click.argument("url")
 @click.option("--origin", help="The Origin to send; by default that of a page from the same host.")
 @click.option("--subprotocol", "subprotocols", multiple=True, help="Offer this; repeat for more.")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'",
+              help="Send this header too, such as a cookie; repeat for more.")  # fmt: skip
 @click.option("--timeout", default=5.0, show_default=True, help="Seconds for each step.")
 @click.option("--insecure", is_flag=True, help="Go on when the certificate is not valid.")
 def doctor(
-    url: str, origin: str | None, subprotocols: tuple[str, ...], timeout: float, insecure: bool
+    url: str,
+    origin: str | None,
+    subprotocols: tuple[str, ...],
+    headers: tuple[str, ...],
+    timeout: float,
+    insecure: bool,
 ) -> None:
     """Connect to the WebSocket at URL as a browser would, and explain what happens.
 
     Exit code: 0 when the connection is fine, 1 when it is not, 2 when an option can't be used.
     """
     visit = diagnose(
-        url, origin=origin, timeout=timeout, subprotocols=subprotocols, insecure=insecure
+        url,
+        origin=origin,
+        timeout=timeout,
+        subprotocols=subprotocols,
+        headers=[_read_header(header) for header in headers],
+        insecure=insecure,
     )
     try:
         diagnosis = asyncio.run(visit)
@@ -145,3 +177,10 @@ def doctor(
         cast("io.TextIOWrapper", sys.stdout).reconfigure(errors="replace")
     render(diagnosis, Console())
     click.get_current_context().exit(0 if diagnosis.ok else 1)
+
+
+def _read_header(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition(":")
+    if not separator:
+        raise click.UsageError(f"--header {text!r}: write it like --header 'Cookie: session=…'")
+    return name.strip(), value.strip()

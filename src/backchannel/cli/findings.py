@@ -40,6 +40,7 @@ unreachable: {where} can't be reached
 silent: {where} took the connection but did not answer within {timeout} s
 = A program is listening, but nothing came back to the handshake: it hangs, or is no web server.
 - {hangs}
+- If it runs with --reload, see its terminal: while the file has a mistake, nobody answers.
 - Check that port {port} is the application's.
 - If it is only slow, give it longer: --timeout 30.
 
@@ -119,7 +120,10 @@ redirect nowhere: HTTP {status}: the server redirects, but not to any address
 - If the framework lists the host names it serves (Django: ALLOWED_HOSTS), add {host}.
 
 401: HTTP 401: the server wants to know who connects
-= The doctor sends neither cookie nor token. If only signed-in users may connect, all is well.{said}
+= The doctor sends no cookie and no token of its own. If only signed-in users may connect, all is
+  well.{said}
+- To try as a user, put the token into the URL's query as your page does ({base}{path}?token=…), or
+  send what a browser would, with --header "Cookie: session=…" or --header "Authorization: …".
 - Sign in with a browser, then try in its console: new WebSocket("{url}")
 - If that fails too, see what `authenticate` returns for its cookie or token.
 - If anonymous users may connect, take `require_user=True` away.
@@ -130,6 +134,14 @@ redirect nowhere: HTTP {status}: the server redirects, but not to any address
 - If it is the Origin, let it in: Hub(allowed_origins=["{origin}"])
 - If it is `on_handshake`, see which condition returned False or Reject.
 - Starlette and FastAPI also say 403 where they have no WebSocket route: compare {path}.
+
+403 route: HTTP 403 without a word: probably no WebSocket is served at {path}
+= Starlette and FastAPI answer like this where they have no such route. The Origin sent, {origin},
+  is the server's own, so it is hardly that.
+- Compare {path} with the application's routes: the prefix of a mount, the slash at the end.
+- See that the module which registers the endpoint is imported.
+- See the server's log: if something refused, such as `on_handshake`, it says so there.
+- {nginx_host}
 
 403 origin: HTTP 403: pages from {origin} may not connect
 = The server compares the Origin, which says where a page comes from, with its own Host. The Origin

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,7 @@ from typing import Any
 import click
 
 from backchannel.app import Hub
+from backchannel.cli.mistakes import MistakeError
 
 __all__ = ["Found", "find", "split_target"]
 
@@ -24,11 +27,14 @@ class Found:
         app: the ASGI app: the hub itself, or the app named after the colon.
         hubs: the hubs in the file whose connections are to be closed at the end.
         label: file and name, for people.
+        left_out: hubs and apps of the file that are not served, by the name to choose each with,
+            and its endpoints.
     """
 
     app: Any
     hubs: tuple[Hub, ...]
     label: str
+    left_out: Mapping[str, tuple[str, ...]]
 
 
 def split_target(target: str) -> tuple[Path, str | None]:
@@ -53,7 +59,7 @@ def find(target: str) -> Found:
 
     Raises:
         click.ClickException: no file, no hub, or several to choose from; the message lists them.
-        Whatever the file raises when it is imported.
+        MistakeError: importing the file raised.
     """
     file, name = split_target(target)
     module = _import(file)
@@ -65,15 +71,40 @@ def find(target: str) -> Found:
         app = getattr(module, name)
         if not callable(app):
             raise click.ClickException(f"{file}:{name} is {app!r}, which is no hub or ASGI app")
-        return Found(app, (app,) if isinstance(app, Hub) else distinct, f"{file}:{name}")
-    if "hub" in hubs:
-        return Found(hubs["hub"], (hubs["hub"],), f"{file}:hub")
-    if len(distinct) == 1:
-        return Found(distinct[0], distinct, f"{file}:{next(iter(hubs))}")
-    raise click.ClickException(
-        f"{file} has no hub named 'hub'; {_listing(hubs)}"
-        + (f". Choose one: backchannel run {file}:{next(iter(hubs))}" if hubs else "")
-    )
+        if not isinstance(app, Hub):
+            return Found(app, distinct, f"{file}:{name}", {})
+    elif "hub" in hubs or len(distinct) == 1:
+        name = "hub" if "hub" in hubs else next(iter(hubs))
+        app = hubs[name]
+    else:
+        raise click.ClickException(
+            f"{file} has no hub named 'hub'; {_listing(hubs)}"
+            + (f". Choose one: backchannel run {file}:{next(iter(hubs))}" if hubs else "")
+        )
+    return Found(app, (app,), f"{file}:{name}", _left_out(module, file, app))
+
+
+def _left_out(module: ModuleType, file: Path, served: Hub) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    seen: list[object] = [served]
+    for name, value in vars(module).items():
+        if any(value is other for other in seen):
+            continue
+        if isinstance(value, Hub):
+            found[f"{file}:{name}"] = tuple(one.template.text for one in value.endpoints)
+        elif _is_asgi_app(value):
+            found[f"{file}:{name}"] = ()
+        seen.append(value)
+    return found
+
+
+def _is_asgi_app(value: object) -> bool:
+    if isinstance(value, type) or not callable(value):
+        return False
+    try:
+        return list(inspect.signature(value).parameters) == ["scope", "receive", "send"]
+    except (TypeError, ValueError):  # it does not tell
+        return False
 
 
 def _listing(hubs: dict[str, Hub]) -> str:
@@ -93,5 +124,8 @@ def _import(file: Path) -> ModuleType:
         raise click.ClickException(f"{file} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise MistakeError(error) from error
     return module

@@ -28,6 +28,12 @@ __all__ = ["Options", "run"]
 
 LEVELS = ("debug", "info", "warning", "error")
 
+BACKLOG = 2048
+"""Newcomers that the operating system keeps until they are accepted."""
+
+ACCEPTED_AT_ONCE = 64
+"""How many of them asyncio accepts in one turn: what it takes for the size of the backlog."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -40,6 +46,7 @@ class Options:
     log_file: Path | None
     debug: bool
     open_browser: bool
+    transport: str
 
 
 @click.command()
@@ -55,6 +62,10 @@ class Options:
 @click.option("--debug", is_flag=True, help="Show tracebacks and near misses to clients, and raise "
               "at blocking calls in callbacks. Never in production.")  # fmt: skip
 @click.option("--open", "open_browser", is_flag=True, help="Open the first page in a browser.")
+@click.option("--transport", default="native", show_default=True,
+              type=click.Choice(("native", "portable")),
+              help="portable lets uvicorn read and write all frames, as any ASGI server would: "
+              "slower, for comparing.")  # fmt: skip
 def run(
     target: str,
     host: str,
@@ -64,9 +75,10 @@ def run(
     log_file: Path | None,
     debug: bool,
     open_browser: bool,
+    transport: str,
 ) -> None:
     """Serve the hub in a Python file: `hub`, or the one named after the colon."""
-    options = Options(target, host, port, log_level, log_file, debug, open_browser)
+    options = Options(target, host, port, log_level, log_file, debug, open_browser, transport)
     file, _ = split_target(target)
     sockets = bind(host, port)
     if reload:
@@ -81,6 +93,8 @@ def run(
 def serve(options: Options, sockets: list[socket.socket]) -> None:
     """Serve until a signal ends it."""
     set_up_logging(options)
+    from backchannel.transport import uvicorn as door  # noqa: PLC0415 - it may have to warn
+
     found = find(options.target)
     if options.debug:
         for hub in found.hubs:
@@ -93,11 +107,13 @@ def serve(options: Options, sockets: list[socket.socket]) -> None:
         log_config=None,
         access_log=False,
         lifespan="on" if found.app in found.hubs else "auto",
-        ws="websockets-sansio",
+        http=door.patient(max([one.handshake_timeout for one in settings], default=10.0)),
+        ws=door.Protocol if options.transport == "native" else "websockets-sansio",
         ws_max_size=max([one.max_message for one in settings], default=1024 * 1024),
         ws_ping_interval=min([one.ping_interval for one in settings], default=25.0),
         ws_ping_timeout=min([one.ping_timeout for one in settings], default=20.0),
         timeout_graceful_shutdown=1,
+        backlog=ACCEPTED_AT_ONCE,
     )
     try:
         HubServer(config, found, options).run(sockets=sockets)
@@ -107,7 +123,11 @@ def serve(options: Options, sockets: list[socket.socket]) -> None:
 
 def _serve_child(options: Options, sockets: list[socket.socket] | None = None) -> None:
     """Serve in a child process of ``--reload``, on the sockets of its parent."""
-    serve(options, sockets or [])
+    try:
+        serve(options, sockets or [])
+    except click.ClickException as problem:  # nobody above shows it in this process
+        problem.show()
+        sys.exit(problem.exit_code)
 
 
 class Reload(StatReload):
@@ -141,6 +161,8 @@ class HubServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then say what is served where."""
         await super().startup(sockets)
+        for listening in sockets or []:
+            listening.listen(BACKLOG)
         base = _base_url(self._options.host, (sockets or [])[0].getsockname()[1])
         pages = [base + page.path for hub in self._found.hubs for page in hub.pages]
         click.echo(_banner(self._found, base, pages))
@@ -197,7 +219,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
             if family == socket.AF_INET6:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             bound.bind((address[0], chosen))
-            bound.listen(2048)
+            bound.listen(BACKLOG)
         except OSError as error:
             bound.close()
             if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT} and sockets:
@@ -254,9 +276,27 @@ def _banner(found: Found, base: str, pages: list[str]) -> str:
             by = f"{endpoint.callbacks.name}, {endpoint.callbacks.where}"
             rows.append((click.style("endpoint", bold=True), url, by))
     width = max((len(url) for _, url, _ in rows), default=0)
-    lines = [f"Backchannel {__version__} serves {found.label}", ""]
+    where = "" if rows else f" at {base}"
+    lines = [f"Backchannel {__version__} serves {found.label}{where}", *[""] * bool(rows)]
     for kind, url, by in rows:
         lines.append(f"  {kind}{' ' * (10 - len(click.unstyle(kind)))}{url.ljust(width)}  {by}")
     if found.app not in found.hubs and found.hubs:
         lines.append("  (endpoints are shown as they are below where the app mounts its hub)")
-    return "\n".join([*lines, "", "Ctrl-C to stop.", ""])
+    return "\n".join([*lines, *_notes(found), "", "Ctrl-C to stop.", ""])
+
+
+def _notes(found: Found) -> list[str]:
+    """Return what a user may have expected otherwise."""
+    notes: list[str] = []
+    if found.app in found.hubs and not list(found.app.endpoints):
+        notes.append(
+            "This hub has no endpoint, so no WebSocket can connect to it: write "
+            '@hub.endpoint("/ws/echo") above a listener.'
+        )
+    if found.left_out:
+        named = [f"{name} ({', '.join(e)})" if e else name for name, e in found.left_out.items()]
+        notes += [
+            f"Not served: {', '.join(named)}",
+            f"To serve another one instead: backchannel run {next(iter(found.left_out))}",
+        ]
+    return ["", *(f"  {note}" for note in notes)] if notes else []

@@ -88,12 +88,16 @@ class Visit:
         origin: str | None,
         timeout: float,
         subprotocols: Sequence[str],
+        headers: Sequence[tuple[str, str]],
         *,
         insecure: bool,
     ) -> None:
         self.uri, self.timeout, self.offered, self.insecure = uri, timeout, subprotocols, insecure
+        self.headers = headers
         host, s = build_host(uri.host, uri.port, uri.secure), "s" if uri.secure else ""
-        origin = origin or f"http{s}://{host}"
+        own = f"http{s}://{host}"
+        origin = origin or own
+        self.is_own_origin = origin == own
         self.base = f"ws{s}://{host}"  # without the password that may have been in the URL
         self.url = self.base + uri.resource_name
         self.protocol = ClientProtocol(
@@ -109,12 +113,15 @@ class Visit:
             "host": uri.host,
             "port": uri.port,
             "where": build_host(uri.host, uri.port, uri.secure, always_include_port=True),
+            "base": self.base,
             "path": uri.path or "/",
             "origin": origin,
             "timeout": f"{timeout:g}",
             "uncertain": "",
         }
         self.details = {"URL": self.url, "Origin sent": origin}
+        if headers:
+            self.details["headers sent"] = ", ".join(name for name, _ in headers)
 
     async def run(self) -> str:
         """Take all steps; return the row of a visit that came to its end."""
@@ -210,6 +217,8 @@ class Visit:
         """Do what `ask` does, without asking whether the port would have liked TLS better."""
         request, got = self.protocol.connect(), b""
         request.headers["User-Agent"] = "backchannel-doctor"
+        for name, value in self.headers:
+            request.headers[name] = value
         self.protocol.send_request(request)
         try:
             async with asyncio.timeout(self.timeout):
@@ -264,6 +273,8 @@ class Visit:
             for statuses, pattern, row in _ANSWERS
             if answer.status in statuses and re.search(pattern, body, re.IGNORECASE)
         )
+        if row == "403" and self.is_own_origin and not excerpt:
+            return "403 route"
         if row == "plain to tls" and self.uri.secure:
             return "400"  # TLS was spoken; it is lost further on, between proxy and application
         if row == "redirect":

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 __all__ = ["Session"]
+
+
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class Session(Mapping[str, Any]):
@@ -18,7 +22,7 @@ class Session(Mapping[str, Any]):
     __slots__ = ("_store",)
 
     def __init__(self, store: Mapping[str, Any] | None):
-        self._store: Mapping[str, Any] = {} if store is None else store
+        self._store: Mapping[str, Any] = _NOTHING if store is None else store
 
     @property
     def id(self) -> str | None:

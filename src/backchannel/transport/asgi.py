@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final
 
+from backchannel.backlog import new_backlog
 from backchannel.codes import ENDINGS
 from backchannel.connection import ABSENT, CloseReason, Connection
 from backchannel.dispatch import Dispatch
@@ -20,7 +21,8 @@ from backchannel.handshake import shake_hands
 from backchannel.observe import CONNECTION, HANDSHAKE, new_error_id
 from backchannel.request import Request
 from backchannel.session.scope import Session
-from backchannel.transport.native import EXTENSION, Giver, NativeSocket
+from backchannel.transport.lossy import new_socket
+from backchannel.transport.native import EXTENSION, Giver, NativeSocket, Taken
 from backchannel.transport.outbox import Event, Outbox, Send
 
 if TYPE_CHECKING:
@@ -81,26 +83,32 @@ async def serve(
     subprotocol = endpoint.choose_subprotocol(request.subprotocols)
     extensions: Mapping[str, Any] = scope.get("extensions") or {}
     giver: Giver | None = None if accepted else extensions.get(EXTENSION)
+    deflates = False
     if giver is not None:
-        giver.prepare()
+        settings = hub.settings
+        window = None if settings.compress_above is None else settings.deflate_window
+        deflates = giver.prepare(window)
     if not accepted:
         await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
     link: NativeSocket | Outbox
+    taken: Taken | None = None
     if giver is not None:
-        link = NativeSocket(giver.take_over(), hub, hub.settings)
+        taken = giver.take_over()
+        link = new_socket(taken, hub, endpoint.slow_client, deflates=deflates)
     else:
-        link = Outbox(send, hub.flusher, hub.settings.max_outbox, hub.settings.close_timeout)
+        backlog, limit = new_backlog(endpoint.slow_client), hub.settings.max_outbox
+        link = Outbox(send, hub.fanout, backlog, limit, hub.settings.close_timeout)
     context = copy_context()
     ws = Connection(
         hub, endpoint, request, link, context=context, channel=channel, subprotocol=subprotocol
     )
     dispatch = Dispatch(hub, ws)
-    if isinstance(link, Outbox):
+    if isinstance(link, NativeSocket) and taken is not None:
+        link.begin(dispatch, taken)
+        if stay:
+            await asyncio.shield(dispatch.closed)
+    elif isinstance(link, Outbox):
         await _live(dispatch, link, receive)
-        return
-    link.begin(dispatch)
-    if stay:
-        await asyncio.shield(dispatch.closed)
 
 
 async def _let_in(
@@ -216,7 +224,7 @@ def choose_channel(hub: Hub, endpoint: Endpoint, params: Mapping[str, Any]) -> s
 
 async def refuse(scope: Scope, send: Send, answer: Reject, *, accepted: bool = False) -> None:
     """Answer a handshake with an HTTP status other than 101, where the server can do so."""
-    HANDSHAKE.debug("refused %s with %d: %s", scope["path"], answer.status, answer.text)
+    HANDSHAKE.debug("refused %r with %d: %r", scope["path"], answer.status, answer.text)
     if accepted:
         await send({"type": "websocket.close", "code": 1008, "reason": answer.text[:40]})
         return
@@ -244,6 +252,6 @@ async def refuse(scope: Scope, send: Send, answer: Reject, *, accepted: bool = F
 async def fail(scope: Scope, send: Send, error: Exception, *, debug: bool) -> None:
     """Answer 500 with an error id for what went wrong outside all callbacks."""
     error_id = new_error_id()
-    HANDSHAKE.error("error id %s: %s: %r", error_id, scope["path"], error, exc_info=error)
+    HANDSHAKE.error("error id %s: %r: %r", error_id, scope["path"], error, exc_info=error)
     detail = f"\n\n{error!r}" if debug else ""
     await refuse(scope, send, Reject(500, f"The server failed, error id {error_id}.{detail}"))

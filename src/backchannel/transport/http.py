@@ -6,6 +6,7 @@ import asyncio
 import mimetypes
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from backchannel.request import Request, path_segments
 from backchannel.session.scope import Session
@@ -85,7 +86,7 @@ async def answer(hub: HubCore, pages: Pages, scope: Scope, send: Send) -> None:
         await _respond(
             send,
             426,
-            f"{shown_path(scope)} speaks WebSocket, and this was a plain HTTP request. If a "
+            f"{_public_path(scope)} speaks WebSocket, and this was a plain HTTP request. If a "
             "browser's WebSocket led here, a proxy on the way dropped its Upgrade and Connection "
             "headers.\n",
             {"upgrade": "websocket", "connection": "upgrade"},
@@ -97,12 +98,12 @@ async def answer(hub: HubCore, pages: Pages, scope: Scope, send: Send) -> None:
 
 def not_found(hub: HubCore, scope: Scope) -> str:
     """Say that nothing is here; name the nearest endpoints to a developer, to nobody else."""
-    path = shown_path(scope)
-    text = f"Nothing is served at {path}.\n"
+    path, mount = shown_path(scope), _mount(scope)
+    text = f"Nothing is served at {_public_path(scope)}.\n"
     request = Request(scope, path=path, params={}, session=Session(None))
     if not (hub.settings.debug or request.is_local):
         return text
-    near = hub.endpoints.near_misses(path)
+    near = [mount + template for template in hub.endpoints.near_misses(path)]
     if not near:
         return text + "This hub has no endpoints yet.\n"
     return text + "The nearest WebSocket endpoints are: " + ", ".join(near) + "\n"
@@ -111,6 +112,20 @@ def not_found(hub: HubCore, scope: Scope) -> str:
 def shown_path(scope: Scope) -> str:
     """Return the path below the hub's mount, decoded."""
     return "/" + "/".join(next(iter(path_segments(scope))))
+
+
+def _mount(scope: Scope) -> str:
+    """Return where the hub is mounted, as a client's URL has it."""
+    below, root = shown_path(scope), str(scope.get("root_path", "")).rstrip("/")
+    # Litestar does not tell where it mounts what, but what came over the wire does.
+    raw = unquote((scope.get("raw_path") or b"").decode("latin-1"))
+    cut_off = raw.removesuffix(below) if raw.endswith(below) else ""
+    return max(root, cut_off, key=len)
+
+
+def _public_path(scope: Scope) -> str:
+    """Return the path as the client asked for it, decoded."""
+    return _mount(scope) + shown_path(scope)
 
 
 async def _respond(

@@ -31,10 +31,15 @@ class MemoryLink:
     """The server's end: frames go straight into the client's queue."""
 
     def __init__(self) -> None:
+        self.apart = True
+        self.is_due = False
         self.frames: asyncio.Queue[Frame | ConnectionClosed] = asyncio.Queue()
         self.closed: ConnectionClosed | None = None
 
-    def push(self, frame: Frame) -> bool:
+    def rejoin(self) -> None:
+        """Stay apart."""
+
+    def push(self, frame: Frame, channel: str | None = None) -> bool:  # noqa: ARG002
         """Hand a frame to the client."""
         if self.closed is not None:
             return False

@@ -17,19 +17,21 @@ import os
 import signal
 import sys
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from backchannel.connection import CloseReason
 from backchannel.observe import CONNECTION
 from backchannel.wire import frames
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from backchannel.app import Hub
-    from backchannel.config import Settings
+    from backchannel.connection import Connection
     from backchannel.dispatch import Dispatch
     from backchannel.messages import Frame
 
-__all__ = ["EXTENSION", "Encoder", "Giver", "NativeSocket", "Taken"]
+__all__ = ["EXTENSION", "Giver", "NativeSocket", "Taken"]
 
 EXTENSION: Final = "backchannel.takeover"
 """The scope extension by which a server gives a socket away: a Giver."""
@@ -57,8 +59,15 @@ class Taken(NamedTuple):
 class Giver(Protocol):
     """A server's connection in the handshake, which can give its socket away."""
 
-    def prepare(self) -> None:
-        """Agree on nothing that the native transport can't do; before the 101 is sent."""
+    def prepare(self, window: int | None) -> bool:
+        """Agree on what the native transport can do; before the 101 is sent.
+
+        Args:
+            window: base-two logarithm of the compression window; None for no compression.
+
+        Returns:
+            True when permessage-deflate was agreed on.
+        """
         ...
 
     def take_over(self) -> Taken:
@@ -66,68 +75,62 @@ class Giver(Protocol):
         ...
 
 
-class Encoder:
-    """Makes a message's frame once, however many connections get it one after the other."""
-
-    __slots__ = ("_frame", "_message")
-
-    def __init__(self) -> None:
-        self._message: Frame = ""
-        self._frame = frames.text_frame("")
-
-    def encode(self, message: Frame) -> bytes:
-        """Return the message's frame."""
-        if message is not self._message:
-            make = frames.text_frame if isinstance(message, str) else frames.binary_frame
-            self._frame = make(cast("Any", message))
-            self._message = message
-        return self._frame
-
-
 class NativeSocket(asyncio.Protocol):
     """One client's socket: reads frames into its dispatch, and is its connection's link.
 
     Args:
         taken: the socket, as the server gave it away after the 101.
-        hub: whose flusher, encoder and heartbeat it shares.
-        settings: the hub's limits.
+        hub: whose limits hold for it.
+        deflates: permessage-deflate was agreed on.
+
+    Attributes:
+        ws: its connection.
+        is_due: it will be flushed at the end of the turn.
+        apart: it shares no lanes for now; see ``fanout``.
+        deflates: its client takes compressed frames.
     """
 
     __slots__ = (
-        "_awaits_pong", "_close_sent", "_descriptor", "_dispatch", "_gone", "_hub", "_is_due",
-        "_paused", "_pending", "_pinged_at", "_reader", "_settings", "_taken", "_timer",
-        "_transport",
+        "_awaits_pong", "_closing", "_connections", "_descriptor", "_dispatch", "_fanout", "_gone",
+        "_hangs_up", "_has_backlog", "_paused", "_pending", "_pinged_at", "_reader", "_timer",
+        "_transport", "apart", "deflates", "is_due", "ws",
     )  # fmt: skip
 
-    def __init__(self, taken: Taken, hub: Hub, settings: Settings):
-        self._taken = taken
+    def __init__(self, taken: Taken, hub: Hub, *, deflates: bool = False):
+        self.ws: Connection  # from begin() on
+        self.is_due = False
+        self.apart = True  # until its connection is open
+        self.deflates = deflates
         self._transport = taken.transport
-        self._hub = hub
-        self._settings = settings
-        self._reader = frames.Reader(settings.max_message)
+        self._connections = taken.connections
+        self._fanout = hub.fanout
+        self._reader = frames.Reader(hub.settings.max_message, deflate=deflates)
         self._dispatch: Dispatch | None = None
-        self._pending: list[bytes] = []
-        self._is_due = False
+        self._pending: list[bytes] | None = None
+        self._closing = False
+        self._hangs_up = False
+        self._has_backlog = False
         self._paused = False
-        self._close_sent = False
         self._awaits_pong = False
         self._pinged_at = 0.0
         self._gone: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._descriptor = _descriptor(taken.transport)
 
-    def begin(self, dispatch: Dispatch) -> None:
+    def begin(self, dispatch: Dispatch, taken: Taken) -> None:
         """Start the connection's life, with what the client was too early to send."""
         self._dispatch = dispatch
+        self.ws = dispatch.ws
         self._transport.set_protocol(self)
-        self._taken.connections.add(self)
-        self._hub.heartbeat.add(self)
+        # resume_writing() then tells when nothing waits any more.
+        self._transport.set_write_buffer_limits(high=0)
+        self._connections.add(self)
+        self.ws.hub.heartbeat.add(self)
         dispatch.start()
-        for message in self._taken.early:
+        for message in taken.early:
             dispatch.feed(message)
-        if self._taken.unread:
-            self.data_received(self._taken.unread)
-        self._taken = self._taken._replace(early=[], unread=b"")
+        if taken.unread:
+            self.data_received(taken.unread)
 
     def shutdown(self) -> None:
         """Close, since the server shuts down: what uvicorn asks of each of its connections."""
@@ -136,80 +139,102 @@ class NativeSocket(asyncio.Protocol):
 
     # ── as the connection's link ──────────────────────────────────────────────────────────────
 
-    def push(self, frame: Frame) -> bool:
+    def push(self, frame: Frame, channel: str | None = None) -> bool:  # noqa: ARG002
         """Queue a message for the end of the turn."""
-        if self._close_sent:
+        if self._closing:
             return False
-        self._pending.append(self._hub.encoder.encode(frame))
-        if not self._is_due:
-            self._is_due = True
-            self._hub.flusher.add(self)
+        if not self.is_due:
+            self._fanout.due(self)
+        data = self._fanout.encoder.encode(frame, deflates=self.deflates)
+        if self._pending is None:
+            self._pending = [data]
+        else:
+            self._pending.append(data)
         return True
 
     def close(self, code: int, reason: str) -> None:
         """Send what waits and the close frame; the client has a while to answer it."""
-        if self._close_sent:
+        if self._closing:
             return
         if code not in {1005, 1006}:
-            self._pending.append(frames.close_frame(code, reason))
-        self._close_sent = True
-        self.flush()
+            self._push_control(frames.close_frame(code, reason))
+        self._closing = True
         if code in {1005, 1006, 4001, 4002}:
+            self.flush()
             self._abort()  # there is nobody who would answer
         else:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._settings.close_timeout, self._abort)
+            self._timer = loop.call_later(self.ws.hub.settings.close_timeout, self._abort)
 
     async def finished(self) -> None:
         """Wait until the socket is gone."""
-        if self in self._taken.connections:
+        if self in self._connections:
             self._gone = self._gone or asyncio.get_running_loop().create_future()
             await asyncio.shield(self._gone)
 
+    # ── at the end of the turn ────────────────────────────────────────────────────────────────
+
+    def rejoin(self) -> None:
+        """Share lanes again, once the connection is open."""
+        self.apart = self.ws._held is not None
+
+    def take(self, data: Iterable[bytes]) -> None:
+        """Queue frames made for many."""
+        self._pending = [*(self._pending or ()), *data]
+
     def flush(self) -> None:
         """Write what waits, in one piece."""
-        self._is_due = False
         pending = self._pending
-        if not pending:
-            return
-        data = pending[0] if len(pending) == 1 else b"".join(pending)
-        self._pending = []
-        self._write(data)
+        if pending is not None:
+            self._pending = None
+            self.write(pending[0] if len(pending) == 1 else b"".join(pending))
+        if self._hangs_up:
+            self._descriptor = _NO_DESCRIPTOR
+            self._transport.close()
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
+        """Write frames: to the descriptor where that is right, else through the transport."""
+        if self._descriptor < 0 or self._has_backlog or self._transport.is_closing():
+            self._write_buffered(data)
+            return
+        try:
+            written = os.write(self._descriptor, data)
+        except (BlockingIOError, InterruptedError):
+            written = 0
+        except OSError as error:
+            CONNECTION.debug("writing failed: %r", error)
+            self._abort()
+            return
+        if written != len(data):
+            self._write_buffered(data[written:])
+
+    def _write_buffered(self, data: bytes) -> None:
         transport = self._transport
         if transport.is_closing():
             return
-        waiting = transport.get_write_buffer_size()
-        if not waiting and self._descriptor != _NO_DESCRIPTOR:
-            try:
-                written = os.write(self._descriptor, data)
-            except (BlockingIOError, InterruptedError):
-                written = 0
-            except OSError as error:
-                CONNECTION.debug("writing failed: %r", error)
-                self._abort()
-                return
-            if written == len(data):
-                return
-            data = data[written:]
-        elif waiting > self._settings.max_outbox and not self._close_sent:
+        if transport.get_write_buffer_size() > self.ws.hub.settings.max_outbox:
             self._too_slow()
-            return
-        transport.write(data)
+        else:
+            transport.write(data)
+            self._has_backlog = transport.get_write_buffer_size() > 0
 
     def _too_slow(self) -> None:
-        if self._dispatch is not None:
+        if self._dispatch is not None and not self._closing:
             text = "reads slower than it is sent to"
             self._dispatch.end(CloseReason(4001, text, "server"))
 
     def _hang_up(self) -> None:
-        self._descriptor = _NO_DESCRIPTOR
-        self._transport.close()
+        """Close the socket once what waits is written."""
+        self._hangs_up = True
+        self._fanout.due(self)
 
     def _abort(self) -> None:
         self._descriptor = _NO_DESCRIPTOR
         self._transport.abort()
+
+    def _push_control(self, frame: bytes) -> None:
+        self._fanout.due(self)
+        self._pending = [*(self._pending or ()), frame]
 
     # ── as the transport's protocol ───────────────────────────────────────────────────────────
 
@@ -223,13 +248,13 @@ class NativeSocket(asyncio.Protocol):
                 dispatch.feed(event)
             else:
                 self._take_control(event, dispatch)
-        if dispatch.inbox.is_full and not self._paused:
+        if dispatch.is_full and not self._paused:
             self._pause(dispatch)
 
     def _take_control(self, event: frames.Event, dispatch: Dispatch) -> None:
         if isinstance(event, frames.Ping):
-            if not self._close_sent:
-                self._write_soon(frames.pong_frame(event.payload))
+            if not self._closing:
+                self._push_control(frames.pong_frame(event.payload))
         elif isinstance(event, frames.Pong):
             self._take_pong(dispatch)
         elif isinstance(event, frames.Close):
@@ -240,18 +265,11 @@ class NativeSocket(asyncio.Protocol):
             self._hang_up()
 
     def _take_close(self, event: frames.Close, dispatch: Dispatch) -> None:
-        if not self._close_sent:
-            self.flush()
-            self._write(frames.close_frame(event.code))
-            self._close_sent = True
+        if not self._closing:
+            self._push_control(frames.close_frame(event.code))
+            self._closing = True
         dispatch.end(CloseReason(event.code, event.reason, "client"))
         self._hang_up()
-
-    def _write_soon(self, data: bytes) -> None:
-        self._pending.append(data)
-        if not self._is_due:
-            self._is_due = True
-            self._hub.flusher.add(self)
 
     def _pause(self, dispatch: Dispatch) -> None:
         """Stop reading until the callback that runs has caught up."""
@@ -265,29 +283,38 @@ class NativeSocket(asyncio.Protocol):
         if not self._transport.is_closing():
             self._transport.resume_reading()
 
+    def pause_writing(self) -> None:
+        """Write through the transport from now on, after what waits there."""
+        self._has_backlog = True
+
+    def resume_writing(self) -> None:
+        """Write directly again: nothing waits in the transport."""
+        self._has_backlog = False
+
     def eof_received(self) -> None:
         """Let the transport close; ``connection_lost`` follows."""
+        self._descriptor = _NO_DESCRIPTOR
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's
         """Forget the descriptor before anything else can run."""
         self._descriptor = _NO_DESCRIPTOR
-        self._close_sent = True
-        self._taken.connections.discard(self)
-        self._hub.heartbeat.discard(self)
+        self._closing = True
+        self._connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
         if self._dispatch is not None:
+            self.ws.hub.heartbeat.discard(self)
             self._dispatch.end(CloseReason(1006, "connection lost", "network"))
 
     # ── signs of life ─────────────────────────────────────────────────────────────────────────
 
     def beat(self) -> float | None:
         """Ping, and a while later look for the answer: a peer that has none to give is gone."""
-        if self._close_sent or self._dispatch is None:
+        if self._closing or self._dispatch is None:
             return None
-        beat = self._hub.heartbeat
+        beat = self.ws.hub.heartbeat
         if self._awaits_pong and self._paused:
             return beat.timeout  # its answer may be among what we do not read for now
         if self._awaits_pong:
@@ -298,7 +325,7 @@ class NativeSocket(asyncio.Protocol):
             return max(0.0, beat.interval - beat.timeout)
         self._awaits_pong = True
         self._pinged_at = perf_counter()
-        self._write_soon(frames.ping_frame())
+        self._push_control(frames.ping_frame())
         return beat.timeout
 
     def _take_pong(self, dispatch: Dispatch) -> None:

@@ -9,18 +9,18 @@ receiver of each broadcast would keep the garbage collector busier than the netw
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from backchannel.observe import CONNECTION, Watched
+from backchannel.observe import CONNECTION
+from backchannel.stepping import Watched
 
 if TYPE_CHECKING:
+    from backchannel.backlog import Backlog
+    from backchannel.fanout import Fanout
     from backchannel.messages import Frame
 
-__all__ = ["Event", "Flusher", "Outbox", "Send"]
+__all__ = ["Event", "Outbox", "Send"]
 
 Event = MutableMapping[str, Any]
 Send = Callable[[Event], Awaitable[None]]
@@ -32,69 +32,44 @@ _STEPPABLE: Final = ("uvicorn.", "hypercorn.", "starlette.", "fastapi.")
 """Where a ``send`` comes from that is known not to care which task it runs in."""
 
 
-class Flushed(Protocol):
-    """What a turn may have something for."""
-
-    def flush(self) -> None:
-        """Send what waits; never waits and never raises."""
-        ...
-
-
-class Flusher:
-    """Flushes the outboxes of one hub at the end of the event loop's turn."""
-
-    __slots__ = ("_context", "_waiting")
-
-    def __init__(self) -> None:
-        self._waiting: list[Flushed] = []
-        # Not the context of whichever connection happens to be first in a turn.
-        self._context = Context()
-
-    def add(self, outbox: Flushed) -> None:
-        """Flush an outbox in this turn."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._flush, context=self._context)
-        self._waiting.append(outbox)
-
-    def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for outbox in waiting:
-            outbox.flush()
-
-
 class Outbox:
     """One client's queue.
 
     Args:
         send: the ASGI server's.
-        flusher: flushes it.
+        fanout: flushes it at the end of the turn.
+        backlog: what waits.
         limit: bytes that may wait after an attempt to send; one frame always fits.
         close_timeout: seconds in which the client has to take what is queued before the close.
 
     Attributes:
+        apart: True: it shares no lanes, since an ASGI server frames each message itself.
+        is_due: it will be flushed at the end of the turn.
         too_slow: called when more than the limit waits.
         reader: the task that reads; it ends before the close is sent.
     """
 
     __slots__ = (
-        "_checking", "_close", "_close_timeout", "_done", "_flusher", "_is_due", "_limit", "_lost",
-        "_queue", "_send", "_sent", "_size", "_size_under_way", "_steppable", "_task", "_timer",
+        "_checking", "_close", "_close_timeout", "_done", "_fanout", "_limit", "_lost", "_queue",
+        "_send", "_sent", "_steppable", "_task", "_timer", "_under_way", "apart", "is_due",
         "reader", "too_slow",
     )  # fmt: skip
 
-    def __init__(self, send: Send, flusher: Flusher, limit: int, close_timeout: float):
+    def __init__(
+        self, send: Send, fanout: Fanout, backlog: Backlog[Frame], limit: int, close_timeout: float
+    ):
         self.too_slow: Callable[[], None] = self.lose
         self.reader: asyncio.Task[None] | None = None
         self._send = send
         self._steppable = str(getattr(send, "__module__", "")).startswith(_STEPPABLE)
-        self._flusher = flusher
+        self._fanout = fanout
         self._limit = limit
         self._close_timeout = close_timeout
-        self._queue: deque[Frame] = deque()
-        self._size = 0
-        self._size_under_way = 0
+        self._queue = backlog
+        self._under_way = 0  # bytes that the server was given and has not taken
         self._sent = 0
-        self._is_due = False
+        self.is_due = False
+        self.apart = True
         self._checking = False
         self._lost = False
         self._close: Event | None = None
@@ -102,16 +77,14 @@ class Outbox:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def push(self, frame: Frame) -> bool:
+    def push(self, frame: Frame, channel: str | None = None) -> bool:
         """Queue a frame."""
         if self._lost or self._close is not None:
             return False
-        self._queue.append(frame)
-        self._size += len(frame)
-        if self._task is None and not self._is_due:
-            self._is_due = True
-            self._flusher.add(self)
-        if self._size > self._limit and not self._checking:
+        self._queue.put(frame, channel)
+        if self._task is None:
+            self._fanout.due(self)
+        if self._queue.size + self._under_way > self._limit and not self._checking:
             self._checking = True
             self._check_soon(_PATIENCE, self._sent)
         return True
@@ -131,7 +104,6 @@ class Outbox:
         """Give the client up: it is gone, or takes nothing."""
         self._lost = True
         self._queue.clear()
-        self._size = 0
         if self._task is not None:
             self._task.cancel()
         self._finish()
@@ -143,7 +115,6 @@ class Outbox:
 
     def flush(self) -> None:
         """Send what waits, as far as that goes without waiting for the client."""
-        self._is_due = False
         if self._task is not None or self._lost:
             return
         rest = None
@@ -154,22 +125,24 @@ class Outbox:
         if self._queue or rest is not None:
             self._task = asyncio.get_running_loop().create_task(self._write(rest))
 
+    def rejoin(self) -> None:
+        """Stay apart."""
+
     def _step_all(self) -> Awaitable[None] | None:
         """Step ``send`` for each frame; return the one that has to wait, if there is one."""
         queue, send = self._queue, self._send
         while queue:
-            frame = queue.popleft()
+            frame = queue.take()
             sending = cast("Coroutine[Any, Any, None]", send(_event(frame)))
             try:
                 waits_for = sending.send(None)
             except StopIteration:
-                self._size -= len(frame)
                 self._sent += 1
             except Exception as error:  # noqa: BLE001 - the server's way to say it is gone
                 self._gone(error)
             else:
-                self._size_under_way = len(frame)
-                return Watched(sending, math.inf, _is_no_concern, waits_for)
+                self._under_way = len(frame)
+                return Watched(sending, waits_for=waits_for)
         return None
 
     async def _write(self, rest: Awaitable[None] | None = None) -> None:
@@ -177,13 +150,13 @@ class Outbox:
         try:
             if rest is not None:
                 await rest
-                self._size -= self._size_under_way
                 self._sent += 1
             while self._queue:
-                frame = self._queue.popleft()
+                frame = self._queue.take()
+                self._under_way = len(frame)
                 await self._send(_event(frame))
-                self._size -= len(frame)
                 self._sent += 1
+            self._under_way = 0
             if self._close is not None:
                 await self._stop_reading()
                 await self._send(self._close)
@@ -207,7 +180,6 @@ class Outbox:
         CONNECTION.debug("sending failed: %r", error)
         self._lost = True
         self._queue.clear()
-        self._size = 0
 
     def _finish(self) -> None:
         if self._timer is not None:
@@ -221,21 +193,19 @@ class Outbox:
 
     def _check(self, patience: int, sent: int) -> None:
         """Judge a full queue by what is left after an attempt to send; one frame always fits."""
-        if self._size <= self._limit or len(self._queue) + (self._task is not None) <= 1:
+        size, count = self._queue.size + self._under_way, len(self._queue) + bool(self._under_way)
+        if size <= self._limit or count <= 1:
             self._checking = False
         elif patience and sent != self._sent:
             self._check_soon(patience - 1, self._sent)
         else:
             self._checking = False
-            self._queue.clear()
-            self.too_slow()
+            if not self._queue.trim(self._limit - self._under_way):
+                self._queue.clear()
+                self.too_slow()
 
 
 def _event(frame: Frame) -> Event:
     if isinstance(frame, str):
         return {"type": "websocket.send", "text": frame}
     return {"type": "websocket.send", "bytes": frame}
-
-
-def _is_no_concern(_seconds: float) -> None:
-    """Say nothing: how long a server's send takes is its own affair."""

@@ -1,56 +1,60 @@
 """uvicorn's door to the native transport: ``--ws backchannel.transport.uvicorn:Protocol``.
 
-HTTP, middleware and the handshake run through ASGI as always. When the hub has accepted, it takes
-the socket over through an extension of the scope: nothing of uvicorn's stays but an entry in its
-list of connections. Other WebSocket routes of the same app are served as before.
+``--http backchannel.transport.uvicorn:HttpProtocol`` beside it ends clients that never finish
+their request, and keeps a storm of newcomers from holding up those who are connected. Both are
+subclasses of uvicorn's own classes. When uvicorn is not as they need it, its own stand here
+instead, and hubs are served by the portable transport.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from importlib.metadata import version
+from typing import Any, Final
 
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol as UvicornsH11
+from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
-from backchannel.transport.native import EXTENSION, Taken
+from backchannel.observe import HUB
 
-if TYPE_CHECKING:
-    from websockets.http11 import Request
+__all__ = ["IS_NATIVE", "TESTED", "H11Protocol", "HttpProtocol", "Protocol", "patient"]
 
-    from backchannel.messages import Frame
-
-__all__ = ["Protocol"]
-
-
-class Protocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol, which gives its socket away when it is asked to."""
-
-    def handle_connect(self, event: Request) -> None:
-        """Offer the takeover in the scope."""
-        super().handle_connect(event)
-        if hasattr(self, "scope"):
-            scope: dict[str, Any] = dict(self.scope)
-            scope["extensions"][EXTENSION] = self
-
-    def prepare(self) -> None:
-        """Agree on no compression, before the 101 is sent: the native transport has none."""
-        self.response.headers.pop("Sec-WebSocket-Extensions", None)
-
-    def take_over(self) -> Taken:
-        """Give the socket away, in the turn that sent the 101."""
-        self.stop_keepalive()
-        # What keeps run_asgi from closing the transport when the app returns.
-        self.close_timer = self.loop.call_later(0, _nothing)
-        self.connections.discard(self)
-        if self.read_paused:
-            self.transport.resume_reading()
-        early: list[Frame] = []
-        while not self.queue.empty():
-            event: Any = self.queue.get_nowait()
-            if event["type"] == "websocket.receive":
-                early.append(event["text"] if "text" in event else event["bytes"])
-        connections: set[Any] = self.connections
-        return Taken(self.transport, early, bytes(self.conn.reader.buffer), connections)
+TESTED: Final = ("0.54", "0.54")
+"""The oldest and the newest uvicorn that this was tested with."""
 
 
-def _nothing() -> None:
-    """Do nothing."""
+def _choose() -> tuple[Any, Any, Any, bool]:
+    """Return the classes to serve with, and whether they are ours."""
+    try:
+        # They import from uvicorn what may not be there.
+        from backchannel.transport.rehearsal import rehearse  # noqa: PLC0415
+        from backchannel.transport.uvicorn_http import PatientH11, PatientHttp  # noqa: PLC0415
+        from backchannel.transport.uvicorn_ws import NativeProtocol  # noqa: PLC0415
+
+        for http in dict.fromkeys((PatientHttp, PatientH11)):
+            rehearse(NativeProtocol, http)
+    except Exception as error:  # noqa: BLE001 - whatever another uvicorn does otherwise
+        HUB.warning(
+            "uvicorn %s is not as the native transport needs it (%s: %s), so the portable one "
+            "serves; the native one was tested with uvicorn %s to %s",
+            version("uvicorn"), type(error).__name__, error, *TESTED,
+        )  # fmt: skip
+        return AutoWebSocketsProtocol, AutoHTTPProtocol, UvicornsH11, False
+    return NativeProtocol, PatientHttp, PatientH11, True
+
+
+Protocol: Any
+HttpProtocol: Any
+H11Protocol: Any
+Protocol, HttpProtocol, H11Protocol, IS_NATIVE = _choose()
+
+
+def patient(header_timeout: float) -> type[asyncio.Protocol]:
+    """Return an HttpProtocol for a program that does nothing else.
+
+    Args:
+        header_timeout: seconds a client has for the request line and headers of a request.
+    """
+    own = {"header_timeout": header_timeout, "owns_process": True}
+    return type("HttpProtocol", (HttpProtocol,), own)

@@ -224,7 +224,11 @@ async def test_silent():
 
     diagnosis = await seen_by(silent, timeout=0.2)
     assert_says(
-        diagnosis, "did not answer within 0.2 s", "it hangs, or is no web server", "--debug"
+        diagnosis,
+        "did not answer within 0.2 s",
+        "it hangs, or is no web server",
+        "--debug",
+        "--reload",
     )
 
 
@@ -288,9 +292,10 @@ REFUSALS = [
     (http("302 Found"), ["HTTP 302", "Location header says nothing", "Find the rule"]),
     (http("307 Temporary", "", "Location: http://[bad"), ["HTTP 307", "Location header"]),
     (http("400 Bad Request", "what?"), ["HTTP 400", "“what?”", "proxy_set_header Host", "ALLOWED_HOSTS"]),
-    (http("401 Unauthorized", "who?"), ["HTTP 401", "who connects", "“who?”", "require_user=True"]),
+    (http("401 Unauthorized", "who?"), ["HTTP 401", "who connects", "“who?”", "require_user=True",
+                                        "/ws/echo?token=", '--header "Cookie: ', "URL's query"]),
     (http("403 Forbidden", "Not you."), ["HTTP 403", "http://127.0.0.1:", "“Not you.”", "on_handshake"]),
-    (http("403 Forbidden"), ["HTTP 403", "allowed_origins=", "Starlette"]),
+    (http("403 Forbidden"), ["HTTP 403 without a word", "Starlette", "Origin sent, http://127.0.0.1:"]),
     (http("404 Not Found", "nope"), ["no endpoint at /ws/echo", "“nope”", "template"]),
     (http("426 Upgrade Required", "upgrade!"), ["upgrade got lost", "“upgrade!”", "proxy_http_version"]),
     (http("429 Too Many"), ["HTTP 429", "limit", "Wait and try again."]),
@@ -338,6 +343,18 @@ async def test_origin_refused_by_our_server():
     assert details["Origin sent"] == "https://shop.example"
     assert details["server"] == "uvicorn"
     assert details["body"] == body
+
+
+async def test_a_bare_403_is_first_of_all_a_route_that_is_not_there():
+    bare = answering(http("403 Forbidden"))
+    async with talking(bare) as port:
+        for origin in (None, f"http://{HOST}:{port}"):
+            diagnosis = await diagnose(f"ws://{HOST}:{port}/ws/echo", origin=origin)
+            assert "Compare /ws/echo with the application's routes" in diagnosis.advice[0]
+            assert "allowed_origins" not in text_of(diagnosis)
+    diagnosis = await seen_by(bare, origin="https://shop.example")
+    assert_says(diagnosis, 'Hub(allowed_origins=["https://shop.example"])', "Starlette")
+    assert "without a word" not in diagnosis.title
 
 
 @pytest.mark.parametrize("mount", ["", "/live"])
@@ -452,6 +469,38 @@ async def test_a_password_is_sent_but_not_shown():
         diagnosis = await diagnose(f"ws://ana:secret@{HOST}:{port}/ws")
     assert "Authorization: Basic" in requests[0]
     assert "secret" not in text_of(diagnosis) + str(diagnosis.details)
+
+
+@pytest.mark.parametrize("path", ["/ws/chat/{channel}", "/ws/%7Bid:int%7D/{channel}?q={x}"])
+async def test_a_variable_that_was_not_filled_in_is_noted(path):
+    async with websocket(stay) as port:
+        diagnosis = await diagnose(f"ws://{HOST}:{port}{path}")
+    assert_says(diagnosis, "{channel} was sent as it stands", "Fill in a value", ok=True)
+    assert ("{id:int}, {channel}" in diagnosis.explanation) is ("id" in path)
+    async with websocket(stay) as port:
+        filled_in = await diagnose(f"ws://{HOST}:{port}/ws/chat/cars?filter={{x}}")
+    assert "as it stands" not in filled_in.explanation
+
+
+async def test_more_headers_are_sent_and_their_values_not_shown():
+    requests = []
+    headers = [("Cookie", "session=secret"), ("Authorization", "Bearer secret"), ("X-Empty", "")]
+    async with talking(answering(http("401 No"), requests)) as port:
+        diagnosis = await diagnose(f"ws://{HOST}:{port}/ws", headers=headers)
+    for name, value in headers:
+        assert f"{name}: {value}" in requests[0].split("\r\n")
+    assert dict(diagnosis.details)["headers sent"] == "Cookie, Authorization, X-Empty"
+    assert "secret" not in text_of(diagnosis) + str(diagnosis.details)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [("two words", "x"), ("", "x"), ("X", "a\r\nb"), ("X", "é"), ("Host", "x"), ("upgrade", "x"),
+     ("Sec-WebSocket-Key", "x"), ("ORIGIN", "x"), ("Content-Length", "3")],
+)  # fmt: skip
+async def test_a_header_must_be_one_that_can_be_added(header):
+    with pytest.raises(ValueError, match="can't be sent"):
+        await diagnose("ws://localhost", headers=[header])
 
 
 async def test_http_urls_are_read_as_ws():
@@ -835,8 +884,23 @@ def test_command_offers_subprotocols(server):
     assert "chose none of “chat, v1”" in " ".join(result.output.split())
 
 
+def test_command_sends_headers(server):
+    options = ["--header", "Cookie: a=b; c=d:e", "--header", "X-One:1"]
+    result = CliRunner().invoke(doctor, [f"ws://{HOST}:{server}", *options])
+    assert result.exit_code == 0
+    assert re.search(r"headers sent +Cookie, X-One", result.output)
+
+
 @pytest.mark.parametrize(
-    "options", [["--timeout", "0"], ["--origin", "shop"], ["--subprotocol", "a b"], []]
+    "options",
+    [
+        ["--timeout", "0"],
+        ["--header", "Cookie"],
+        ["--header", "Host: x"],
+        ["--origin", "shop"],
+        ["--subprotocol", "a b"],
+        [],
+    ],
 )
 def test_command_used_wrongly(options):
     url = ["ws://localhost"] if options else []

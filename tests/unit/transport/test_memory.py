@@ -158,7 +158,7 @@ async def test_connect_may_return_before_on_open_has_run(hub):
     order = []
 
     class Chat(Listener):
-        def on_open(self, ws):
+        async def on_open(self, ws):
             order.append("open")
 
     hub.add("/ws", Chat)

@@ -1,38 +1,27 @@
-"""Frames: what is read in any chunking, what is refused, and that another library agrees."""
+"""Frames: what is read in any chunking, what is refused, what is written."""
 
 from __future__ import annotations
 
+import gc
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from websockets.frames import Opcode, apply_mask
+from inputs import masked
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from backchannel.wire import frames
+from backchannel.wire import deflate, frames
 from backchannel.wire.frames import Close, Ping, Pong, Reader, Violation
 
 LIMIT = 500
-KEY = b"\x01\x02\x03\x04"
 
 
-def masked(first, payload=b"", key=KEY):
-    """Return a client's frame."""
-    size = len(payload)
-    if size < 126:
-        head = bytes((first, 0x80 | size))
-    elif size < 65536:
-        head = bytes((first, 0x80 | 126)) + size.to_bytes(2, "big")
-    else:
-        head = bytes((first, 0x80 | 127)) + size.to_bytes(8, "big")
-    return head + key + (apply_mask(payload, key) if payload else b"")
-
-
-def read(stream, *, limit=LIMIT, sizes=None):
+def read(stream, *, limit=LIMIT, sizes=None, deflate=False):
     """Feed a stream in pieces; return all events."""
-    reader, events, at = Reader(limit), [], 0
+    reader, events, at = Reader(limit, deflate=deflate), [], 0
     for size in sizes or [len(stream)]:
         events += reader.feed(stream[at : at + size])
         at += size
@@ -71,6 +60,41 @@ def test_a_close_without_a_code_is_1005():
     assert read(masked(0x88)) == [Close(1005, "")]
 
 
+def test_a_reader_between_messages_holds_nothing_of_its_own():
+    reader = Reader(LIMIT, deflate=True)
+    for stream in (
+        masked(0x81, b"hello"),
+        masked(0x01, b"he") + masked(0x80, b"llo"),
+        masked(0xC1, deflate.compress(b"hello")),
+        masked(0x41, deflate.compress(b"hello")) + masked(0x80, b""),
+    ):
+        for byte in stream[:-1]:
+            assert reader.feed(bytes((byte,))) == []
+        assert reader.feed(stream[-1:]) == ["hello"]
+        held = [thing for thing in gc.get_referents(reader) if thing is not Reader]
+        assert all(thing in {LIMIT, True, b"", None} for thing in held), held
+        assert not hasattr(reader, "__dict__")
+
+
+@pytest.mark.parametrize("first", [0x01, 0x02, 0x41])
+def test_a_message_in_tiny_fragments_takes_no_more_memory_than_its_bytes(first):
+    size, payload = 50_000, b"xy" * 25_000
+    if first == 0x41:
+        payload = deflate.compress(random.Random(1).randbytes(size // 2).hex().encode())
+    reader = Reader(size, deflate=True)
+    stream = masked(first) + b"".join(
+        masked(0, payload[at : at + 2]) for at in range(0, len(payload), 2)
+    )
+    tracemalloc.start()
+    try:
+        assert reader.feed(stream) == []
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < 1.3 * size + 64_000 * (first == 0x41)  # zlib's window
+    assert len(reader.feed(masked(0x80))) == 1
+
+
 # ── what is refused ───────────────────────────────────────────────────────────────────────────
 
 
@@ -79,6 +103,7 @@ def test_a_close_without_a_code_is_1005():
     [
         (b"\x81\x05hello", 1002, "masked"),
         (masked(0xC1, b"x"), 1002, "reserved"),
+        (masked(0xA1, b"x"), 1002, "reserved"),
         (masked(0x83, b"x"), 1002, "opcode 3"),
         (masked(0x8B, b"x"), 1002, "opcode 11"),
         (masked(0x09, b"x"), 1002, "fragmented"),
@@ -90,6 +115,9 @@ def test_a_close_without_a_code_is_1005():
         (masked(0x88, b"\x03\xe8\xff"), 1007, "UTF-8"),
         (masked(0x81, b"\xff"), 1007, "UTF-8"),
         (masked(0x82, b"x" * 501), 1009, "501"),
+        (masked(0x82, b"x" * 125, width=2), 1002, "few bytes"),
+        (masked(0x82, b"x" * 125, width=8), 1002, "few bytes"),
+        (masked(0x82, b"x" * 200, width=8), 1002, "few bytes"),
         (b"\x82\xff" + b"\xff" * 8, 1002, "first bit"),
     ],
 )
@@ -98,6 +126,30 @@ def test_a_broken_rule_ends_in_the_right_code(stream, code, word):
         (violation,) = read(stream, sizes=sizes)
         assert violation.code == code
         assert word in violation.reason
+
+
+def test_the_shortest_frames_are_measured_against_the_limit_too():
+    assert read(masked(0x81, b"x" * 10), limit=10) == ["x" * 10]
+    expected = [Violation(1009, "message of 11 bytes is over the limit of 10")]
+    assert read(masked(0x81, b"x" * 11), limit=10) == expected
+
+
+@pytest.mark.parametrize(
+    ("stream", "word"),
+    [
+        (masked(0xE1, b"x"), "no extension uses"),
+        (masked(0xA1, b"x"), "no extension uses"),
+        (masked(0x91, b"x"), "no extension uses"),
+        (masked(0xC9, b"x"), "starts no message"),
+        (masked(0xC8, b""), "starts no message"),
+        (masked(0x41, b"\x00") + masked(0xC0, b"\x00"), "starts no message"),
+        (masked(0x01, b"x") + masked(0xC0, b"\x00"), "starts no message"),
+    ],
+)
+def test_only_a_messages_first_frame_can_be_marked_as_compressed(stream, word):
+    (violation,) = read(stream, deflate=True)
+    assert violation.code == 1002
+    assert word in violation.reason
 
 
 def test_fragments_together_are_measured_against_the_limit():
@@ -140,74 +192,7 @@ def test_control_frames_are_written():
     assert frames.binary_frame(b"c") == b"\x82\x01c"
 
 
-# ── another implementation agrees ─────────────────────────────────────────────────────────────
-
-
-def verdict_of_websockets(stream, sizes):
-    """Return what the websockets library makes of a stream."""
-    protocol, at = ServerProtocol(state=State.OPEN, max_size=LIMIT), 0
-    for size in sizes:
-        protocol.receive_data(stream[at : at + size])
-        at += size
-        if protocol.parser_exc or protocol.close_rcvd:
-            break
-    events, parts, kind = [], [], None
-    for frame in protocol.events_received():
-        if frame.opcode is Opcode.PING:
-            events.append(Ping(bytes(frame.data)))
-        elif frame.opcode is Opcode.PONG:
-            events.append(Pong(bytes(frame.data)))
-        elif frame.opcode is Opcode.CLOSE:
-            close = protocol.close_rcvd
-            return [*events, Close(close.code, close.reason)]
-        else:
-            if frame.opcode is not Opcode.CONT:
-                parts, kind = [], frame.opcode
-            parts.append(bytes(frame.data))
-            if frame.fin:
-                whole = b"".join(parts)
-                try:
-                    events.append(whole.decode() if kind is Opcode.TEXT else whole)
-                except UnicodeDecodeError:
-                    return [*events, "refused"]
-    return [*events, "refused"] if protocol.parser_exc else events
-
-
-def our_verdict(stream, sizes):
-    events = read(stream, sizes=sizes)
-    return ["refused" if isinstance(event, Violation) else event for event in events]
-
-
-payloads = st.one_of(
-    st.binary(max_size=140),
-    st.text(max_size=60).map(str.encode),
-    st.sampled_from([b"\x03\xe8", b"\x03\xed", b"\x0f\xa0bye", b"\xf0\x9f", b"x" * 300]),
-)
-one_frame = st.builds(
-    masked,
-    st.one_of(st.sampled_from([0x81, 0x82, 0x01, 0x02, 0x00, 0x80, 0x89, 0x8A, 0x88]),
-              st.integers(0, 255)),
-    payloads,
-    st.binary(min_size=4, max_size=4),
-)  # fmt: skip
-
-
-@given(st.lists(one_frame, max_size=6), st.randoms(use_true_random=False), st.booleans())
-def test_another_library_comes_to_the_same_verdict_in_any_chunking(streams, rng, damage):
-    """We may refuse earlier: text that can't be UTF-8 any more, before its message has ended."""
-    stream = bytearray(b"".join(streams))
-    if damage and stream:
-        stream[rng.randrange(len(stream))] = rng.randrange(256)
-    stream, sizes = bytes(stream), []
-    while sum(sizes) < len(stream):
-        sizes.append(rng.choice([1, 2, 3, 7, 50, 1000]))
-    theirs, ours = verdict_of_websockets(stream, sizes), our_verdict(stream, sizes)
-    if ours != theirs and ours[-1:] == ["refused"]:
-        (violation,) = [e for e in read(stream, sizes=sizes) if isinstance(e, Violation)]
-        assert violation.code == 1007
-        assert theirs[: len(ours) - 1] == ours[:-1]
-    else:
-        assert ours == theirs
+# ── whatever comes ────────────────────────────────────────────────────────────────────────────
 
 
 @given(st.binary(max_size=300), st.integers(1, 20))

@@ -1,0 +1,307 @@
+"""What a turn of the event loop sends: made once for all, written at its end, order kept.
+
+A message to a whole channel is noted once, in the channel's lane. At the end of the turn the
+lane's frames are joined once, and each member is written those very bytes, with one system call
+and nothing in between. A member that gets anything else in the same turn (a whisper, a reply,
+another channel's messages) or that comes or goes in it leaves the shared lane at that moment: it
+takes what the lane had until then, and has a queue of its own for the rest of the turn. So what a
+connection receives is in the order of the calls that sent it, whatever path each took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import Context
+from time import perf_counter
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+from backchannel.wire import frames
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+    from backchannel.connection import Connection
+    from backchannel.messages import Frame
+
+__all__ = ["Encoder", "Fanout", "Flushed", "Sharing"]
+
+SLICE: Final = 0.005
+"""Seconds that writing may hold the event loop; what is left then comes in the next turn."""
+
+_BATCH: Final = 64
+"""Writes between two looks at the clock."""
+
+_CONTEXT: Final = Context()
+
+
+class Flushed(Protocol):
+    """What a turn may have something for.
+
+    Attributes:
+        is_due: it will be flushed at the end of the turn.
+        apart: for now, or by its nature, it shares no lanes.
+    """
+
+    is_due: bool
+    apart: bool
+
+    def flush(self) -> None:
+        """Send what waits; never waits and never raises."""
+        ...
+
+    def rejoin(self) -> None:
+        """Set ``apart`` for the turn that begins."""
+        ...
+
+
+class Sharing(Flushed, Protocol):
+    """A socket that takes bytes made for many.
+
+    Attributes:
+        ws: whose it is.
+        deflates: its client takes compressed frames.
+    """
+
+    @property
+    def ws(self) -> Connection:
+        """Whose it is."""
+        ...
+
+    @property
+    def deflates(self) -> bool:
+        """Its client takes compressed frames."""
+        ...
+
+    def take(self, data: Iterable[bytes]) -> None:
+        """Queue frames for ``flush``."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Write frames at once; never waits and never raises."""
+        ...
+
+
+class Encoder:
+    """Makes a message's frame once, however many connections get it one after the other.
+
+    Args:
+        compress_above: bytes of payload from which on a message is compressed for those who take
+            that; see ``Settings``.
+        window: base-two logarithm of the compression window.
+    """
+
+    __slots__ = ("_compress_above", "_compressed", "_frame", "_message", "_window")
+
+    def __init__(self, compress_above: int, window: int) -> None:
+        self._compress_above = compress_above
+        self._window = window
+        self._message: Frame = ""
+        self._frame = frames.text_frame("")
+        self._compressed: bytes | None = None
+
+    def encode(self, message: Frame, *, deflates: bool) -> bytes:
+        """Return the message's frame, compressed for those who take that and where it helps."""
+        if message is not self._message:
+            if isinstance(message, str):
+                self._frame = frames.text_frame(message)
+            else:
+                self._frame = frames.binary_frame(message)
+            self._message = message
+            self._compressed = None
+        if not deflates:
+            return self._frame
+        if self._compressed is None:
+            self._compressed = frames.compressed(self._frame, self._compress_above, self._window)
+        return self._compressed
+
+
+class Lane:
+    """What one channel got in this turn.
+
+    Attributes:
+        shared: the members that get these messages and nothing else.
+        apart: the other members; each is pushed to by itself.
+        messages: what those who share are to get, in order.
+    """
+
+    __slots__ = ("_encoder", "_frames", "apart", "messages", "shared")
+
+    def __init__(self, shared: dict[Connection, None], encoder: Encoder):
+        self.shared = shared
+        self.apart: dict[Connection, None] = {}
+        self.messages: list[Frame] = []
+        self._encoder = encoder
+        self._frames: tuple[list[bytes], list[bytes]] = ([], [])
+
+    def set_apart(self, ws: Connection) -> None:
+        """Let a member no longer share."""
+        del self.shared[ws]
+        self.apart[ws] = None
+
+    def frames(self, *, deflates: bool) -> list[bytes]:
+        """Return the messages as frames, compressed or not; each is made once."""
+        made = self._frames[deflates]
+        for message in self.messages[len(made) :]:
+            made.append(self._encoder.encode(message, deflates=deflates))
+        return made
+
+
+class Fanout:
+    """Collects what a turn of the event loop sends and writes it at the end.
+
+    One hub's; used in its event loop only.
+
+    Args:
+        encoder: makes the frames.
+        schedule: calls what it is given at the end of the turn.
+    """
+
+    __slots__ = ("_due", "_lanes", "_round", "_schedule", "_scheduled", "encoder")
+
+    def __init__(
+        self, encoder: Encoder, schedule: Callable[[Callable[[], None]], object] | None = None
+    ) -> None:
+        self.encoder = encoder
+        self._lanes: dict[str, Lane] = {}
+        self._due: list[Flushed] = []
+        self._round: Iterator[None] | None = None
+        self._schedule = schedule or _at_the_end_of_the_turn
+        self._scheduled = False
+
+    def broadcast(
+        self,
+        channel: str,
+        members: Mapping[Connection, None],
+        message: Frame,
+        without: Collection[Connection] = (),
+    ) -> int:
+        """Send a message to the members of a channel.
+
+        Args:
+            channel: its name.
+            members: who is in it.
+            message: the message.
+            without: members that don't get it.
+
+        Returns:
+            The number of connections it was queued for.
+        """
+        lane = self._lanes.get(channel)
+        if lane is None:
+            if not members:
+                return 0
+            lane = self._open(channel, members)
+        for ws in without:
+            if ws in lane.shared:
+                self.due(cast("Sharing", ws._link))
+        if lane.shared:
+            lane.messages.append(message)
+        reached = len(lane.shared)
+        for ws in lane.apart:
+            if ws not in without:
+                reached += ws._push(message, channel)
+        return reached
+
+    def entered(self, ws: Connection, channel: str) -> None:
+        """Take note of a new member, who gets nothing of what the channel had before."""
+        if lane := self._lanes.get(channel):
+            lane.apart[ws] = None
+
+    def leaving(self, ws: Connection, channels: Iterable[str]) -> None:
+        """Take note of a member about to leave, who gets all that the channel had before."""
+        if not self._lanes:
+            return
+        for channel in channels:
+            if lane := self._lanes.get(channel):
+                if ws in lane.shared:
+                    self.due(cast("Sharing", ws._link))
+                lane.apart.pop(ws, None)
+
+    def due(self, link: Flushed) -> None:
+        """Flush a link at the end of this turn, apart from all lanes."""
+        if link.is_due:
+            return
+        link.is_due = True
+        self._due.append(link)
+        if not self._scheduled:
+            self._wake()
+        if not link.apart:
+            link.apart = True
+            if self._lanes:
+                self._part(cast("Sharing", link))
+
+    def _open(self, channel: str, members: Mapping[Connection, None]) -> Lane:
+        lane = Lane(dict(members), self.encoder)
+        for ws in [ws for ws in members if ws._link.apart]:
+            lane.set_apart(ws)
+        if self._lanes:
+            # Whoever is in another lane too gets the messages of both in the order of the calls.
+            busy = self._lanes.keys()
+            for ws in [ws for ws in lane.shared if not busy.isdisjoint(ws._channels)]:
+                lane.set_apart(ws)
+        self._lanes[channel] = lane
+        if not self._scheduled:
+            self._wake()
+        return lane
+
+    def _part(self, link: Sharing) -> None:
+        """Let a socket leave the lane that it shares, with what the lane had until now."""
+        ws, lanes = link.ws, self._lanes
+        for channel in ws._channels:
+            if (lane := lanes.get(channel)) and ws in lane.shared:
+                lane.set_apart(ws)
+                link.take(lane.frames(deflates=link.deflates))
+
+    # ── the end of the turn ───────────────────────────────────────────────────────────────────
+
+    def _wake(self) -> None:
+        self._scheduled = True
+        self._schedule(self._flush)
+
+    def _flush(self) -> None:
+        """Write what the turn had, or as much as fits into one slice.
+
+        What comes in meanwhile is a round of its own, after this one: nothing overtakes.
+        """
+        if self._round is None:
+            lanes, self._lanes = self._lanes, {}
+            due, self._due = self._due, []
+            for link in due:
+                link.is_due = False
+                link.rejoin()
+            self._round = _write_all(list(lanes.values()), due)
+        end = perf_counter() + SLICE
+        for _ in self._round:
+            if perf_counter() > end:
+                self._wake()
+                return
+        self._round = None
+        self._scheduled = False
+        if self._lanes or self._due:
+            self._wake()
+
+
+def _at_the_end_of_the_turn(flush: Callable[[], None]) -> None:
+    # Not in the context of whichever connection happens to be first in a turn.
+    asyncio.get_running_loop().call_soon(flush, context=_CONTEXT)
+
+
+def _write_all(lanes: list[Lane], due: list[Flushed]) -> Iterator[None]:
+    """Write; yields now and then for a look at the clock."""
+    count = 0
+    for link in due:
+        link.flush()
+        count += 1
+        if not count % _BATCH:
+            yield
+    for lane in lanes:
+        joined: list[bytes | None] = [None, None]
+        for ws in lane.shared:
+            link = cast("Sharing", ws._link)
+            data = joined[link.deflates]
+            if data is None:
+                data = joined[link.deflates] = b"".join(lane.frames(deflates=link.deflates))
+            link.write(data)
+            count += 1
+            if not count % _BATCH:
+                yield

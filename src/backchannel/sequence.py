@@ -1,0 +1,144 @@
+"""What one connection has to do, one piece at a time and in order.
+
+What may wait is begun by the runner, in a task, and goes on there until nothing is left to do: an
+idle connection has neither a task nor an inbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Awaitable
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from backchannel.change import Change
+from backchannel.inbox import Call, Inbox, Item, Rest
+from backchannel.stepping import step
+
+if TYPE_CHECKING:
+    from backchannel.messages import Frame as Message
+    from backchannel.runtime import Runtime
+
+__all__ = ["Sequence"]
+
+
+class Sequence:
+    """Does a connection's work in order; what that is, is up to the subclass.
+
+    Args:
+        runtime: whose runner begins what may wait.
+
+    Attributes:
+        task: the task of the piece of work that waits, if one does.
+    """
+
+    __slots__ = ("_first", "_idle", "_inbox", "_is_busy", "_runtime", "task")
+
+    def __init__(self, runtime: Runtime):
+        self.task: asyncio.Task[Any] | None = None
+        self._runtime = runtime
+        self._is_busy = False
+        self._first: Item | None = None
+        self._inbox: Inbox | None = None
+        self._idle: asyncio.Future[None] | None = None
+
+    @property
+    @abstractmethod
+    def context(self) -> Context:
+        """The context variables it is done in."""
+
+    @abstractmethod
+    def _handle(self, message: Message) -> Rest | Call | None:
+        """Handle a message as far as it goes without waiting; return what is left of it."""
+
+    @abstractmethod
+    def _call_async(self, call: Call) -> Awaitable[object] | None:
+        """Take the first step of an async callback; return what is left of it."""
+
+    @property
+    def inbox(self) -> Inbox:
+        """What waits for its turn."""
+        if self._inbox is None:
+            self._inbox = Inbox(self._runtime.loop)
+        return self._inbox
+
+    @property
+    def is_full(self) -> bool:
+        """So many messages wait for a running callback that nothing should be read for now."""
+        return self._inbox is not None and self._inbox.is_full
+
+    async def _wait_for_room(self) -> None:
+        if self._inbox is not None:
+            await self._inbox.wait_for_room()
+
+    def _has_more(self) -> bool:
+        """Something waits that has not begun."""
+        return self._first is not None or bool(self._inbox)
+
+    def _work_on(self, rest: Item) -> None:
+        """Let the runner go on with what has to wait, before all else."""
+        if self._first is not None:
+            self.inbox.put_first(self._first)
+        self._first = rest
+        if not self._is_busy:
+            self._start()
+
+    def _start(self) -> None:
+        self._is_busy = True
+        self._runtime.runner.start(self)
+
+    def begin(self) -> Awaitable[object] | None:
+        """Do what waits, as far as it goes without waiting; return what is left."""
+        while (item := self._take()) is not None:
+            if rest := self._begin(item):
+                return self._work(rest)
+        return None
+
+    async def _work(self, rest: Awaitable[object]) -> None:
+        """Finish what has begun, then what came in meanwhile."""
+        await rest
+        while (item := self._take()) is not None:
+            if left := self._begin(item):
+                await left
+
+    def ended(self) -> None:
+        """Be idle, or go on with what came in since: also after a task that was cancelled."""
+        if self._has_more():
+            self._runtime.runner.start(self)
+            return
+        self._is_busy = False
+        self._inbox = None
+        if self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None
+
+    def _take(self) -> Item | None:
+        if (item := self._first) is not None:
+            self._first = None
+            return item
+        return self._inbox.take() if self._inbox else None
+
+    def _begin(self, item: Item) -> Awaitable[object] | None:
+        if isinstance(item, Call):
+            return self._call_async(item)
+        if isinstance(item, Change):
+            return step(item.run())
+        if isinstance(item, Rest):
+            return step(item.begin())
+        rest = self._handle(item)
+        return None if rest is None else self._begin(rest)
+
+    def _give_up(self, *, keep_messages: bool) -> None:
+        first = self._first
+        if not keep_messages and isinstance(first, Call | Rest) and first.give_up is not None:
+            self._first = None
+            first.give_up()
+        if self._inbox is not None:
+            self._inbox.give_up(keep_messages=keep_messages)
+
+    async def _wait_until_idle(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
+        if self._is_busy:
+            self._idle = self._idle or self._runtime.loop.create_future()
+            await asyncio.wait({self._idle}, timeout=timeout)
+        return not self._is_busy

@@ -1,0 +1,108 @@
+"""uvicorn's WebSocket protocol, which gives its socket away when it is asked to.
+
+HTTP, middleware and the handshake run through ASGI as always. When the hub has accepted, it takes
+the socket over through an extension of the scope: nothing of uvicorn's stays but an entry in its
+list of connections. Other WebSocket routes of the same app are served as before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from backchannel.transport.native import EXTENSION, Taken
+from backchannel.wire import deflate
+
+if TYPE_CHECKING:
+    from asyncio import TimerHandle
+
+    from uvicorn._types import ASGISendEvent
+    from websockets.http11 import Request
+
+__all__ = ["NativeProtocol"]
+
+_ENOUGH: Final = 64 * 1024
+"""Bytes that a client may send before its handshake is answered; more is not read until then."""
+
+
+class _Given:
+    """Stands where uvicorn looks whether it has to close the socket when the app returns."""
+
+    def cancel(self) -> None:
+        """Do nothing."""
+
+
+_GIVEN: Final = cast("TimerHandle", _Given())
+
+
+class NativeProtocol(WebSocketsSansIOProtocol):
+    """A connection in its handshake, and a Giver of its socket."""
+
+    _early: bytearray | None = None
+    _is_promised = False
+
+    def handle_connect(self, event: Request) -> None:
+        """Answer 503 above ``--limit-concurrency``, as uvicorn does for plain HTTP only."""
+        limit = self.config.limit_concurrency
+        if limit is None or (len(self.connections) < limit and len(self.tasks) < limit):
+            super().handle_connect(event)
+            return
+        self.logger.warning("Exceeded concurrency limit.")
+        self.handshake_initiated = self.handshake_complete = self.close_sent = True
+        self.conn.send_response(self.conn.reject(503, "Service Unavailable"))
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.close()
+
+    async def run_asgi(self) -> None:
+        """Offer the takeover in the scope."""
+        scope = cast("dict[str, Any]", self.scope)
+        scope["extensions"][EXTENSION] = self
+        await super().run_asgi()
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what comes before the answer: who reads it is not settled until then."""
+        if not self.handshake_initiated or self.handshake_complete:
+            super().data_received(data)
+            return
+        if self._early is None:
+            self._early = bytearray()
+        self._early += data
+        if len(self._early) > _ENOUGH:
+            self.transport.pause_reading()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Read what came early, once the app has accepted for itself."""
+        await super().send(message)
+        if self._early and self.handshake_complete and not self._is_promised:
+            super().data_received(self._take_early())
+
+    def prepare(self, window: int | None) -> bool:
+        """Agree on our compression instead of the server's own, before the 101 is sent."""
+        self._is_promised = True
+        self.conn.extensions = []
+        self.response.headers.pop("Sec-WebSocket-Extensions", None)
+        if window is None or not self.config.ws_per_message_deflate:
+            return False
+        offers = ", ".join(self.request.headers.get_all("Sec-WebSocket-Extensions"))
+        agreed = deflate.negotiate(offers, window)
+        if agreed is not None:
+            self.response.headers["Sec-WebSocket-Extensions"] = agreed
+        return agreed is not None
+
+    def take_over(self) -> Taken:
+        """Give the socket away, in the turn that sent the 101, and let go of all else."""
+        self.stop_keepalive()
+        self.close_timer = _GIVEN
+        self.connections.discard(self)
+        scope = cast("dict[str, Any]", self.scope)
+        scope["extensions"].pop(EXTENSION, None)
+        self.conn.parser.close()  # it and the connection hold each other
+        early = self._take_early()
+        return Taken(self.transport, [], early, cast("set[Any]", self.connections))
+
+    def _take_early(self) -> bytes:
+        early, self._early = bytes(self._early or b""), None
+        if len(early) > _ENOUGH:
+            self.transport.resume_reading()
+        return early

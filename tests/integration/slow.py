@@ -1,0 +1,25 @@
+"""An application with an endpoint for each way to deal with clients that read too slowly."""
+
+from __future__ import annotations
+
+from backchannel import Connection, Hub, Listener
+
+hub = Hub(max_outbox=200_000, ping_interval=600)
+
+
+class Ticks(Listener):
+    """Sends numbered messages to channels, as the first client tells it."""
+
+    def on_open(self, ws: Connection) -> None:
+        ws.subscribe("other")
+        ws.send("welcome")
+
+    def on_message(self, ws: Connection, message: dict) -> str:
+        for number in range(message["first"], message["first"] + message["count"]):
+            for channel in (ws.channel, "other"):
+                hub.broadcast(channel, f"{number} {channel} ".ljust(message["size"], "x"))
+        return "done"
+
+
+for policy in ("close", "drop_oldest", "drop_newest", "latest"):
+    hub.add(f"/ws/{policy}/{{channel}}", Ticks, slow_client=policy, share_channels=True)

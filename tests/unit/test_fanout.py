@@ -1,0 +1,226 @@
+"""What a turn sends: whatever happens in which order, each client reads what a queue of its own
+would have given it."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from backchannel import fanout
+from backchannel.fanout import Encoder, Fanout
+from backchannel.roster import Roster
+from backchannel.wire.frames import Reader
+
+CHANNELS = ["a", "b", "c"]
+channels = st.sampled_from(CHANNELS)
+who = st.integers(0, 3)
+
+
+class Client:
+    """A connection and its link, as far as the fan-out knows them; remembers what was written."""
+
+    def __init__(self, fan, *, shares, held):
+        self.fan = fan
+        self.id = id(self)
+        self.user = None
+        self.session = types.SimpleNamespace(id=None)
+        self.ws = self._link = self
+        self.deflates = False
+        self.shares = shares
+        self.is_due = False
+        self.apart = True
+        self._channels = set()
+        self._held = [] if held else None
+        self.pending = []
+        self.written = []
+        self.expected = []
+        self.gone = False
+        self.writes = 0
+
+    def _push(self, message, channel=None):
+        if self._held is not None:
+            self._held.append(message)
+            return True
+        return self.push(message)
+
+    def push(self, message, channel=None):
+        self.fan.due(self)
+        self.pending.append(self.fan.encoder.encode(message, deflates=False))
+        return True
+
+    def take(self, frames):
+        assert self.shares
+        self.pending.extend(frames)
+
+    def flush(self):
+        data, self.pending = b"".join(self.pending), []
+        if data:
+            self.write(data)
+
+    def write(self, data):
+        self.writes += 1
+        self.written.append(data)
+
+    def rejoin(self):
+        self.apart = not self.shares or self._held is not None
+
+    def read(self):
+        """Return the messages in what was written, in order."""
+        data = b"".join(self.written)
+        masked = bytearray()
+        while data:
+            size = data[1]
+            masked += bytes([data[0], 0x80 | size, 0, 0, 0, 0]) + data[2 : 2 + size]
+            data = data[2 + size :]
+        return Reader(1000).feed(bytes(masked))
+
+
+class Turns(RuleBasedStateMachine):
+    """Everything that can happen within turns, against a plain list for each client."""
+
+    def __init__(self):
+        super().__init__()
+        self.fan = None
+        self.roster = Roster()
+        self.number = 0
+        self.queued = []
+
+    @initialize(kinds=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=4, max_size=4))
+    def connect(self, kinds):
+        self.fan = Fanout(Encoder(1024, 12), self.queued.append)
+        self.clients = [
+            Client(self.fan, shares=s or n < 3, held=h) for n, (s, h) in enumerate(kinds)
+        ]
+        for client in self.clients:
+            client.rejoin()
+            self.roster.admit(client)
+            if client._held is None:
+                for channel in CHANNELS[:2]:
+                    self.roster.enter(client, channel)
+
+    def message(self):
+        self.number += 1
+        return str(self.number)
+
+    @rule(channel=channels, without=st.lists(who, max_size=2))
+    def broadcast(self, channel, without):
+        message = self.message()
+        excluded = {self.clients[n] for n in without}
+        members = self.roster._channels.get(channel, {})
+        receivers = [ws for ws in members if ws not in excluded]
+        for ws in receivers:
+            ws.expected.append(message)
+        reached = self.fan.broadcast(channel, members, message, excluded)
+        assert reached == len(receivers)
+
+    @rule(n=who)
+    def whisper(self, n):
+        message = self.message()
+        client = self.clients[n]
+        if not client.gone:
+            client.expected.append(message)
+            client._push(message)
+
+    @rule(n=who, channel=channels)
+    def subscribe(self, n, channel):
+        client = self.clients[n]
+        if not client.gone and channel not in client._channels:
+            self.roster.enter(client, channel)
+            self.fan.entered(client, channel)
+
+    @rule(n=who, channel=channels)
+    def unsubscribe(self, n, channel):
+        client = self.clients[n]
+        if channel in client._channels and not client.gone:
+            self.fan.leaving(client, (channel,))
+            self.roster.leave(client, channel)
+
+    @rule(n=who)
+    def release(self, n):
+        client = self.clients[n]
+        if client._held is not None:
+            held, client._held = client._held, None
+            for message in held:
+                client.push(message)
+            if not client.is_due:
+                client.rejoin()
+
+    @rule(n=who)
+    def end(self, n):
+        client = self.clients[n]
+        if not client.gone and client._held is None:
+            client.gone = True
+            self.fan.leaving(client, client._channels)
+            self.roster.remove(client)
+
+    @rule(batch=st.sampled_from([1, 2, 64]), seconds=st.sampled_from([0.0, 1.0]))
+    def next_turn(self, batch, seconds):
+        callbacks, self.queued[:] = list(self.queued), []
+        outer = fanout._BATCH, fanout.SLICE
+        fanout._BATCH, fanout.SLICE = batch, seconds
+        try:
+            for callback in callbacks:
+                callback()
+        finally:
+            fanout._BATCH, fanout.SLICE = outer
+
+    @invariant()
+    def nothing_is_out_of_order(self):
+        if self.fan is not None:
+            for client in self.clients:
+                got = client.read()
+                assert got == client.expected[: len(got)]
+
+    def teardown(self):
+        if self.fan is not None:
+            for n in range(4):
+                self.release(n)
+            while self.queued:
+                self.next_turn(64, 1.0)
+            for client in self.clients:
+                assert client.read() == client.expected
+
+
+TestTurns = Turns.TestCase
+TestTurns.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
+
+
+async def test_many_messages_to_a_channel_are_one_write_to_each_member():
+    fan = Fanout(Encoder(1024, 12))
+    clients = [Client(fan, shares=True, held=False) for _ in range(3)]
+    members = dict.fromkeys(clients)
+    for client in clients:
+        client.rejoin()
+        client._channels.add("a")
+    for number in range(50):
+        assert fan.broadcast("a", members, f"{number}") == 3
+    await asyncio.sleep(0)
+    for client in clients:
+        assert client.writes == 1
+        assert client.read() == [str(number) for number in range(50)]
+    assert clients[0].written[0] is clients[1].written[0]  # the very same bytes
+
+
+async def test_a_long_flush_is_done_in_slices(monkeypatch):
+    """Others have their turn in between, and what they send comes after."""
+    monkeypatch.setattr(fanout, "SLICE", 0.0)
+    fan = Fanout(Encoder(1024, 12))
+    clients = [Client(fan, shares=True, held=False) for _ in range(1000)]
+    members = dict.fromkeys(clients)
+    for client in clients:
+        client.rejoin()
+        client._channels.add("a")
+    fan.broadcast("a", members, "first")
+    await asyncio.sleep(0)
+    served = sum(client.writes for client in clients)
+    assert 0 < served < 1000
+    fan.broadcast("a", members, "second")
+    clients[-1]._push("third")
+    while fan._scheduled:  # noqa: ASYNC110 - turns are the subject
+        await asyncio.sleep(0)
+    assert all(client.read()[:2] == ["first", "second"] for client in clients)
+    assert clients[-1].read() == ["first", "second", "third"]
