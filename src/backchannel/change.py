@@ -29,12 +29,19 @@ RUNNING: ContextVar[Frame | None] = ContextVar("backchannel_running", default=No
 class Frame:
     """One running callback that may wait; what it causes at its own connection nests in it."""
 
-    __slots__ = ("active", "dispatch", "turn")
+    __slots__ = ("_turn", "active", "dispatch")
 
     def __init__(self, dispatch: Dispatch):
         self.dispatch = dispatch
         self.active = True
-        self.turn = asyncio.Lock()
+        self._turn: asyncio.Lock | None = None
+
+    @property
+    def turn(self) -> asyncio.Lock:
+        """Held by the change that runs nested: one at a time."""
+        if self._turn is None:
+            self._turn = asyncio.Lock()
+        return self._turn
 
 
 def current() -> Frame | None:

@@ -234,12 +234,10 @@ class Connection:
         Raises:
             UnsendableMessage: the message has no valid JSON form; nothing was sent.
         """
-        frame = encode(message)
-        if CONNECTION.isEnabledFor(DEBUG):
-            CONNECTION.debug("%s send %s", self, excerpt(frame))
         if self.hub.runtime.is_elsewhere():
+            frame = encode(message)
             return self.hub.runtime.do(lambda: Receipt(int(self._push(frame))))
-        return REACHED if self._push(frame) else MISSED
+        return REACHED if self._send(message) else MISSED
 
     def broadcast(
         self,
@@ -319,6 +317,13 @@ class Connection:
         if self.reason is not None:
             task.cancel()
         return task
+
+    def _send(self, message: Any) -> bool:
+        """Send in the hub's event loop."""
+        frame = message if type(message) is str and message.isascii() else encode(message)
+        if CONNECTION.isEnabledFor(DEBUG):
+            CONNECTION.debug("%s send %s", self, excerpt(frame))
+        return self._push(frame)
 
     def _push(self, frame: Frame, channel: str | None = None) -> bool:
         """Queue a frame; in the hub's event loop only. ``channel``: what it was sent to."""

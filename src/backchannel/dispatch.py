@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, copy_context
 from logging import DEBUG
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.audience import Changes
 from backchannel.change import RUNNING, Change, Frame, current
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Dispatch"]
 
 Work = Coroutine[Any, Any, Any]
+_NO_REPLY: Final = (Sent, Change, Changes)
 
 
 class Dispatch(Sequence):
@@ -92,6 +93,8 @@ class Dispatch(Sequence):
             CONNECTION.debug("%s received %s", self.ws, excerpt(message))
         if self._is_busy:
             self.inbox.put(message)
+        elif self.endpoint.callbacks.messages_wait:
+            self._work_on(message)
         elif rest := self.ws._context.run(self._handle, message):
             self._work_on(rest)
 
@@ -288,7 +291,9 @@ class Dispatch(Sequence):
             if callback.is_async:
                 return Call(callback, callback.function(*arguments))
             answer = self.call_now(callback, *arguments)
-            if answer is not None:
+            if type(answer) is str:
+                self.ws._send(answer)
+            elif answer is not None:
                 if inspect.iscoroutine(answer):
                     return Call(callback, answer)
                 self._reply(answer)
@@ -305,7 +310,8 @@ class Dispatch(Sequence):
         try:
             waits_for = coroutine.send(None)
         except StopIteration as stop:
-            rest = self._answer(callback, stop.value)
+            answer = stop.value
+            rest = None if answer is None else self._answer(callback, answer)
         except asyncio.CancelledError as error:
             rest = self._failed(callback, _met_cancelled(callback, error))
         except Exception as error:  # noqa: BLE001 - a listener may raise anything
@@ -338,8 +344,8 @@ class Dispatch(Sequence):
         return None
 
     def _reply(self, answer: Any) -> None:
-        if answer is not None and not isinstance(answer, Sent | Change | Changes):
-            self.ws.send(answer)
+        if type(answer) is str or (answer is not None and not isinstance(answer, _NO_REPLY)):
+            self.ws._send(answer)
 
     def _invalid(self, error: InvalidMessage) -> Rest | None:
         CONNECTION.debug("%s invalid message: %r", self.ws, error.text)

@@ -190,6 +190,7 @@ class Callbacks:
 
     membership_is_immediate: bool = field(init=False)
     opening_is_immediate: bool = field(init=False)
+    messages_wait: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """Find out what never has to wait for a callback."""
@@ -197,6 +198,9 @@ class Callbacks:
             self.on_subscribe, self.on_unsubscribe, self.on_channel_open, self.on_channel_close,
             self.on_error,
         )  # fmt: skip
+        message = self.on_message
+        waits = not self.events and message is not None and not message.returns_at_once
+        object.__setattr__(self, "messages_wait", waits)
         opening = (self.on_first_open, self.on_open, self.on_error)
         object.__setattr__(self, "membership_is_immediate", _return_at_once(membership))
         object.__setattr__(self, "opening_is_immediate", _return_at_once(opening))

@@ -90,9 +90,11 @@ class Sequence:
 
     def begin(self) -> Awaitable[object] | None:
         """Do what waits, as far as it goes without waiting; return what is left."""
-        while (item := self._take()) is not None:
-            if rest := self._begin(item):
+        item, self._first = self._first, None
+        while item is not None or (item := self._take()) is not None:
+            if (rest := self._begin(item)) is not None:
                 return self._work(rest)
+            item = None
         return None
 
     async def _work(self, rest: Awaitable[object]) -> None:
@@ -120,18 +122,20 @@ class Sequence:
         return self._inbox.take() if self._inbox else None
 
     def _begin(self, item: Item) -> Awaitable[object] | None:
+        if isinstance(item, str | bytes):
+            rest = self._handle(item)
+            if rest is None:
+                return None
+            item = rest
         if isinstance(item, Call):
             return self._call_async(item)
-        if isinstance(item, Change):
-            return step(item.run())
-        if isinstance(item, Rest):
-            return step(item.begin())
-        rest = self._handle(item)
-        return None if rest is None else self._begin(rest)
+        return step(item.run() if isinstance(item, Change) else item.begin())
 
     def _give_up(self, *, keep_messages: bool) -> None:
         first = self._first
-        if not keep_messages and isinstance(first, Call | Rest) and first.give_up is not None:
+        if not keep_messages and isinstance(first, str | bytes):
+            self._first = None
+        elif not keep_messages and isinstance(first, Rest | Call) and first.give_up is not None:
             self._first = None
             first.give_up()
         if self._inbox is not None:

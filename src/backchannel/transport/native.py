@@ -244,7 +244,7 @@ class NativeSocket(asyncio.Protocol):
         if dispatch is None:
             return
         for event in self._reader.feed(data):
-            if isinstance(event, str | bytes):
+            if type(event) is str or type(event) is bytes:
                 dispatch.feed(event)
             else:
                 self._take_control(event, dispatch)

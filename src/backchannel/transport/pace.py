@@ -112,11 +112,13 @@ class Turns:
     def _next(self) -> None:
         self._is_due = False
         self._spent = 0.0
-        while self._waiting and self._spent < self._slice:
-            self._read(*self._waiting.popleft())
-        if self._waiting:
-            self._is_due = True
-            self._loop.call_soon(self._next)
+        try:
+            while self._waiting and self._spent < self._slice:
+                self._read(*self._waiting.popleft())
+        finally:
+            if self._waiting:
+                self._is_due = True
+                self._loop.call_soon(self._next)
 
     def _read(self, read: Callable[[bytes], None], data: bytes) -> None:
         began = perf_counter()

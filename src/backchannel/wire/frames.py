@@ -85,9 +85,16 @@ def _frame(first: int, payload: bytes) -> bytes:
     return bytes((first, 127)) + size.to_bytes(8, "big") + payload
 
 
+_SHORT_TEXT: Final = tuple(bytes((_FIN | _TEXT, size)) for size in range(126))
+"""The headers of short text messages, made once."""
+
+
 def text_frame(text: str) -> bytes:
     """Return a text message in one frame."""
-    return _frame(_FIN | _TEXT, text.encode())
+    payload = text.encode()
+    if len(payload) < 126:
+        return _SHORT_TEXT[len(payload)] + payload
+    return _frame(_FIN | _TEXT, payload)
 
 
 def binary_frame(data: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import time
 
 import pytest
@@ -19,63 +20,100 @@ class Late:
         self.ended.append(self)
 
 
+class Clock:
+    """An event loop whose time passes when it is told to."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.armed = 0
+        self.timers = []
+
+    def time(self):
+        return self.now
+
+    def call_later(self, seconds, callback):
+        return self.call_at(self.now + seconds, callback)
+
+    def call_at(self, when, callback):
+        self.armed += 1
+        self.timers.append((when, callback))
+        return object()
+
+    def pass_time(self, seconds):
+        end = self.now + seconds
+        while self.timers and min(when for when, _ in self.timers) <= end:
+            when, callback = timer = min(self.timers, key=lambda timer: timer[0])
+            self.timers.remove(timer)
+            self.now = when
+            callback()
+        self.now = end
+
+
 @pytest.fixture
-def loop():
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+async def loop():
     return asyncio.get_running_loop()
 
 
-async def test_each_has_the_same_time_from_its_own_beginning(loop):
+def test_each_has_the_same_time_from_its_own_beginning(clock):
     ended = []
-    deadlines = Deadlines(loop, 0.1)
+    deadlines = Deadlines(clock, 10)
     first, second, in_time = Late(ended), Late(ended), Late(ended)
     deadlines.add(first)
     deadlines.add(in_time)
-    await asyncio.sleep(0.05)  # real time is the subject
+    clock.pass_time(4)
     deadlines.add(second)
     deadlines.add(first)  # keeps its deadline
     deadlines.discard(in_time)
-    began = loop.time()
-    while not ended:
-        await asyncio.sleep(0.005)
-    assert (ended, loop.time() - began < 0.09) == ([first], True)
+    clock.pass_time(5.9)
+    assert ended == []
+    clock.pass_time(0.2)
+    assert ended == [first]
     assert second in deadlines
     assert first not in deadlines
-    while len(ended) < 2:
-        await asyncio.sleep(0.005)
+    clock.pass_time(3.8)
+    assert ended == [first]
+    clock.pass_time(0.2)
     assert ended == [first, second]
     assert len(deadlines) == 0
 
 
-async def test_one_timer_for_all_and_none_for_nobody(loop):
-    armed = []
-
-    class Counting:
-        time = loop.time
-
-        def call_later(self, seconds, callback):
-            armed.append(loop.call_later(seconds, callback))
-            return armed[-1]
-
-        def call_at(self, when, callback):
-            armed.append(loop.call_at(when, callback))
-            return armed[-1]
-
-    deadlines = Deadlines(Counting(), 0.05)
-    some = [Late([]) for _ in range(1000)]
-    for one in some:
+def test_one_timer_for_all_and_none_for_nobody(clock):
+    deadlines = Deadlines(clock, 10)
+    for one in [Late([]) for _ in range(1000)]:
         deadlines.add(one)
         deadlines.discard(one)
-    assert len(armed) == 1
-    await asyncio.sleep(0.1)  # it finds nobody, and is not armed again
-    assert len(armed) == 1
+    assert clock.armed == 1
+    clock.pass_time(100)  # it finds nobody, and is not armed again
+    assert clock.armed == 1
+
+
+def test_one_that_is_too_late_may_come_again_at_once(clock):
+    class Persistent(Late):
+        def too_late(self):
+            super().too_late()
+            deadlines.add(self)
+
+    ended = []
+    deadlines = Deadlines(clock, 10)
+    deadlines.add(Persistent(ended))
+    clock.pass_time(35)
+    assert len(ended) == 3
 
 
 async def test_requests_are_read_in_order_and_a_turn_ends_after_its_slice(loop):
     turns, read, others = Turns(loop, slice=0.005), [], []
+    done = asyncio.Event()
 
     def slow(data):
         time.sleep(0.002)
         read.append(data)
+        if len(read) == 50:
+            done.set()
 
     def other():
         others.append(len(read))
@@ -86,10 +124,9 @@ async def test_requests_are_read_in_order_and_a_turn_ends_after_its_slice(loop):
     for number in range(50):
         turns.take(slow, bytes([number]))
     assert 1 <= len(read) <= 3  # the first slice, at once
-    while len(read) < 50:
-        await asyncio.sleep(0)
+    await done.wait()
     assert read == [bytes([number]) for number in range(50)]
-    steps = [b - a for a, b in zip(others, others[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(others)]
     assert max(steps) <= 4  # what else the loop has to do has its turn in between
 
 
@@ -109,35 +146,45 @@ async def test_a_reader_that_raises_does_not_stop_the_others(loop):
     assert [str(problem) for problem in problems] == ["b'second'"]
 
 
-async def test_the_full_collection_waits_while_a_crowd_comes_in_but_not_for_ever(loop):
+@pytest.fixture
+def before():
     before = gc.get_threshold()
+    yield before
+    gc.set_threshold(*before)
+
+
+def test_the_full_collection_waits_while_a_crowd_comes_in_but_not_for_ever(clock, before):
     newcomers = list(range(CROWD))
-    truce = Truce(loop, newcomers, patience=0.8)
+    truce = Truce(clock, newcomers)
     truce.keep()
     assert gc.get_threshold() == before  # no crowd yet
     newcomers.append(0)
     truce.keep()
-    truce.keep()
-    assert gc.get_threshold() == (*before[:2], 1_000_000)
-    began = loop.time()
-    while gc.get_threshold() != before:
-        await asyncio.sleep(0.01)
-    assert 0.7 < loop.time() - began < 3
-    truce.keep()
-    assert gc.get_threshold() == before  # the collector has its time, too
-
-
-async def test_the_truce_ends_when_the_crowd_is_in_and_the_next_has_its_own(loop):
-    before = gc.get_threshold()
-    newcomers = list(range(CROWD + 1))
-    truce = Truce(loop, newcomers, patience=60)
-    for _ in range(2):
-        newcomers.append(0)
+    for _ in range(19):
+        clock.pass_time(0.5)
         truce.keep()
+        assert gc.get_threshold() == (*before[:2], 1_000_000)
+    clock.pass_time(1)
+    assert gc.get_threshold() == before
+    for _ in range(17):  # the collector has as long
+        truce.keep()
+        assert gc.get_threshold() == before
+        clock.pass_time(0.5)
+    clock.pass_time(1.5)
+    truce.keep()
+    assert gc.get_threshold() != before
+
+
+def test_the_truce_ends_when_the_crowd_is_in_and_the_next_has_its_own(clock, before):
+    newcomers = list(range(CROWD + 1))
+    truce = Truce(clock, newcomers)
+    for _ in range(2):
+        truce.keep()
+        clock.pass_time(2)  # nobody more comes, but they are not in yet
         assert gc.get_threshold() != before
         crowd, newcomers[:] = list(newcomers), []
-        while gc.get_threshold() != before:
-            await asyncio.sleep(0.01)
+        clock.pass_time(1)
+        assert gc.get_threshold() == before
         newcomers[:] = crowd
 
 

@@ -61,7 +61,7 @@ class Waits(NativeProtocol):
         (Compresses, "it agrees on"),
         (Forgets, "it keeps what came early"),
         (Stays, "it forgets what it gave"),
-        (Waits, "unpack"),
+        (Waits, "waits for something|create_future"),
     ],
 )
 def test_what_is_otherwise_is_named(other, why, http):

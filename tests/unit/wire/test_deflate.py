@@ -21,6 +21,7 @@ from backchannel.wire.frames import Ping, Reader, Violation
 
 LIMIT = 1000
 PLAIN = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+SQUARES = " ".join(str(number * number) for number in range(200)).encode()
 HELLO = bytes.fromhex("f248cdc9c90700")
 
 
@@ -207,6 +208,8 @@ def test_clients_may_use_any_window(bits):
     payload = squeezed(data * 2, bits=bits)[:-4]
     assert len(payload) < 1.3 * len(data)
     assert read(masked(0xC2, payload), limit=70_000) == [data * 2]
+    started_anew = masked(0xC2, squeezed(b"Hello", flush=zlib.Z_FINISH) + payload)
+    assert read(started_anew, limit=70_000) == [b"Hello" + data * 2]
 
 
 # ── where reading stops ───────────────────────────────────────────────────────────────────────
@@ -218,6 +221,7 @@ def test_clients_may_use_any_window(bits):
         (b"\xff\xff\xff", "compressed message is damaged"),
         (HELLO[:4], "compressed message is cut short"),
         (squeezed(b"x" * 40 + b"y" * 40, bits=9)[:6], "compressed message is cut short"),
+        (compress(SQUARES)[:12], "compressed message is cut short"),  # within a block's header
         (b"\x03", "compressed message is cut short"),  # the tail would complete a last block
         (b"\x00\x05\x00\xfa\xffHel", "compressed message is cut short"),
         (b"\x00\x04\x00\xfb\xff", "compressed message is cut short"),  # the tail would fill it

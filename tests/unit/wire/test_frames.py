@@ -118,6 +118,7 @@ def test_a_message_in_tiny_fragments_takes_no_more_memory_than_its_bytes(first):
         (masked(0x82, b"x" * 125, width=2), 1002, "few bytes"),
         (masked(0x82, b"x" * 125, width=8), 1002, "few bytes"),
         (masked(0x82, b"x" * 200, width=8), 1002, "few bytes"),
+        (b"\x82\xff" + (65535).to_bytes(8, "big"), 1002, "few bytes"),
         (b"\x82\xff" + b"\xff" * 8, 1002, "first bit"),
     ],
 )
