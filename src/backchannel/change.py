@@ -12,7 +12,7 @@ import concurrent.futures
 import functools
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.sent import wait_in_thread
 from backchannel.stepping import Watched
@@ -20,8 +20,9 @@ from backchannel.turn import OPENINGS
 
 if TYPE_CHECKING:
     from backchannel.dispatch import Dispatch
+    from backchannel.sequence import Sequence
 
-__all__ = ["RUNNING", "Change", "Frame", "current", "detached"]
+__all__ = ["RUNNING", "SETTLED", "Change", "Frame", "current", "detached"]
 
 RUNNING: ContextVar[Frame | None] = ContextVar("backchannel_running", default=None)
 
@@ -31,7 +32,7 @@ class Frame:
 
     __slots__ = ("_turn", "active", "dispatch")
 
-    def __init__(self, dispatch: Dispatch):
+    def __init__(self, dispatch: Sequence):
         self.dispatch = dispatch
         self.active = True
         self._turn: asyncio.Lock | None = None
@@ -165,6 +166,20 @@ class Change:
         if isinstance(self._outcome, bool):
             return self._outcome
         return (yield from self._wait().__await__())
+
+
+class _Settled(Change):
+    """A change that is done; of each outcome there is one."""
+
+    __slots__ = ()
+
+    def __init__(self, outcome: bool):
+        self._apply = None
+        self._outcome = outcome
+        self.has_begun = True
+
+
+SETTLED: Final = {outcome: _Settled(outcome) for outcome in (False, True)}
 
 
 async def _go_on(work: Coroutine[Any, Any, bool]) -> bool:

@@ -25,6 +25,15 @@ def check_channel(name: str, *, casefold: bool = False) -> str:
         TypeError: not a str.
         ValueError: empty, too long, with control characters, or starting with ``$``.
     """
+    if (
+        type(name) is str
+        and name.isascii()
+        and name.isprintable()
+        and 1 <= len(name) <= MAX_NAME_BYTES
+        and name[0] != "$"
+        and not casefold
+    ):
+        return name  # as almost all are: no need to look further
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"a channel name is a str, not {name!r}")
     if casefold:

@@ -9,25 +9,24 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context, copy_context
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from logging import DEBUG
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.audience import Changes
-from backchannel.change import RUNNING, Change, Frame, current
+from backchannel.calling import Caller, Work, awaiting, met_cancelled
+from backchannel.change import RUNNING, SETTLED, Change, Frame
 from backchannel.codes import fit_reason, meaning_of
 from backchannel.connection import CloseReason, Connection
 from backchannel.errors import InvalidMessage, Reject
 from backchannel.handshake import refusal
 from backchannel.inbox import Call, Rest, nothing
 from backchannel.messages import Frame as Message
-from backchannel.observe import CONNECTION, LISTENER, address, excerpt, report_slow
+from backchannel.observe import CONNECTION, LISTENER, address, excerpt
 from backchannel.sent import Sent
-from backchannel.sequence import Sequence
-from backchannel.stepping import Watched, step
-from backchannel.threads import call_in_thread
+from backchannel.stepping import step
 
 if TYPE_CHECKING:
     from backchannel.hub import HubCore
@@ -35,35 +34,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Dispatch"]
 
-Work = Coroutine[Any, Any, Any]
 _NO_REPLY: Final = (Sent, Change, Changes)
 
 
-class Dispatch(Sequence):
+class Dispatch(Caller):
     """Runs a connection's callbacks."""
 
     __slots__ = (
-        "_closed", "_coming", "_hub", "_inline", "_opened", "_to_finish", "endpoint", "entered",
-        "ws",
+        "_closed", "_coming", "_opened", "_to_finish", "entered",
     )  # fmt: skip
 
     def __init__(self, hub: HubCore, ws: Connection):
-        super().__init__(hub.runtime)
-        self.ws = ws
-        self.endpoint = ws._endpoint
+        super().__init__(hub, ws)
         self.entered = False
-        self._hub = hub
         self._opened = False
-        self._inline = False
         self._coming: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] | None = None
         self._to_finish: set[asyncio.Task[Any]] | None = None
         ws._dispatch = self
-
-    @property
-    def context(self) -> Context:
-        """The context variables of its handshake."""
-        return self.ws._context
 
     @property
     def closed(self) -> asyncio.Future[None]:
@@ -79,7 +67,7 @@ class Dispatch(Sequence):
         self._hub.dispatches.add(self)
         if self._opens_at_once():
             if rest := self.ws._context.run(step, self._open()):
-                self._work_on(Rest(functools.partial(_awaiting, rest)))
+                self._work_on(Rest(functools.partial(awaiting, rest)))
         else:
             self._work_on(Rest(self._open, nothing))
         if self._hub.is_stopping:  # since its handshake
@@ -137,6 +125,30 @@ class Dispatch(Sequence):
         self._hub.runtime.keep(closing, ws._context)
         return True
 
+    def change_now(self, name: str, *, entering: bool) -> Change | None:
+        """Let this connection enter or leave a channel where that needs no turn.
+
+        Args:
+            name: the channel.
+            entering: False leaves it.
+
+        Returns:
+            The change, mostly done; None where it has to take its turn.
+        """
+        membership, inside = self._hub.membership, self._is_inside()
+        if self.ws.reason is not None or (self._is_busy and not inside):
+            return None
+        if not membership.is_plain(self, name):
+            return None
+        do = membership.enter_now if entering else membership.leave_now
+        done = do(self, name) if inside else self.ws._context.run(do, self, name)
+        if isinstance(done, bool):
+            return SETTLED[done]
+        change = Change(self, lambda: done)
+        change.has_begun = True
+        self._queue(change, first=inside)
+        return change
+
     def take(self, change: Change, *, at_once: bool) -> None:
         """Let this connection enter or leave a channel in its turn.
 
@@ -153,19 +165,15 @@ class Dispatch(Sequence):
         idle = not nested and not self._is_busy
         if at_once and idle and self.ws._context.run(change.run_now):
             return
-        if nested:
+        self._queue(change, first=nested)
+
+    def _queue(self, change: Change, *, first: bool) -> None:
+        if first:
             self.inbox.wish(change)
         else:
             self.inbox.put(change)
         if not self._is_busy:
             self._start()
-
-    # ── the turn ──────────────────────────────────────────────────────────────────────────────
-
-    def _is_inside(self) -> bool:
-        """The code that runs now was called by one of this connection's callbacks."""
-        frame = current()
-        return self._inline or (frame is not None and frame.dispatch is self)
 
     async def settled(self) -> None:
         """Wait until no callback of this connection runs or waits."""
@@ -184,90 +192,6 @@ class Dispatch(Sequence):
         self._to_finish.add(task)
         task.add_done_callback(self._to_finish.discard)
         await asyncio.shield(task)
-
-    # ── calling ───────────────────────────────────────────────────────────────────────────────
-
-    def call_now(self, callback: Callback, *arguments: Any) -> Any:
-        """Call a plain ``def`` and time it; raises what it raises."""
-        began = perf_counter()
-        outer, self._inline = self._inline, True
-        try:
-            return callback.function(*arguments)
-        except asyncio.CancelledError as error:
-            raise _met_cancelled(callback, error) from error
-        finally:
-            self._inline = outer
-            if (took := perf_counter() - began) > self._hub.settings.slow_callback:
-                self._report_slow(callback, took)
-
-    async def call(self, callback: Callback, *arguments: Any) -> Any:
-        """Call a callback of any kind and wait for its end; raises what it raises."""
-        if callback.in_thread:
-            return await self._in_frame(call_in_thread(callback.function, *arguments), callback)
-        if callback.is_async:
-            return await self._in_frame(callback.function(*arguments), callback)
-        result = self.call_now(callback, *arguments)
-        if not inspect.iscoroutine(result):
-            return result
-        try:
-            await asyncio.sleep(0)  # from here on in a task, whatever the caller is
-        except BaseException:
-            result.close()
-            raise
-        return await self._in_frame(result, callback)
-
-    async def _in_frame(
-        self, coroutine: Work, callback: Callback, frame: Frame | None = None, waits_for: Any = None
-    ) -> Any:
-        """Await a callback's coroutine, which has taken a step already where there is a frame."""
-        outer, frame = RUNNING.get(), frame or Frame(self)
-        RUNNING.set(frame)
-        limit = self._hub.settings.slow_callback
-        report = functools.partial(self._report_slow, callback)
-        try:
-            return await Watched(coroutine, limit, report, waits_for)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            raise _met_cancelled(callback, error) from error
-        finally:
-            frame.active = False
-            RUNNING.set(outer)
-
-    async def call_safely(self, callback: Callback | None, *arguments: Any) -> Any:
-        """Call a callback; when it raises, log it, tell on_error, and return None."""
-        if callback is None:
-            return None
-        try:
-            return await self.call(callback, *arguments)
-        except Exception as error:  # noqa: BLE001 - a listener may raise anything
-            await self.failed(callback, error)
-            return None
-
-    def _report_slow(self, callback: Callback, seconds: float) -> None:
-        report_slow(callback.name, callback.where, seconds, self._hub.settings.slow_callback)
-
-    async def failed(self, callback: Callback, error: Exception) -> None:
-        """Log what a callback raised, once, and tell on_error."""
-        if rest := self._failed(callback, error):
-            await rest.begin()
-
-    def _failed(self, callback: Callback, error: Exception) -> Rest | None:
-        ws = self.ws
-        LISTENER.error(
-            "%s (%s) raised %s: %s [%r, connection %s, client %s]",
-            callback.name, callback.where, type(error).__name__, error,
-            ws._facts.path, ws.id, address(ws.client), exc_info=error,
-        )  # fmt: skip
-        on_error = self.endpoint.callbacks.on_error
-        if on_error is None or callback is on_error:
-            return None
-        return Rest(functools.partial(self._tell, on_error, error))
-
-    async def _tell(self, on_error: Callback, error: Exception) -> None:
-        if await self.call_safely(on_error, self.ws, error) is False:
-            self.end(CloseReason(1011, "listener failed", "server"))
 
     # ── messages ──────────────────────────────────────────────────────────────────────────────
 
@@ -313,7 +237,7 @@ class Dispatch(Sequence):
             answer = stop.value
             rest = None if answer is None else self._answer(callback, answer)
         except asyncio.CancelledError as error:
-            rest = self._failed(callback, _met_cancelled(callback, error))
+            rest = self._failed(callback, met_cancelled(callback, error))
         except Exception as error:  # noqa: BLE001 - a listener may raise anything
             rest = self._failed(callback, error)
         else:
@@ -470,17 +394,6 @@ class Dispatch(Sequence):
                 "on_close runs beside it",
                 self.ws,
             )
-
-
-def _met_cancelled(callback: Callback, error: BaseException) -> RuntimeError:
-    """Return the error for a callback that nobody cancelled: what it waited for was cancelled."""
-    met = RuntimeError(f"{callback.name} awaited something that was cancelled")
-    met.__cause__ = error
-    return met
-
-
-async def _awaiting(work: Awaitable[object]) -> None:
-    await work
 
 
 def _current_task() -> asyncio.Task[Any] | None:

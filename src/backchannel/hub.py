@@ -376,11 +376,14 @@ class HubCore:
     def change(self, ws: Connection, channel: str, *, entering: bool) -> Change:
         """Let a connection enter or leave a channel; see ``Connection.subscribe``."""
         name, dispatch = self.check_channel(channel), ws._dispatch
+        is_here = not self.runtime.is_elsewhere()
+        if is_here and (done := dispatch.change_now(name, entering=entering)):
+            return done
         change = Change(dispatch, functools.partial(self._apply, dispatch, name, entering))
-        if self.runtime.is_elsewhere():
-            self.runtime.loop.call_soon_threadsafe(self._take, change, dispatch, name)
-        else:
+        if is_here:
             self._take(change, dispatch, name)
+        else:
+            self.runtime.loop.call_soon_threadsafe(self._take, change, dispatch, name)
         return change
 
     def change_all(

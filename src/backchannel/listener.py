@@ -189,6 +189,7 @@ class Callbacks:
     events: Mapping[str, Callback] = field(default_factory=dict[str, Callback])
 
     membership_is_immediate: bool = field(init=False)
+    membership_is_plain: bool = field(init=False)
     opening_is_immediate: bool = field(init=False)
     messages_wait: bool = field(init=False)
 
@@ -202,7 +203,10 @@ class Callbacks:
         waits = not self.events and message is not None and not message.returns_at_once
         object.__setattr__(self, "messages_wait", waits)
         opening = (self.on_first_open, self.on_open, self.on_error)
-        object.__setattr__(self, "membership_is_immediate", _return_at_once(membership))
+        immediate = _return_at_once(membership)
+        plain = immediate and self.on_channel_open is None and self.on_channel_close is None
+        object.__setattr__(self, "membership_is_immediate", immediate)
+        object.__setattr__(self, "membership_is_plain", plain)
         object.__setattr__(self, "opening_is_immediate", _return_at_once(opening))
 
 

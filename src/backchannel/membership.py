@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+import inspect
+from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.errors import Reject
 from backchannel.handshake import refusal
 from backchannel.observe import CONNECTION
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from backchannel.channel import Channel, Channels
     from backchannel.dispatch import Dispatch
     from backchannel.fanout import Fanout
+    from backchannel.listener import Callback
     from backchannel.roster import Roster
     from backchannel.turn import Step
 
 __all__ = ["Membership"]
+
+_REFUSED: Final = Reject(403, "refused")
 
 
 class Membership:
@@ -41,6 +47,86 @@ class Membership:
         return channel is None or (
             channel.is_calm and channel.opener.callbacks.membership_is_immediate
         )
+
+    def is_plain(self, dispatch: Dispatch, name: str) -> bool:
+        """Tell whether entering or leaving means no more than to call a def of the listener."""
+        if not dispatch.endpoint.callbacks.membership_is_plain:
+            return False
+        channel = self._channels.find(name)
+        return channel is None or (channel.is_calm and channel.opener.callbacks.membership_is_plain)
+
+    def enter_now(self, dispatch: Dispatch, name: str) -> bool | Coroutine[Any, Any, bool]:
+        """Ask on_subscribe and enter, where that is plain; return whether it is in.
+
+        A coroutine that on_subscribe returned, though it is a def, is what is left to do.
+        """
+        ws = dispatch.ws
+        if name in ws._channels:
+            return True
+        channel = self._channels.hold(name, dispatch.endpoint)
+        channel.holders += 1
+        channel.is_open = True
+        callback, answer = dispatch.endpoint.callbacks.on_subscribe, None
+        if callback is not None:
+            answer = dispatch.call_def(callback, ws, name)
+            if answer is not None and inspect.iscoroutine(answer):
+                return self._enter_later(dispatch, channel, callback, answer)
+        if self._is_let_in(dispatch, name, answer):
+            return True
+        channel.holders -= 1
+        channel.is_open = channel.holders > 0
+        self._channels.drop_if_free(channel)
+        return name in ws._channels
+
+    async def _enter_later(
+        self, dispatch: Dispatch, channel: Channel, callback: Callback, asking: Any
+    ) -> bool:
+        name = channel.name
+        answer = await dispatch.call_safely_with(callback, asking)
+        if self._is_let_in(dispatch, name, answer):
+            return True
+        await self._release(dispatch, channel)
+        return name in dispatch.ws._channels
+
+    def _is_let_in(self, dispatch: Dispatch, name: str, answer: object) -> bool:
+        """Let a connection in, unless the answer refuses or it is in by another call already."""
+        ws = dispatch.ws
+        if name in ws._channels:
+            return False
+        if ws.reason is not None or refusal(answer, _REFUSED) is not None:
+            CONNECTION.debug("%s was refused %r", ws, name)
+            return False
+        self._roster.enter(ws, name)
+        self._fanout.entered(ws, name)
+        CONNECTION.debug("%s entered %r", ws, name)
+        return True
+
+    def leave_now(self, dispatch: Dispatch, name: str) -> bool | Coroutine[Any, Any, bool]:
+        """Leave and tell on_unsubscribe, where that is plain; return whether it was in."""
+        ws = dispatch.ws
+        if name not in ws._channels:
+            return False
+        self._fanout.leaving(ws, (name,))
+        self._roster.leave(ws, name)
+        CONNECTION.debug("%s left %r", ws, name)
+        callback, channel = dispatch.endpoint.callbacks.on_unsubscribe, self._channels.find(name)
+        if callback is not None:
+            answer = dispatch.call_def(callback, ws, name)
+            if answer is not None and inspect.iscoroutine(answer):
+                return self._left_later(dispatch, channel, callback, answer)
+        if channel is not None:
+            channel.holders -= 1
+            channel.is_open = channel.holders > 0
+            self._channels.drop_if_free(channel)
+        return True
+
+    async def _left_later(
+        self, dispatch: Dispatch, channel: Channel | None, callback: Callback, telling: Any
+    ) -> bool:
+        await dispatch.call_safely_with(callback, telling)
+        if channel is not None:
+            await self._release(dispatch, channel)
+        return True
 
     async def enter(self, dispatch: Dispatch, name: str) -> Reject | None:
         """Ask on_subscribe and enter; return who refused, None when it is in."""

@@ -1,0 +1,177 @@
+"""Calling a listener's callbacks: timed, nested, and what follows when one raises."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from abc import abstractmethod
+from collections.abc import Awaitable, Coroutine
+from contextvars import Context
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from backchannel.change import RUNNING, Frame, current
+from backchannel.connection import CloseReason
+from backchannel.errors import Reject
+from backchannel.inbox import Rest
+from backchannel.observe import LISTENER, address, report_slow
+from backchannel.sequence import Sequence
+from backchannel.stepping import Watched, step
+from backchannel.threads import call_in_thread
+
+if TYPE_CHECKING:
+    from backchannel.connection import Connection
+    from backchannel.hub import HubCore
+    from backchannel.listener import Callback
+
+__all__ = ["Caller", "Work", "awaiting", "met_cancelled"]
+
+Work = Coroutine[Any, Any, Any]
+
+
+class Caller(Sequence):
+    """Calls the callbacks of one connection's listener.
+
+    Attributes:
+        ws: the connection.
+        endpoint: its endpoint, with the listener.
+    """
+
+    __slots__ = ("_hub", "_inline", "endpoint", "ws")
+
+    def __init__(self, hub: HubCore, ws: Connection):
+        super().__init__(hub.runtime)
+        self.ws = ws
+        self.endpoint = ws._endpoint
+        self._hub = hub
+        self._inline = False
+
+    @property
+    def context(self) -> Context:
+        """The context variables of its handshake."""
+        return self.ws._context
+
+    @abstractmethod
+    def end(self, reason: CloseReason, *, refused: bool = False) -> bool:
+        """End the connection."""
+
+    def _is_inside(self) -> bool:
+        """The code that runs now was called by one of this connection's callbacks."""
+        frame = current()
+        return self._inline or (frame is not None and frame.dispatch is self)
+
+    def call_now(self, callback: Callback, *arguments: Any) -> Any:
+        """Call a plain ``def`` and time it; raises what it raises."""
+        began = perf_counter()
+        outer, self._inline = self._inline, True
+        try:
+            return callback.function(*arguments)
+        except asyncio.CancelledError as error:
+            raise met_cancelled(callback, error) from error
+        finally:
+            self._inline = outer
+            if (took := perf_counter() - began) > self._hub.settings.slow_callback:
+                self._report_slow(callback, took)
+
+    async def call(self, callback: Callback, *arguments: Any) -> Any:
+        """Call a callback of any kind and wait for its end; raises what it raises."""
+        if callback.in_thread:
+            return await self._in_frame(call_in_thread(callback.function, *arguments), callback)
+        if callback.is_async:
+            return await self._in_frame(callback.function(*arguments), callback)
+        result = self.call_now(callback, *arguments)
+        if not inspect.iscoroutine(result):
+            return result
+        try:
+            await asyncio.sleep(0)  # from here on in a task, whatever the caller is
+        except BaseException:
+            result.close()
+            raise
+        return await self._in_frame(result, callback)
+
+    async def _in_frame(
+        self, coroutine: Work, callback: Callback, frame: Frame | None = None, waits_for: Any = None
+    ) -> Any:
+        """Await a callback's coroutine, which has taken a step already where there is a frame."""
+        outer, frame = RUNNING.get(), frame or Frame(self)
+        RUNNING.set(frame)
+        limit = self._hub.settings.slow_callback
+        report = functools.partial(self._report_slow, callback)
+        try:
+            return await Watched(coroutine, limit, report, waits_for)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise met_cancelled(callback, error) from error
+        finally:
+            frame.active = False
+            RUNNING.set(outer)
+
+    async def call_safely(self, callback: Callback | None, *arguments: Any) -> Any:
+        """Call a callback; when it raises, log it, tell on_error, and return None."""
+        if callback is None:
+            return None
+        try:
+            return await self.call(callback, *arguments)
+        except Exception as error:  # noqa: BLE001 - a listener may raise anything
+            await self.failed(callback, error)
+            return None
+
+    def call_def(self, callback: Callback, *arguments: Any) -> Any:
+        """Call a plain ``def``; when it raises, log it, tell on_error, and return False."""
+        try:
+            return self.call_now(callback, *arguments)
+        except Reject as answer:
+            return answer
+        except Exception as error:  # noqa: BLE001 - a listener may raise anything
+            if (rest := self._failed(callback, error)) and (left := step(rest.begin())):
+                self._work_on(Rest(functools.partial(awaiting, left)))
+            return False
+
+    async def call_safely_with(self, callback: Callback, coroutine: Work) -> Any:
+        """Await what a ``def`` returned; when it raises, log it, tell on_error, return False."""
+        try:
+            return await self._in_frame(coroutine, callback)
+        except Reject as answer:
+            return answer
+        except Exception as error:  # noqa: BLE001 - a listener may raise anything
+            await self.failed(callback, error)
+            return False
+
+    def _report_slow(self, callback: Callback, seconds: float) -> None:
+        report_slow(callback.name, callback.where, seconds, self._hub.settings.slow_callback)
+
+    async def failed(self, callback: Callback, error: Exception) -> None:
+        """Log what a callback raised, once, and tell on_error."""
+        if rest := self._failed(callback, error):
+            await rest.begin()
+
+    def _failed(self, callback: Callback, error: Exception) -> Rest | None:
+        ws = self.ws
+        LISTENER.error(
+            "%s (%s) raised %s: %s [%r, connection %s, client %s]",
+            callback.name, callback.where, type(error).__name__, error,
+            ws._facts.path, ws.id, address(ws.client), exc_info=error,
+        )  # fmt: skip
+        on_error = self.endpoint.callbacks.on_error
+        if on_error is None or callback is on_error:
+            return None
+        return Rest(functools.partial(self._tell, on_error, error))
+
+    async def _tell(self, on_error: Callback, error: Exception) -> None:
+        if await self.call_safely(on_error, self.ws, error) is False:
+            self.end(CloseReason(1011, "listener failed", "server"))
+
+
+def met_cancelled(callback: Callback, error: BaseException) -> RuntimeError:
+    """Return the error for a callback that nobody cancelled: what it waited for was cancelled."""
+    met = RuntimeError(f"{callback.name} awaited something that was cancelled")
+    met.__cause__ = error
+    return met
+
+
+async def awaiting(work: Awaitable[object]) -> None:
+    """Await what is left of some work."""
+    await work
