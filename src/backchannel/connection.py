@@ -323,6 +323,8 @@ class Connection:
         frame = message if type(message) is str and message.isascii() else encode(message)
         if CONNECTION.isEnabledFor(DEBUG):
             CONNECTION.debug("%s send %s", self, excerpt(frame))
+        if self.reason is None and self._held is None:
+            return self._link.push(frame)
         return self._push(frame)
 
     def _push(self, frame: Frame, channel: str | None = None) -> bool:

@@ -73,18 +73,25 @@ class Dispatch(Caller):
         if self._hub.is_stopping:  # since its handshake
             self.end(CloseReason(1001, meaning_of(1001), "server"))
 
-    def feed(self, message: Message) -> None:
-        """Take a message from the client."""
-        if self.ws.reason is not None:
-            return
+    def feed(self, message: Message) -> bool:
+        """Take a message from the client.
+
+        Returns:
+            True when so much waits for a running callback that nothing more should be read.
+        """
+        ws = self.ws
+        if ws.reason is not None:
+            return False
         if CONNECTION.isEnabledFor(DEBUG):
-            CONNECTION.debug("%s received %s", self.ws, excerpt(message))
+            CONNECTION.debug("%s received %s", ws, excerpt(message))
         if self._is_busy:
             self.inbox.put(message)
-        elif self.endpoint.callbacks.messages_wait:
+            return self.inbox.is_full
+        if self.endpoint.callbacks.messages_wait:
             self._work_on(message)
-        elif rest := self.ws._context.run(self._handle, message):
+        elif rest := ws._context.run(self._handle, message):
             self._work_on(rest)
+        return False
 
     async def wait_for_room(self) -> None:
         """Wait while too many messages wait for a running callback: backpressure for reading."""

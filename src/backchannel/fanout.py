@@ -99,7 +99,7 @@ class Encoder:
         self._frame = frames.text_frame("")
         self._compressed: bytes | None = None
 
-    def encode(self, message: Frame, *, deflates: bool) -> bytes:
+    def encode(self, message: Frame, deflates: bool) -> bytes:
         """Return the message's frame, compressed for those who take that and where it helps."""
         if message is not self._message:
             if isinstance(message, str):
@@ -142,7 +142,7 @@ class Lane:
         """Return the messages as frames, compressed or not; each is made once."""
         made = self._frames[deflates]
         for message in self.messages[len(made) :]:
-            made.append(self._encoder.encode(message, deflates=deflates))
+            made.append(self._encoder.encode(message, deflates))
         return made
 
 

@@ -63,11 +63,6 @@ class Sequence:
             self._inbox = Inbox(self._runtime.loop)
         return self._inbox
 
-    @property
-    def is_full(self) -> bool:
-        """So many messages wait for a running callback that nothing should be read for now."""
-        return self._inbox is not None and self._inbox.is_full
-
     async def _wait_for_room(self) -> None:
         if self._inbox is not None:
             await self._inbox.wait_for_room()

@@ -49,7 +49,7 @@ class Client:
 
     def push(self, message, channel=None):
         self.fan.due(self)
-        self.pending.append(self.fan.encoder.encode(message, deflates=False))
+        self.pending.append(self.fan.encoder.encode(message, False))
         return True
 
     def take(self, frames):

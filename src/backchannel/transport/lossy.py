@@ -36,7 +36,7 @@ class LossySocket(NativeSocket):
         if self._closing:
             return False
         self._fanout.due(self)
-        self._backlog.put(self._fanout.encoder.encode(frame, deflates=self.deflates), channel)
+        self._backlog.put(self._fanout.encoder.encode(frame, self.deflates), channel)
         return True
 
     def rejoin(self) -> None:

@@ -145,7 +145,7 @@ class NativeSocket(asyncio.Protocol):
             return False
         if not self.is_due:
             self._fanout.due(self)
-        data = self._fanout.encoder.encode(frame, deflates=self.deflates)
+        data = self._fanout.encoder.encode(frame, self.deflates)
         if self._pending is None:
             self._pending = [data]
         else:
@@ -243,12 +243,13 @@ class NativeSocket(asyncio.Protocol):
         dispatch = self._dispatch
         if dispatch is None:
             return
+        is_full = False
         for event in self._reader.feed(data):
             if type(event) is str or type(event) is bytes:
-                dispatch.feed(event)
+                is_full = dispatch.feed(event)
             else:
                 self._take_control(event, dispatch)
-        if dispatch.is_full and not self._paused:
+        if is_full and not self._paused:
             self._pause(dispatch)
 
     def _take_control(self, event: frames.Event, dispatch: Dispatch) -> None:
