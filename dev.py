@@ -5,7 +5,9 @@ python3 dev.py chat     set up and run the example chat at http://localhost:8888
 python3 dev.py check    set up and run every check: format, lint, types, import ladder, tests
 python3 dev.py test …   only the tests, with pytest's arguments
 python3 dev.py fix      format, and mend what the linter can mend
-python3 dev.py run …    `backchannel run …` from this checkout
+python3 dev.py run …    `backchannel run …` from this checkout, in the folder you are in
+python3 dev.py fuzz …   fuzz the frame reader; with --runs N, --seed N, --engine random
+python3 dev.py conformance …  Autobahn|Testsuite on the native transport (12 minutes)
 python3 dev.py lock     renew requirements-dev.lock from pyproject.toml
 python3 dev.py setup    only set up
 """
@@ -23,6 +25,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 LOCK = ROOT / "requirements-dev.lock"
+FUZZER = "atheris==3.0.0"  # not in the lock: it has wheels for Linux only
 CHECKS = {
     "format": ["ruff", "format", "--check", "."],
     "lint": ["ruff", "check", "."],
@@ -37,11 +40,12 @@ def main(command: str = "help", *arguments: str) -> int:
     """Run one command; return its exit code."""
     if command == "chat":
         setup(dev=False)
-        return tool("backchannel", "run", "examples/chat.py", *arguments)
+        chat, here = ROOT / "examples/chat.py", Path.cwd()
+        return serve(str(chat.relative_to(here) if chat.is_relative_to(here) else chat), *arguments)
     if command == "run":
         setup(dev=False)
-        return tool("backchannel", "run", *arguments)
-    if command not in {"check", "test", "fix", "lock", "setup"}:
+        return serve(*arguments)
+    if command not in {"check", "conformance", "test", "fix", "fuzz", "lock", "setup"}:
         print(__doc__)
         return 0 if command == "help" else 2
     setup(dev=True)
@@ -51,6 +55,10 @@ def main(command: str = "help", *arguments: str) -> int:
         return tool("pytest", *arguments)
     if command == "fix":
         return tool("ruff", "check", "--fix", ".") | tool("ruff", "format", ".")
+    if command == "conformance":
+        return tool("python", "tests/conformance/autobahn.py", *arguments)
+    if command == "fuzz":
+        return fuzz(*arguments)
     if command == "lock":
         return lock()
     return 0
@@ -65,17 +73,21 @@ def setup(*, dev: bool) -> None:
             "Run this with a newer one, for example: python3.12 dev.py chat"
         )
     stamp = VENV / ".installed"
-    inputs = (ROOT / "pyproject.toml").read_bytes() + LOCK.read_bytes()
-    wanted = hashlib.sha256(inputs + sys.version.encode()).hexdigest()
     done = stamp.read_text().split() if stamp.exists() else []
-    if done[:1] == [wanted] and (not dev or done[1:] == ["dev"]):
+    if done[:1] == [wanted()] and (not dev or done[1:] == ["dev"]):
         return
     print("Setting up .venv (once)…", flush=True)
     pip = make_venv()
     if dev:
         run_or_exit([*pip, "install", "--quiet", "--requirement", str(LOCK)])
     run_or_exit([*pip, "install", "--quiet", "--constraint", str(LOCK), "--editable", str(ROOT)])
-    stamp.write_text(f"{wanted} {'dev' if dev else ''}")
+    stamp.write_text(f"{wanted()} {'dev' if dev else ''}")
+
+
+def wanted() -> str:
+    """Return what tells whether .venv is as pyproject.toml, the lock and this Python want it."""
+    inputs = (ROOT / "pyproject.toml").read_bytes() + LOCK.read_bytes()
+    return hashlib.sha256(inputs + sys.version.encode()).hexdigest()
 
 
 def make_venv() -> list[str]:
@@ -108,6 +120,13 @@ def check() -> int:
     return 1 if failed else 0
 
 
+def fuzz(*arguments: str) -> int:
+    """Fuzz the frame reader. Its coverage-guided engine is installed at the first use."""
+    if "random" not in arguments and tool("python", "-m", "pip", "install", "--quiet", FUZZER):
+        return 1
+    return tool("python", "tests/fuzz/fuzz_frames.py", *arguments)
+
+
 def lock() -> int:
     """Pin what pyproject.toml allows, for every supported Python and system."""
     command = "pip compile --quiet --universal --upgrade --no-header --no-annotate --extra dev"
@@ -117,16 +136,30 @@ def lock() -> int:
     )  # fmt: skip
 
 
-def tool(name: str, *arguments: str) -> int:
-    """Run a command of .venv in the checkout; return its exit code."""
-    path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])
+def serve(*arguments: str) -> int:
+    """Become `backchannel run …`, in the caller's folder; return its exit code where that can't be.
+
+    As one process, since a signal to this one has to end the server too.
+    """
+    if os.name != "nt":  # there exec makes a second process, and returns to the shell at once
+        sys.stdout.flush()
+        os.execve(BIN / "backchannel", ["backchannel", "run", *arguments], environment())  # noqa: S606
+    return tool("backchannel", "run", *arguments, folder=Path.cwd())
+
+
+def tool(name: str, *arguments: str, folder: Path = ROOT) -> int:
+    """Run a command of .venv, in the checkout unless told otherwise; return its exit code."""
     command = [str(BIN / name), *arguments]
     try:
-        return subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "PATH": path}, check=False
-        ).returncode
+        return subprocess.run(command, cwd=folder, env=environment(), check=False).returncode
     except KeyboardInterrupt:
         return 130
+
+
+def environment() -> dict[str, str]:
+    """Return this environment with the commands of .venv first on the path."""
+    path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])
+    return {**os.environ, "PATH": path}
 
 
 def run_or_exit(command: list[str]) -> None:

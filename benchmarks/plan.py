@@ -1,73 +1,175 @@
-"""What is measured: one entry for each server and for each scenario."""
+"""What is measured: one entry for each scenario. `servers/` has the paths, loadgen the loads."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Peer:
-    """A server under test. `{port}` in its command becomes the port it must listen on."""
-
-    label: str
-    command: tuple[str, ...]
+NATIVE = "backchannel-native"
+OURS = (NATIVE, "backchannel-asgi")
+LIMITS = ("limit-send", "limit-coalesce")
+FAST = ("socketify", "picows", "aiohttp", "websockets", "starlette", "ws")
+ECHOERS = (*LIMITS, *OURS, *FAST, "tomcat", "socketio-node", "python-socketio", "channels")
+EVERYONE = (*ECHOERS, "nchan")
+# Several messages in flight take the others minutes.
+QUICK = (*LIMITS, NATIVE, *FAST, "tomcat", "nchan")
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A load, as arguments of loadgen.c."""
+    """A load.
+
+    `kind` says which figures are made of it (figures.py); `load` is loadgen's arguments, `before`
+    those of runs on servers of their own, the result of which is kept under its name; `versus`
+    names the servers that the others are compared with, round by round. `rounds` and `seconds`
+    are its own where the usual ones are wrong for it.
+    """
 
     title: str
-    unit: str
-    arguments: tuple[str, ...]
-
-    @property
-    def count_key(self) -> str:
-        """Loadgen's name for the number of units in the measured time."""
-        return {"delivery": "deliveries", "message": "messages"}[self.unit]
-
-
-def uvicorn(app: str, ws: str = "websockets-sansio") -> tuple[str, ...]:
-    """One uvicorn process, its settings the same for everything that runs on it."""
-    options = (
-        f"--host 127.0.0.1 --port {{port}} --ws {ws} --ws-per-message-deflate false "
-        "--loop uvloop --no-access-log --log-level warning"
-    )
-    return (sys.executable, "-m", "uvicorn", app, *options.split())
+    kind: str
+    load: str
+    peers: tuple[str, ...]
+    versus: tuple[str, ...] = ()
+    before: tuple[tuple[str, str], ...] = ()
+    rounds: int | None = None
+    seconds: float | None = None
 
 
-def fanout(in_flight: int) -> Scenario:
+def fanout(in_flight: int, peers: tuple[str, ...], rounds: int | None = None) -> Scenario:
     """One sender, a thousand receivers."""
     plural = "message" if in_flight == 1 else "messages"
-    load = f"fanout --path /ws/fanout/bench --clients 1000 --size 64 --inflight {in_flight}"
-    title = f"Fan-out 1 → 1,000, 64 bytes, {in_flight} {plural} in flight"
-    return Scenario(title, "delivery", tuple(load.split()))
+    return Scenario(
+        f"Fan-out 1 → 1,000, 64 bytes, {in_flight} {plural} in flight",
+        "delivery",
+        f"fanout --path /ws/fanout/bench --clients 1000 --inflight {in_flight}",
+        peers,
+        ("limit-send", "socketify", "starlette"),
+        rounds=rounds,
+    )
 
 
-def echo(path: str, listener: str) -> Scenario:
+def echo(path: str, listener: str, peers: tuple[str, ...]) -> Scenario:
     """A hundred clients, each of which waits for its answer."""
-    load = f"echo --path {path} --clients 100 --size 64 --inflight 1"
-    return Scenario(f"Echo, 100 clients, 64 bytes, {listener}", "message", tuple(load.split()))
+    return Scenario(
+        f"Echo, 100 clients, 64 bytes, {listener}",
+        "message",
+        f"echo --path {path} --clients 100",
+        peers,
+        ("limit-send", "picows", "starlette"),
+    )
 
 
-# Starlette's handlers are always `async def`: both echo scenarios run the same code of it.
-BASELINE = "starlette"
-PEERS = {
-    "backchannel-native": Peer(
-        "Backchannel, native transport (uvicorn)",
-        uvicorn("backchannel_app:hub", "backchannel.transport.uvicorn:Protocol"),
-    ),
-    "backchannel-asgi": Peer(
-        "Backchannel, portable ASGI transport (uvicorn)", uvicorn("backchannel_app:hub")
-    ),
-    BASELINE: Peer("Starlette (uvicorn)", uvicorn("starlette_app:app")),
-}
-# "fanout" and "echo" on the command line stand for all whose names begin so.
+def latency(rate: int, *peers: str, idle: int = 0) -> Scenario:
+    """Deliveries by the clock, whatever the server does."""
+    beside = f", beside {idle:,} idle connections" if idle else ""
+    load = f"fanout --path /ws/fanout/bench --clients 1000 --rate {rate}"
+    if idle:
+        load += f" --browser --idle {idle} --extra-path /ws/room/{{n}} --rooms {idle // 10}"
+    title = f"Latency at {rate:,} deliveries/s, 1 → 1,000{beside}"
+    # At the lowest rate even three seconds are only 60 messages.
+    seconds = 3 if rate < 50_000 else None
+    return Scenario(title, "latency", load, peers, ("limit-send",), seconds=seconds)
+
+
+def targeted(path: str, by: str) -> Scenario:
+    """One message to one of many connections."""
+    load = f"target --path {path} --browser --ask count --clients"
+    return Scenario(
+        f"Targeted send to 1 of 15,000 connected, by {by}",
+        "target",
+        f"{load} 15000",
+        (NATIVE,),
+        before=(("few", f"{load} 15"),),
+    )
+
+
+def memberships(each: int) -> Scenario:
+    """A thousand connections in so many channels of their own each."""
+    load = f"crowd --path /ws/join/{each} --clients 1000 --timeout 60 --ask count"
+    title = f"{each * 1000:,} channels with one subscriber each, on 1,000 connections"
+    return Scenario(title, "membership", load, (NATIVE,), rounds=3)
+
+
+CROWD = "crowd --browser --path /ws/room/{n} --rooms 1500 --clients"
+HANDSHAKES = "handshakes --browser --path /ws/room/{n} --clients"
+# The part of a name before its first dash is its group: "fanout" stands for all of them.
 SCENARIOS = {
-    "fanout-1": fanout(1),
-    "fanout-16": fanout(16),
-    "fanout-64": fanout(64),
-    "echo-sync": echo("/ws/echo", "`def` listener"),
-    "echo-async": echo("/ws/echo-async", "`async def` listener"),
+    "fanout-1": fanout(1, EVERYONE, rounds=7),
+    "fanout-16": fanout(16, QUICK),
+    "fanout-64": fanout(64, QUICK),
+    "many-publishers": Scenario(
+        "64 publishers, one message in flight each, in one channel of 1,000",
+        "delivery",
+        "fanout --path /ws/fanout/bench --clients 1000 --publishers 64",
+        (*LIMITS, NATIVE, "socketify", "picows", "aiohttp", "websockets", "ws", "nchan"),
+        ("limit-send", "socketify"),
+    ),
+    "many-channels": Scenario(
+        "20 publishers in 100 channels, 1,000 clients in 10 of them each",
+        "delivery",
+        "fanout --path /ws/multi?channels={channels} --clients 1000 --publishers 20 "
+        "--channels 100 --per-client 10",
+        (*LIMITS, NATIVE, "socketify", "websockets", "ws"),
+        ("limit-send", "socketify"),
+    ),
+    "echo-sync": echo("/ws/echo", "`def` listener", ECHOERS),
+    "echo-async": echo(
+        "/ws/echo-async", "`async def` listener", ("limit-send", *OURS, "picows", "starlette")
+    ),
+    "echo-json": Scenario(
+        "JSON echo, 100 clients, 64 bytes in an object, msgspec Struct",
+        "message",
+        "echo --path /ws/json --clients 100 --dialect json",
+        (*OURS, "starlette", "starlette-msgspec", "ws"),
+        ("starlette", "starlette-msgspec", "ws"),
+    ),
+    # Each with those that may keep up.
+    "latency-20k": latency(20_000, "limit-send", NATIVE, *FAST, "nchan", "socketio-node"),
+    "latency-60k": latency(60_000, "limit-send", NATIVE, *FAST, "nchan", "socketio-node"),
+    "latency-100k": latency(
+        100_000, "limit-send", NATIVE, "socketify", "picows", "aiohttp", "websockets", "ws", "nchan"
+    ),
+    "latency-idle": latency(
+        20_000, "limit-send", NATIVE, "socketify", "picows", "websockets", "ws", idle=10_000
+    ),
+    "memory": Scenario(
+        "Idle memory of 15,000 connections",
+        "memory",
+        f"{CROWD} 15000",
+        ("limit-send", *OURS, *FAST, "socketio-node"),
+        # Fewer, since some servers end after five seconds what has not shaken hands.
+        before=(("plain", f"{CROWD} 5000 --plain"),),
+        rounds=1,
+    ),
+    "memberships-100k": memberships(100),
+    "memberships-1m": memberships(1000),
+    "memberships-pairs": Scenario(
+        "Coming into a channel and leaving it again, with `on_subscribe`",
+        "pairs",
+        "echo --path /ws/pairs --clients 10 --ask count",
+        (NATIVE,),
+    ),
+    "target-connection": targeted("/ws/to-connection", "`hub.connection(id)`"),
+    "target-user": targeted("/ws/to-user", "`hub.user(name)`"),
+    "handshake-1": Scenario(
+        "Handshakes, one after the other",
+        "handshake",
+        f"{HANDSHAKES} 1",
+        (*OURS, "starlette"),
+        ("starlette",),
+    ),
+    "handshake-50": Scenario(
+        "Handshakes, 50 at a time",
+        "handshake",
+        f"{HANDSHAKES} 50",
+        (*OURS, "starlette"),
+        ("starlette",),
+    ),
+    "storm": Scenario(
+        "10,000 handshakes as fast as they come, while 1,000 clients get 20,000 deliveries/s",
+        "storm",
+        "fanout --path /ws/fanout/bench --clients 1000 --rate 20000 --browser "
+        "--storm 10000 --extra-path /ws/room/{n} --rooms 1000",
+        (NATIVE, "starlette"),
+        ("starlette",),
+    ),
 }

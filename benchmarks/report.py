@@ -6,71 +6,70 @@ import os
 import platform
 import statistics
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from plan import BASELINE, PEERS, SCENARIOS
+import goals
+import make
+from figures import KINDS, Figure, Measured, Run, Runs, is_sustained, ratios
+from peers import PEERS
+from plan import SCENARIOS
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-Run = dict[str, Any]  # what loadgen.c prints
-Runs = dict[str, list[Run]]  # of each peer, in the order of the rounds
-Measured = dict[str, Runs]  # of each scenario
-
-PACKAGES = ("backchannel", "uvicorn", "uvloop", "starlette", "websockets")
 # Above the first and below the second, the server was waiting for the generator.
 BUSY_GENERATOR, BUSY_SERVER = 90, 95
-
-
-def rate(scenario: str, run: Run) -> float:
-    """Deliveries or messages a second."""
-    return run[SCENARIOS[scenario].count_key] / run["seconds"]
-
-
-def cost(scenario: str, run: Run) -> float:
-    """Microseconds of the server's CPU time for one delivery or message."""
-    return run["server_cpu_s"] * 1e6 / run[SCENARIOS[scenario].count_key]
+SHORT = {
+    "limit-send": "C loop", "socketify": "uWebSockets", "starlette": "Starlette",
+    "starlette-msgspec": "Starlette+msgspec", "picows": "picows", "ws": "Node ws",
+}  # fmt: skip
 
 
 def line(scenario: str, run: Run) -> str:
     """Sum one run up."""
-    unit = SCENARIOS[scenario].unit
-    return (
-        f"{rate(scenario, run):,.0f} {SCENARIOS[scenario].count_key}/s, "
-        f"{cost(scenario, run):.2f} µs CPU a {unit}, "
-        f"p50 {run['p50_us'] / 1000:.2f} ms, p99 {run['p99_us'] / 1000:.2f} ms"
-    )
+    figures = KINDS[SCENARIOS[scenario].kind]
+    return ", ".join(f"{figure.title} {figure.of(run):{figure.form}}" for figure in figures)
 
 
 def section(name: str, runs: Runs) -> str:
     """Render one scenario's heading and table."""
     scenario = SCENARIOS[name]
-    head = (
-        f"| server | {scenario.count_key}/s | vs Starlette | CPU µs a {scenario.unit} "
-        "| vs Starlette | p50 ms | p99 ms | core used: server, generator |"
-    )
+    figures = KINDS[scenario.kind]
+    head = ["server"]
+    for figure in figures:
+        head += [figure.title, *(f"÷ {SHORT[other]}" for other in compared(figure, name, runs))]
+    if has_cores(runs):
+        head.append("core used: server, generator")
     rows = [row(name, peer, runs) for peer in runs]
+    rounds = max(len(own) for own in runs.values())
+    note = f"{rounds} rounds." if rounds > 1 else "One round."
     return "\n".join(
-        [f"### {scenario.title}", "", head, "|---|---|---|---|---|---|---|---|", *rows]
+        [f"### {scenario.title}", "", note, "", cells(head), cells(["---"] * len(head)), *rows]
     )
+
+
+def cells(texts: list[str]) -> str:
+    """Render a line of a table."""
+    return f"| {' | '.join(texts)} |"
+
+
+def compared(figure: Figure, name: str, runs: Runs) -> list[str]:
+    """Return the servers that a figure is compared with."""
+    return [other for other in SCENARIOS[name].versus[: figure.compared] if other in runs]
 
 
 def row(name: str, peer: str, runs: Runs) -> str:
     """Render one server's line of a table."""
     own = runs[peer]
-    cells = [
-        PEERS[peer].label,
-        spread([rate(name, run) for run in own], ",.0f"),
-        ratio(rate, name, peer, runs),
-        spread([cost(name, run) for run in own], ".2f"),
-        ratio(cost, name, peer, runs),
-        spread([run["p50_us"] / 1000 for run in own], ".2f"),
-        spread([run["p99_us"] / 1000 for run in own], ".2f"),
-        core_use(own),
-    ]
-    return f"| {' | '.join(cells)} |"
+    late = SCENARIOS[name].kind == "latency" and not is_sustained(own)
+    texts = [PEERS[peer].label + (" (did not keep up)" if late else "")]
+    for figure in KINDS[SCENARIOS[name].kind]:
+        texts.append(spread([figure.of(run) for run in own], figure.form))
+        texts += [
+            "" if other == peer else spread(ratios(figure.of, own, runs[other]), ".2f")
+            for other in compared(figure, name, runs)
+        ]
+    if has_cores(runs):
+        texts.append(core_use(own))
+    return cells(texts)
 
 
 def spread(values: list[float], form: str) -> str:
@@ -81,12 +80,9 @@ def spread(values: list[float], form: str) -> str:
     return f"{middle} ({min(values):{form}}-{max(values):{form}})"
 
 
-def ratio(figure: Callable[[str, Run], float], name: str, peer: str, runs: Runs) -> str:
-    """Compare a figure of a peer with the baseline's of the same round."""
-    if peer == BASELINE or BASELINE not in runs:
-        return ""
-    pairs = zip(runs[peer], runs[BASELINE], strict=True)
-    return spread([figure(name, a) / figure(name, b) for a, b in pairs], ".2f")
+def has_cores(runs: Runs) -> bool:
+    """Tell whether it was measured how busy both sides were."""
+    return all("loadgen_cpu_s" in run for own in runs.values() for run in own)
 
 
 def core_use(own: list[Run]) -> str:
@@ -99,77 +95,44 @@ def core_use(own: list[Run]) -> str:
     return f"{server:.0f} %, {generator:.0f} %{mark}"
 
 
-def missing_packages() -> list[str]:
-    """Name what the servers need and this Python has not."""
-    have = {distribution.name.lower() for distribution in metadata.distributions()}
-    return [name for name in PACKAGES if name not in have]
-
-
-def about(rounds: int, seconds: int) -> dict[str, str]:
-    """Describe the machine, the versions and the effort."""
+def about() -> dict[str, str]:
+    """Describe the machine and the versions."""
     cpu = Path("/proc/cpuinfo").read_text().partition("model name")[2].splitlines()[0].strip(" :\t")
     control = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
-    versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{cpu}, {os.cpu_count()} cores",
         "kernel": f"{platform.system()} {platform.release()}, TCP {control}",
-        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
-        "effort": f"{rounds} rounds of {seconds} s, after 1 s of warm-up each",
+        "versions": make.versions(),
     }
 
 
-def page(facts: dict[str, str], measured: Measured) -> str:
+def page(facts: dict[str, str], effort: dict[str, Any], measured: Measured) -> str:
     """Render RESULTS.md."""
     sections = "\n\n".join(section(name, runs) for name, runs in measured.items())
-    peak = max(
+    busiest = max(
         100 * run["loadgen_cpu_s"] / run["seconds"]
         for runs in measured.values()
         for own in runs.values()
         for run in own
+        if "loadgen_cpu_s" in run
     )
+    lengths = sorted({each["seconds"] for each in effort.values()})
+    warm_ups = sorted({each["warm_up"] for each in effort.values()})
+    facts = facts | {
+        "effort": f"runs of {spoken(lengths)} s, after {spoken(warm_ups)} s of warm-up "
+        "(Node 1 s, Tomcat 2.5 s: they compile meanwhile)"
+    }
     listed = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    return PAGE.format(facts=listed, sections=sections, peak=peak)
+    absent = sorted({p for n in measured for p in SCENARIOS[n].peers if p not in measured[n]})
+    if absent:
+        listed += f"\n- not measured in every scenario that names them: {', '.join(absent)}"
+    return PAGE.format(facts=listed, goals=goals.table(measured), sections=sections, peak=busiest)
 
 
-PAGE = """\
-# Benchmark results
+def spoken(values: list[float]) -> str:
+    """Join numbers."""
+    return " or ".join(f"{value:g}" for value in values)
 
-Written by `python benchmarks/bench.py --write`. Run it on your machine: absolute figures differ
-from machine to machine, and on a shared one from minute to minute. The ratios hold better.
 
-{facts}
-
-## Figures
-
-Medians over the rounds, least and greatest in parentheses. "vs Starlette" compares the figure
-before it with Starlette's of the same round, then takes the median of those ratios: more is better
-for the rate, less for the CPU time, which is the one to trust when the machine was not quiet.
-
-{sections}
-
-## Method
-
-- Each run starts a fresh server, one process pinned to one core; the load generator (`loadgen.c`)
-  has another core, and they talk over TCP loopback. Servers take turns within a round (A B A B).
-- Same uvicorn settings for all that run on it: `websockets-sansio`, uvloop, no compression, no
-  access log. The code of the servers is in `servers/`.
-- **Fan-out**: 1,000 clients in one channel; one of them sends, all receive, the sender included.
-  "In flight" is how many messages are unfinished at a time; one is finished when all have it.
-  What becomes due to be sent in one read goes out in one write, so that messages in flight reach
-  the server together; a server that handles what it read in one go can gain by that, one that
-  handles each message by itself cannot.
-- **Echo**: each client sends its next message when it has its answer.
-- Every delivery is checked: content, order, nothing twice, nothing lost. One mistake fails the
-  run. Latency is from the send call to the read, for each delivery; with so many messages under
-  way it is mostly time spent in queues, and falls as the rate rises.
-- CPU µs is the server process's own CPU time (user and system, from its CPU clock at both ends of
-  the measured time), divided by deliveries. A part of the kernel's work for TCP loopback
-  is in it: there the sender also does the receiver's interrupt work.
-- **Is the load generator the bottleneck?** It used at most {peak:.0f} % of its core. For every
-  delivery its kernel reads and acknowledges a packet, which costs about what the server's write
-  costs, so a server nearly as fast as a bare C loop keeps it nearly as busy as itself. The last
-  column tells who waited for whom: at a server near 100 % the server is the limit. ⚠ marks the rows
-  where the generator was over 90 % busy and the server under 95 %; there the server may be faster
-  than the figure says. Where both are far from 100 %, something else used the machine.
-"""
+PAGE = (make.HERE / "results.template.md").read_text()

@@ -1,7 +1,9 @@
 """The smallest endpoint: what comes in goes back.
 
 Run it:  backchannel run examples/echo.py
-Try it:  new WebSocket("ws://localhost:8888/ws/echo") in a browser's console
+Try it:  open http://localhost:8888/ (its 404 will do: a page of another origin is refused), and in
+         its console: ws = new WebSocket("ws://localhost:8888/ws/echo"); ws.onmessage = console.log
+         then: ws.send("hello")
 """
 
 from __future__ import annotations

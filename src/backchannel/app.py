@@ -96,9 +96,9 @@ class Hub(HubCore):
         await super().start()
         if starts and isinstance(self._broker, MemoryBroker) and (count := count_workers()) > 1:
             self.runtime.report(
-                f"this is one of {count} worker processes, and each has its own channels and users: "
-                "a message reaches only the clients of the worker that sent it. Use one worker, or "
-                "a broker that connects them: Hub(broker=…)"
+                f"this is one of {count} worker processes, and each has its own channels and "
+                "users: a message reaches only the clients of the worker that sent it. Use one "
+                "worker, or a broker that connects them: Hub(broker=…)"
             )
 
     # ── as an ASGI app ────────────────────────────────────────────────────────────────────────

@@ -2,10 +2,11 @@
 
 A message to a whole channel is noted once, in the channel's lane. At the end of the turn the
 lane's frames are joined once, and each member is written those very bytes, with one system call
-and nothing in between. A member that gets anything else in the same turn (a whisper, a reply,
-another channel's messages) or that comes or goes in it leaves the shared lane at that moment: it
-takes what the lane had until then, and has a queue of its own for the rest of the turn. So what a
-connection receives is in the order of the calls that sent it, whatever path each took.
+and nothing in between; whoever is in several lanes gets their frames merged in the order of the
+calls. A member that gets anything else in the same turn (a whisper, a reply) or that comes or goes
+in it leaves the lanes at that moment: it takes what they had until then, and has a queue of its
+own for the rest of the turn. So what a connection receives is in the order of the calls that sent
+it, whatever path each took.
 """
 
 from __future__ import annotations
@@ -119,17 +120,19 @@ class Lane:
     """What one channel got in this turn.
 
     Attributes:
-        shared: the members that get these messages and nothing else.
+        shared: the members that get these messages, and maybe those of other lanes, but no others.
         apart: the other members; each is pushed to by itself.
         messages: what those who share are to get, in order.
+        numbers: the place of each message among all of the turn.
     """
 
-    __slots__ = ("_encoder", "_frames", "apart", "messages", "shared")
+    __slots__ = ("_encoder", "_frames", "apart", "messages", "numbers", "shared")
 
     def __init__(self, shared: dict[Connection, None], encoder: Encoder):
         self.shared = shared
         self.apart: dict[Connection, None] = {}
         self.messages: list[Frame] = []
+        self.numbers: list[int] = []
         self._encoder = encoder
         self._frames: tuple[list[bytes], list[bytes]] = ([], [])
 
@@ -146,6 +149,18 @@ class Lane:
         return made
 
 
+def _merged(lanes: list[Lane], *, deflates: bool) -> list[bytes]:
+    """Return the frames of some lanes in the order of the calls."""
+    if len(lanes) == 1:
+        return lanes[0].frames(deflates=deflates)
+    numbered = [
+        pair
+        for lane in lanes
+        for pair in zip(lane.numbers, lane.frames(deflates=deflates), strict=True)
+    ]
+    return [frame for _, frame in sorted(numbered)]
+
+
 class Fanout:
     """Collects what a turn of the event loop sends and writes it at the end.
 
@@ -156,7 +171,7 @@ class Fanout:
         schedule: calls what it is given at the end of the turn.
     """
 
-    __slots__ = ("_due", "_lanes", "_round", "_schedule", "_scheduled", "encoder")
+    __slots__ = ("_due", "_lanes", "_number", "_round", "_schedule", "_scheduled", "encoder")
 
     def __init__(
         self, encoder: Encoder, schedule: Callable[[Callable[[], None]], object] | None = None
@@ -164,6 +179,7 @@ class Fanout:
         self.encoder = encoder
         self._lanes: dict[str, Lane] = {}
         self._due: list[Flushed] = []
+        self._number = 0
         self._round: Iterator[None] | None = None
         self._schedule = schedule or _at_the_end_of_the_turn
         self._scheduled = False
@@ -195,6 +211,8 @@ class Fanout:
             if ws in lane.shared:
                 self.due(cast("Sharing", ws._link))
         if lane.shared:
+            self._number += 1
+            lane.numbers.append(self._number)
             lane.messages.append(message)
         reached = len(lane.shared)
         for ws in lane.apart:
@@ -234,23 +252,23 @@ class Fanout:
         lane = Lane(dict(members), self.encoder)
         for ws in [ws for ws in members if ws._link.apart]:
             lane.set_apart(ws)
-        if self._lanes:
-            # Whoever is in another lane too gets the messages of both in the order of the calls.
-            busy = self._lanes.keys()
-            for ws in [ws for ws in lane.shared if not busy.isdisjoint(ws._channels)]:
-                lane.set_apart(ws)
         self._lanes[channel] = lane
         if not self._scheduled:
             self._wake()
         return lane
 
     def _part(self, link: Sharing) -> None:
-        """Let a socket leave the lane that it shares, with what the lane had until now."""
+        """Let a socket leave the lanes that it shares, with what they had until now."""
         ws, lanes = link.ws, self._lanes
-        for channel in ws._channels:
-            if (lane := lanes.get(channel)) and ws in lane.shared:
-                lane.set_apart(ws)
-                link.take(lane.frames(deflates=link.deflates))
+        shared = [
+            lane
+            for channel in ws._channels
+            if (lane := lanes.get(channel)) is not None and ws in lane.shared
+        ]
+        for lane in shared:
+            lane.set_apart(ws)
+        if shared:
+            link.take(_merged(shared, deflates=link.deflates))
 
     # ── the end of the turn ───────────────────────────────────────────────────────────────────
 
@@ -294,14 +312,21 @@ def _write_all(lanes: list[Lane], due: list[Flushed]) -> Iterator[None]:
         count += 1
         if not count % _BATCH:
             yield
-    for lane in lanes:
-        joined: list[bytes | None] = [None, None]
+    # Whoever is in several lanes gets their frames in one write: which ones, the bits tell.
+    plan: dict[Connection, int] = dict.fromkeys(lanes[0].shared, 1) if lanes else {}
+    for index, lane in enumerate(lanes[1:], 1):
+        bit = 1 << index
         for ws in lane.shared:
-            link = cast("Sharing", ws._link)
-            data = joined[link.deflates]
-            if data is None:
-                data = joined[link.deflates] = b"".join(lane.frames(deflates=link.deflates))
-            link.write(data)
-            count += 1
-            if not count % _BATCH:
-                yield
+            plan[ws] = plan.get(ws, 0) | bit
+    joined: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
+    for ws, bits in plan.items():
+        link = cast("Sharing", ws._link)
+        data = joined[link.deflates].get(bits)
+        if data is None:
+            own = [lane for index, lane in enumerate(lanes) if bits >> index & 1]
+            data = b"".join(_merged(own, deflates=link.deflates))
+            joined[link.deflates][bits] = data
+        link.write(data)
+        count += 1
+        if not count % _BATCH:
+            yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -39,3 +40,15 @@ def test_the_code_of_a_document_runs(document, tmp_path, monkeypatch):
             if name.startswith("test_") and inspect.iscoroutinefunction(function):
                 asyncio.run(function())
                 delattr(module, name)
+
+
+def test_the_page_on_testing_is_a_test_file(tmp_path):
+    """pytest itself runs its blocks, set up as the page says."""
+    text = (ROOT / "docs/testing.md").read_text()
+    python = "\n\n".join(found[2] for found in BLOCK.finditer(text))
+    (tmp_path / "test_page.py").write_text(python)
+    (tmp_path / "pyproject.toml").write_text(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert f"{python.count('def test_')} passed" in run.stdout

@@ -1,0 +1,174 @@
+"""What was to be reached, and what was measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import figures
+from figures import Measured, Run
+from plan import LIMITS, NATIVE, OURS
+
+Value = Callable[[Measured], float]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure of Backchannel's native transport, and its bounds: the needed and the wished."""
+
+    title: str
+    value: Value
+    needed: float
+    wished: float | None = None
+    at_most: bool = False
+    form: str = ".2f"
+    unit: str = ""
+
+
+def own(scenario: str, of: Callable[[Run], float]) -> Value:
+    """Take the median of a figure."""
+    return lambda measured: figures.median(of, measured[scenario][NATIVE])
+
+
+def over(scenario: str, other: str, of: Callable[[Run], float] = figures.rate) -> Value:
+    """Take the median of the ratios to another server."""
+    return lambda measured: ratio(measured, scenario, other, of)
+
+
+def ratio(measured: Measured, scenario: str, other: str, of: Callable[[Run], float]) -> float:
+    """Compare round by round, then take the median."""
+    runs = measured[scenario]
+    return statistics.median(figures.ratios(of, runs[NATIVE], runs[other]))
+
+
+def over_best(scenario: str, *besides: str) -> Value:
+    """Take the ratio to the fastest of the others."""
+
+    def value(measured: Measured) -> float:
+        others = [p for p in measured[scenario] if p not in {*LIMITS, *OURS, *besides}]
+        return min(ratio(measured, scenario, other, figures.rate) for other in others)
+
+    return value
+
+
+def p99_over_best(scenario: str) -> Value:
+    """Take the ratio of the 99th percentile to the least of those that kept up."""
+
+    def value(measured: Measured) -> float:
+        runs = measured[scenario]
+        others = [
+            peer
+            for peer in runs
+            if peer not in {*LIMITS, *OURS} and figures.is_sustained(runs[peer])
+        ]
+        if not figures.is_sustained(runs[NATIVE]) or not others:
+            raise KeyError(scenario)
+        return max(ratio(measured, scenario, other, figures.p99) for other in others)
+
+    return value
+
+
+def grown(run: Run) -> float:
+    """Compare the call's time at 15,000 connected with that at 15."""
+    return figures.call_time(run) / figures.call_time(run["few"])
+
+
+def round_trip_grown(run: Run) -> float:
+    """Compare the round trip's time."""
+    return run["p50_us"] / run["few"]["p50_us"]
+
+
+LATENCIES = ("latency-20k", "latency-60k", "latency-100k", "latency-idle")
+WHERE = ("at 20,000/s", "at 60,000/s", "at 100,000/s", "at 20,000/s beside 10,000 idle")
+GOALS = [
+    Goal("Fan-out, 1 in flight, ÷ C loop", over("fanout-1", "limit-send"), 0.85, 0.95),
+    Goal("the same ÷ fastest peer", over_best("fanout-1"), 1),
+    Goal("Fan-out, 16 in flight, ÷ uWebSockets", over("fanout-16", "socketify"), 1.5, 3),
+    Goal("Fan-out, 64 in flight, ÷ uWebSockets", over("fanout-64", "socketify"), 1.5, 3),
+    Goal("64 publishers ÷ uWebSockets", over("many-publishers", "socketify"), 1, 2),
+    Goal("20 publishers in 100 channels ÷ uWebSockets", over("many-channels", "socketify"), 1, 2),
+    Goal("Echo, `def`, ÷ C loop", over("echo-sync", "limit-send"), 0.65, 0.8),
+    Goal("the same ÷ picows", over("echo-sync", "picows"), 0.9),
+    Goal("the same ÷ fastest other peer", over_best("echo-sync", "picows"), 1),
+    Goal("Echo, `async def`, ÷ C loop", over("echo-async", "limit-send"), 0.5, 0.7),
+    Goal("JSON echo ÷ Starlette", over("echo-json", "starlette"), 2),
+    Goal("the same ÷ Node `ws`", over("echo-json", "ws"), 1),
+    Goal(
+        "Idle memory a connection, over plain TCP",
+        own("memory", figures.over_plain_bytes), 3000, 2000, at_most=True, form=",.0f", unit=" B",
+    ),
+    Goal(
+        "the same, all of it",
+        own("memory", figures.connection_bytes), 3000, 2000, at_most=True, form=",.0f", unit=" B",
+    ),
+    Goal(
+        "Memory a membership, 100,000 channels",
+        own("memberships-100k", figures.membership_bytes), 500, at_most=True, form=",.0f",
+        unit=" B",
+    ),
+    Goal(
+        "Memory a membership, 1,000,000 channels",
+        own("memberships-1m", figures.membership_bytes), 500, at_most=True, form=",.0f",
+        unit=" B",
+    ),
+    Goal(
+        "Subscribe + unsubscribe pairs a second",
+        own("memberships-pairs", figures.pairs), 300_000, form=",.0f",
+    ),
+    Goal(
+        "Targeted send by connection id: call at 15,000 ÷ at 15",
+        own("target-connection", grown), 1.2, at_most=True,
+    ),
+    Goal("the same, by user", own("target-user", grown), 1.2, at_most=True),
+    Goal(
+        "its round trip, by connection id", own("target-connection", round_trip_grown), 1.2,
+        at_most=True,
+    ),
+    *(
+        Goal(f"p99 {where} ÷ best peer that keeps up", p99_over_best(name), 1, at_most=True)
+        for name, where in zip(LATENCIES, WHERE, strict=True)
+    ),
+    Goal(
+        "CPU a handshake ÷ Starlette, one at a time",
+        over("handshake-1", "starlette", figures.cost), 1.1, 1, at_most=True,
+    ),
+    Goal(
+        "the same, 50 at a time",
+        over("handshake-50", "starlette", figures.cost), 1.1, 1, at_most=True,
+    ),
+    Goal(
+        "p99 of deliveries in a storm of 10,000 handshakes",
+        own("storm", figures.p99), 50, at_most=True, form=".1f", unit=" ms",
+    ),
+]  # fmt: skip
+
+
+def table(measured: Measured) -> str:
+    """Render the goals that were measured, and say of the others that they were not."""
+    lines = ["| figure | needed | wished | measured | |", "|---|---|---|---|---|"]
+    for goal in GOALS:
+        sign = "≤" if goal.at_most else "≥"
+        needed, wished = (
+            "" if bound is None else f"{sign} {bound:{goal.form}}{goal.unit}"
+            for bound in (goal.needed, goal.wished)
+        )
+        try:
+            value = goal.value(measured)
+        except KeyError:
+            lines.append(f"| {goal.title} | {needed} | {wished} | not measured | |")
+            continue
+        shown = f"{value:{goal.form}}{goal.unit}"
+        lines.append(f"| {goal.title} | {needed} | {wished} | {shown} | {verdict(goal, value)} |")
+    return "\n".join(lines)
+
+
+def verdict(goal: Goal, value: float) -> str:
+    """Say which bound a value keeps."""
+
+    def keeps(bound: float) -> bool:
+        return value <= bound if goal.at_most else value >= bound
+
+    if goal.wished is not None and keeps(goal.wished):
+        return "beyond"
+    return "reached" if keeps(goal.needed) else "**missed**"

@@ -1,0 +1,118 @@
+"""Run a server under test on the first core, and the load generator on the second."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shlex
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import make
+from figures import Run, check
+from peers import PEERS
+from plan import SCENARIOS
+
+START_SECONDS = 30
+FILES = 20_000
+
+
+class FailedError(Exception):
+    """A run that gave no valid figures; the text is for the reader of the terminal."""
+
+
+def allow_many_files() -> None:
+    """Let this process's children have so many sockets."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    allowed = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+def one_run(name: str, peer: str, seconds: float, warm_up: float) -> Run:
+    """Put a scenario's load on a server; return what the generator counted."""
+    scenario = SCENARIOS[name]
+    steps = {key: load_on(name, peer, load, seconds, warm_up) for key, load in scenario.before}
+    run = load_on(name, peer, scenario.load, seconds, warm_up)
+    run.update(steps)
+    if wrong := check(scenario.kind, run):
+        raise FailedError(f"{peer}: {wrong}")
+    return run
+
+
+def load_on(name: str, peer: str, load: str, seconds: float, warm_up: float) -> Run:
+    """Start a server, put one load on it, stop it."""
+    log = make.BUILD / f"{name}.{peer}.log"
+    with serving(peer, log) as (pid, port):
+        about = PEERS[peer]
+        arguments = [about.paths.get(part, part) for part in shlex.split(load)]
+        if about.dialect != "raw":
+            arguments += ["--dialect", about.dialect]
+        warm_up = max(warm_up, about.warm_up)
+        arguments += ["--seconds", str(seconds), "--warmup", str(warm_up)]
+        arguments += ["--port", str(port), "--server-pid", str(pid)]
+        generator = start([str(make.LOADGEN), *arguments], 1, stdout=subprocess.PIPE)
+        with generator:
+            try:
+                output, complaint = generator.communicate()
+            except BaseException:
+                generator.kill()
+                raise
+    if generator.returncode:
+        raise FailedError(f"{peer}: {complaint.strip()}\n{output.strip()}\n{tail(log)}")
+    run: Run = json.loads(output)
+    return run
+
+
+def tail(log: Path) -> str:
+    """Return the end of what a server printed."""
+    text = log.read_text(errors="replace").strip()
+    return f"The server's last words:\n{text[-2000:]}" if text else "The server printed nothing."
+
+
+@contextlib.contextmanager
+def serving(peer: str, log: Path) -> Iterator[tuple[int, int]]:
+    """Run a peer's server; give its process id and port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [part.format(port=port) for part in PEERS[peer].command]
+    with log.open("w") as out:
+        server = start(command, 0, stdout=out)
+    with server:
+        try:
+            wait_for(server, port, log)
+            yield server.pid, port
+        finally:
+            server.kill()  # what it would do at its end is not measured
+
+
+def start(command: list[str], core: int, stdout: object) -> subprocess.Popen[str]:
+    """Start a process on a core of its own, where there are two; its threads stay there too."""
+    cores = os.sched_getaffinity(0)
+    if len(cores) > 1:
+        os.sched_setaffinity(0, {sorted(cores)[core]})
+    try:
+        return subprocess.Popen(
+            command, cwd=make.SERVERS, text=True, stdout=stdout,
+            stderr=subprocess.PIPE if stdout == subprocess.PIPE else subprocess.STDOUT,
+        )  # fmt: skip
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def wait_for(server: subprocess.Popen[str], port: int, log: Path) -> None:
+    """Return when the port answers."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise FailedError(f"{log.stem}: the server did not start:\n{tail(log)}")
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        time.sleep(0.02)
+    raise FailedError(f"{log.stem}: the server did not answer within {START_SECONDS} s")

@@ -1,0 +1,27 @@
+// The peer: Socket.IO on Node.
+//
+// Best configuration: WebSocket only, with ws's native addons, no compression.
+'use strict';
+const { Server } = require(`${process.argv[3]}/socket.io`);
+const http = require('node:http');
+
+const server = http.createServer();
+const io = new Server(server, {
+  transports: ['websocket'], perMessageDeflate: false, httpCompression: false, serveClient: false,
+});
+
+io.on('connection', (socket) => {
+  const path = socket.handshake.query.path;
+  if (path.startsWith('/ws/fanout/')) {
+    socket.join(path);
+    socket.on('m', (message) => io.to(path).emit('m', message));
+    return;
+  }
+  if (path.startsWith('/ws/room/')) {
+    socket.join(path);
+    socket.data.user = /(?:^|; )user=([^;]*)/.exec(socket.handshake.headers.cookie)[1];
+  }
+  socket.on('m', (message) => socket.emit('m', message));
+});
+
+server.listen({ host: '127.0.0.1', port: Number(process.argv[2]), backlog: 4096 });

@@ -1,0 +1,64 @@
+"""The reference page has what there is, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import backchannel
+from backchannel import Audience, Connection, Hub, Request, Sent
+from backchannel.hub import Health
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs/reference.md").read_text()
+# What the package's own parts need of each other.
+INTERNAL = {
+    Hub: {"change", "change_all", "check_channel", "grace", "info", "publish"},
+    Audience: {"belongs_to", "target"},
+}
+SECTIONS = {
+    "Hub": Hub,
+    "ws: Connection": Connection,
+    "request: Request": Request,
+    "Audience": Audience,
+}
+
+
+def rows(section):
+    """Return the first column of a section's tables."""
+    text = PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^\| (`.+?) \|", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_public_member_has_its_line_and_every_line_its_member(section):
+    kind = SECTIONS[section]
+    named = [
+        re.match(r"(?:await )?(\w+)", code)[1]
+        for row in rows(section)
+        for code in re.findall("`(.+?)`", row)
+    ]
+    there = {name for name in dir(kind) if not name.startswith("_")} - INTERNAL.get(kind, set())
+    assert sorted(named) == sorted(there)
+
+
+def test_every_name_that_the_package_exports_is_there():
+    for name in backchannel.__all__:
+        assert re.search(rf"\b{name}\b", PAGE), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        (Health, "health"),
+        (Sent, "Sent"),
+        (backchannel.Info, "Info"),
+        (backchannel.CloseReason, "CloseReason"),
+    ],
+)
+def test_the_fields_of_a_small_class_stand_in_its_line(kind, word):
+    line = re.search(rf"^\| `{word}` .*$", PAGE, re.MULTILINE)[0]
+    for name in dir(kind):
+        if not name.startswith("_"):
+            assert re.search(rf"`\.?{name}\b", line), name
