@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from backchannel.connection import ABSENT
@@ -99,6 +100,9 @@ def _admits(pattern: str, origin: str) -> bool:
     return wanted is not None and wanted == _host_port(origin_netloc, scheme)
 
 
+_NO_LIMIT: Final = contextlib.nullcontext()
+
+
 async def shake_hands(
     request: Request, callbacks: Callbacks, settings: Settings, *, user: object = ABSENT
 ) -> Reject | None:
@@ -116,14 +120,17 @@ async def shake_hands(
     """
     if refused := check_origin(request, settings):
         return refused
-    limit = asyncio.timeout(settings.handshake_timeout)
+    limit: contextlib.AbstractAsyncContextManager[object] = _NO_LIMIT
+    if callbacks.on_handshake or settings.authenticate:
+        limit = asyncio.timeout(settings.handshake_timeout)
     try:
         async with limit:
             refused = await _identify(request, settings, user)
             if refused is None and callbacks.on_handshake:
                 refused = await _ask(callbacks.on_handshake, settings, request)
     except Exception as error:  # noqa: BLE001 - the application may raise anything
-        if isinstance(error, TimeoutError) and limit.expired():
+        late = isinstance(limit, asyncio.Timeout) and limit.expired()
+        if isinstance(error, TimeoutError) and late:
             why = f"took longer than handshake_timeout={settings.handshake_timeout:g} s"
             return await _report(request, callbacks, error, 503, why, settings)
         return await _report(request, callbacks, error, 500, "raised", settings)

@@ -32,11 +32,12 @@ PATIENCE = 15.0
 """Seconds a test waits for what should come at once."""
 
 NATIVE = "--ws backchannel.transport.uvicorn:Protocol"
+PATIENT = "--http backchannel.transport.uvicorn:HttpProtocol"
 COMMANDS = {
     "uvicorn-asyncio": "uvicorn served:app --port {port} --ws websockets-sansio --loop asyncio",
     "uvicorn-uvloop": "uvicorn served:app --port {port} --ws websockets-sansio --loop uvloop",
     "native-asyncio": f"uvicorn served:app --port {{port}} {NATIVE} --loop asyncio",
-    "native-uvloop": f"uvicorn served:app --port {{port}} {NATIVE} --loop uvloop",
+    "native-uvloop": f"uvicorn served:app --port {{port}} {NATIVE} {PATIENT} --loop uvloop",
     "hypercorn": "hypercorn served:app --bind 127.0.0.1:{port}",
     "granian": "granian --interface asgi served:app --port {port}",
 }

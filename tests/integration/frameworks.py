@@ -37,7 +37,7 @@ def make_hub(**settings: Any) -> Hub:
     @hub.endpoint("/ws/where/{channel}", channel="where:{channel}")
     class Where(Listener):
         def on_open(self, ws: Connection) -> None:
-            ws.send({"channel": ws.channel, "path": ws._request.path, "app": type(ws.app).__name__})
+            ws.send({"channel": ws.channel, "path": ws._facts.path, "app": type(ws.app).__name__})
 
         def on_message(self, ws: Connection, message: str) -> None:
             ws.broadcast(message)

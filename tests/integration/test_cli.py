@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
 import socket
 import time
 from contextlib import AsyncExitStack
+from urllib.parse import unquote
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -122,6 +124,24 @@ def refused(folder, process):
     return start
 
 
+@pytest.fixture
+def mistaken(folder, refused):
+    """Return what `backchannel run` says of a file that can't be imported: a screenful at most, and
+    no line of ours or Python's."""
+
+    def start(content, lines=8):
+        (folder / "broken.py").write_text(content)
+        said = refused("broken.py", "--port", "0")
+        assert len(said.splitlines()) <= lines, said
+        files = re.findall(r'File "(.+?)"', said)
+        assert files, said
+        assert not [f for f in files if "site-packages" in f or "backchannel/" in f], said
+        assert "importlib" not in said
+        return said
+
+    return start
+
+
 async def close_of(client):
     try:
         while True:
@@ -182,6 +202,51 @@ def test_several_hubs(refused, folder):
     assert "several.py has no 'c'; its hubs are a, b" in said
 
 
+SEVERAL = """
+from backchannel import Hub
+hub, other, empty = Hub(), Hub(), Hub()
+also_other = other
+hub.add("/ws/hub", lambda ws, message: "hub")
+other.add("/ws/other", lambda ws, message: "other")
+other.add("/ws/more/{x}", lambda ws, message: "other")
+"""
+
+APP = """
+from backchannel import Hub
+hub = Hub()
+hub.add("/ws/echo", lambda ws, message: message)
+class Framework:
+    async def __call__(self, scope, receive, send):
+        await hub(scope, receive, send)
+site = Framework()
+live = hub.wrap(site)
+async def helper(scope): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "said", "not_said"),
+    [
+        ("several.py",
+         ["Not served: several.py:other (/ws/other, /ws/more/{x}), several.py:empty",
+          "backchannel run several.py:other"],
+         ["also_other", "no endpoint"]),
+        ("several.py:other", ["Not served: several.py:hub (/ws/hub), several.py:empty"], []),
+        ("several.py:empty", ["no endpoint", '@hub.endpoint("/ws/echo")', "Not served: "], []),
+        ("live.py", ["Not served: live.py:site, live.py:live", "backchannel run live.py:site"], []),
+        ("live.py:live", [], ["Not served", "no endpoint"]),
+        ("chat.py", [], ["Not served", "no endpoint"]),
+    ],
+)  # fmt: skip
+async def test_what_of_a_file_is_not_served_is_said(run, folder, target, said, not_said):
+    (folder / "several.py").write_text(SEVERAL)
+    (folder / "live.py").write_text(APP)
+    printed = run(target).printed()
+    assert f"serves {target}" in printed
+    assert [words for words in said if words not in printed] == []
+    assert [words for words in not_said if words in printed] == []
+
+
 def test_no_such_file(refused):
     assert "there is no file chat; did you mean chat.py?" in refused("chat")
     assert "there is no file nowhere.py" in refused("nowhere.py")
@@ -209,11 +274,64 @@ def test_port_in_use(refused):
         ),
     ],
 )
-def test_mistakes_in_the_users_file(refused, folder, content, message, line):
-    (folder / "broken.py").write_text(content)
-    said = refused("broken.py", "--port", "0")
+def test_mistakes_in_the_users_file(mistaken, content, message, line):
+    said = mistaken(content)
     assert message in said
     assert re.search(rf'broken\.py", line {line}\b', said)
+
+
+CLASH = """
+from backchannel import Hub, Listener
+
+hub = Hub()
+
+def define():
+    @hub.endpoint("/ws/chat")
+    class Chat(Listener):
+        %s
+
+define()
+"""
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("def on_connect(self, ws): ...", "Chat.on_connect (broken.py:9) is no callback; did you"),
+        ("def on_open(self): ...", "Chat.on_open (broken.py:9) must take (ws), but takes ()"),
+        ("def on_message(self, ws, m: 'Nope'): ...", "name 'Nope' is not defined"),
+    ],
+)
+def test_a_definition_error_is_its_message_and_where_the_user_wrote_it(mistaken, written, message):
+    said = mistaken(CLASH % written)
+    assert said.startswith("Error: ")
+    assert message in said.splitlines()[0]
+    assert re.search(r'broken\.py", line 7, in define\n', said)
+    assert re.search(r'broken\.py", line 11, in <module>\n', said)
+    assert "Traceback" not in said
+
+
+def test_a_mistake_in_a_module_of_the_users_shows_the_way_there(mistaken, folder):
+    (folder / "rooms.py").write_text("def f():\n    return 1 / 0\n\n\nx = f()\n")
+    said = mistaken("import rooms\n", lines=12)
+    for place in ['broken.py", line 1', 'rooms.py", line 5', 'rooms.py", line 2']:
+        assert place in said
+    assert "ZeroDivisionError: division by zero" in said
+
+
+def test_the_cause_of_a_users_error_is_shown(mistaken):
+    cause = (
+        "try:\n    {}['key']\nexcept KeyError as error:\n    raise ValueError('bad') from error\n"
+    )
+    said = mistaken(cause, lines=14)
+    assert "KeyError: 'key'" in said
+    assert "ValueError: bad" in said
+
+
+@pytest.mark.parametrize("written", ["hub = Hub(debgu=True)", "hub.page('/', 'nowhere.html')"])
+def test_a_wrong_call_of_the_hub_is_a_definition_error_too(mistaken, written):
+    said = mistaken(f"from backchannel import Hub\nhub = Hub()\n{written}\n")
+    assert re.search(r'^Error: .+\n +File ".*broken\.py", line 3', said)
 
 
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["--version"]])
@@ -245,16 +363,52 @@ async def a_life(server):
 async def test_log_file_and_one_line_for_each_event(run, folder):
     server = run("chat.py", "--log-level", "debug", "--log-file", "log.txt")
     await a_life(server)
+    ws = r"<Connection \S+ '/ws/chat/cars'"
     for log in (server.printed(), (folder / "log.txt").read_text()):
         lines = [line for line in log.splitlines() if " backchannel." in line]
         for event in [
-            r"<Connection \S+ /ws/chat/\{channel\}> open, client \('127\.0\.0\.1', \d+\)",
-            r"> received 'the contents'",
-            r"publish to channel cars 'the contents'",
-            r"> entered cars",
-            r"ended=4321> ended by the client: 4321 bye",
+            rf"{ws}> open, client 127\.0\.0\.1:\d+$",
+            rf"{ws}> received 'the contents'$",
+            r"publish to channel 'cars': 'the contents'$",
+            rf"{ws}> entered 'cars'$",
+            rf"{ws} ended=4321> ended by the client: 4321 'bye'$",
         ]:
             assert len([line for line in lines if re.search(event, line)]) == 1, (event, lines)
+
+
+FORGED = "%0a2030-01-01%2000:00:00%20ERROR%20backchannel.hub:%20forged"
+
+
+async def test_no_client_can_forge_a_line(run, folder):
+    (folder / "log.py").write_text(
+        "from backchannel import Hub\nhub = Hub()\n"
+        "@hub.endpoint('/ws/{x}')\ndef echo(ws, message: dict): ws.close(4100, message['text'])\n"
+    )
+    server = run("log.py", "--log-level", "debug")
+    forged = unquote(FORGED)
+    for path, headers in [
+        (f"/ws/x{FORGED}", {"Origin": "http://evil.example"}),
+        (f"/nowhere{FORGED}", {}),
+    ]:
+        with pytest.raises(InvalidStatus):
+            await server.connect(path, additional_headers=headers).__aenter__()
+    async with server.connect(f"/ws/x{FORGED}") as client:
+        await client.send(json.dumps({"text": forged, forged: 1}))
+        assert await close_of(client) == 4100
+    async with server.connect("/ws/x") as client:
+        await client.send(json.dumps([forged]))
+        await client.close(4100, forged)
+    server.process.wait_for_output("ended by the client: 4100 ")
+    printed = server.printed()
+    assert printed.count("forged") >= 7
+    assert not [line for line in printed.splitlines() if line.startswith("2030")]
+
+
+async def test_a_close_without_a_reason_leaves_nothing_at_the_end_of_its_line(run):
+    server = run("chat.py")
+    async with server.connect("/ws/echo") as client:
+        await client.close(1000)
+    server.process.wait_for_output(r"ended by the client: 1000\n")
 
 
 @pytest.mark.parametrize("level", ["info", "warning"])
@@ -263,7 +417,7 @@ async def test_contents_are_not_logged_above_debug(run, folder, level):
     await a_life(server)
     for log in (server.printed(), (folder / "log.txt").read_text()):
         assert "the contents" not in log
-        assert ("ended by the client: 4321 bye" in log) == (level == "info")
+        assert ("ended by the client: 4321 'bye'" in log) == (level == "info")
 
 
 def test_log_file_that_can_not_be_written(refused):
@@ -306,7 +460,9 @@ async def test_debug_forbids_blocking_calls_in_callbacks(run, folder):
                 await client.send("end of round")
                 assert await client.recv() == "went through", how  # the second one's answer
                 told = server.printed()[mark:]
-                assert re.search(r"raised BlockingError: Blocking call to ", told), (kind, how)
+                said = re.search(r"raised BlockingError: Blocking call to (.+) \[", told)
+                assert said, (kind, how)
+                assert "put @threaded on a plain def, or await an async library" in said[1]
                 assert re.search(r'blocking\.py", line \d+, in block', told), (kind, how)
     async with server.connect("/ws/threaded") as client:
         for how in BLOCKS:
@@ -409,7 +565,11 @@ async def test_reload_serves_the_new_behaviour(run, folder):
 async def test_reload_survives_a_mistake_in_the_file(run, folder):
     server = run("chat.py", "--reload")
     (folder / "chat.py").write_text("def broken(:\n")
-    server.process.wait_for_output("SyntaxError: ")
+    said = server.process.wait_for_output(r"(?s)SyntaxError: .*?\n").string
+    assert "Traceback" not in said
+    (folder / "chat.py").write_text("x = 1\n")
+    said = server.process.wait_for_output("chat.py has no hub named 'hub'").string
+    assert "Traceback" not in said
     mark = len(server.printed())
     (folder / "chat.py").write_text(CHAT)
     server.process.wait_for_output(rf"(?s)\A.{{{mark}}}.*Ctrl-C to stop")

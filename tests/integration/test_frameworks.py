@@ -10,15 +10,27 @@ import signal
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-UVICORN = "uvicorn frameworks:{app} --port {{port}} --ws websockets-sansio"
+from backchannel.cli.doctor import diagnose
+
+UVICORN = {
+    "portable": "uvicorn frameworks:{app} --port {{port}} --ws websockets-sansio",
+    "native": "uvicorn frameworks:{app} --port {{port}} "
+    "--ws backchannel.transport.uvicorn:Protocol "
+    "--http backchannel.transport.uvicorn:HttpProtocol",
+}
+
+
+@pytest.fixture(params=UVICORN)
+def transport(request):
+    return request.param
 
 
 @pytest.fixture
-def serving(start_once):
+def serving(start_once, transport):
     """Return the server of an app, started once: ``serving("fastapi")``."""
 
     def find(app, options=""):
-        return start_once(f"uvicorn-{app}", UVICORN.format(app=app) + options)
+        return start_once(f"{transport}-{app}", UVICORN[transport].format(app=app) + options)
 
     return find
 
@@ -61,14 +73,22 @@ async def test_endpoints_below_the_mount(mounted):
     assert caught.value.response.status_code in {403, 404, 500}
 
 
-async def test_near_misses_are_named_as_the_hub_has_them(serving):
-    server = serving("fastapi")
+@pytest.mark.parametrize("app", sorted(set(MOUNTS) - {"with_lifespan", "no_lifespan"}))
+async def test_near_misses_are_named_with_the_mount(serving, app):
+    server, mount = serving(app), MOUNTS[app]
     with pytest.raises(InvalidStatus) as caught:
-        await talk(server, "/live/ws/eccho", "a")
+        await talk(server, f"{mount}/ws/eccho", "a")
     assert caught.value.response.status_code == 404
-    text = caught.value.response.body.decode()
-    assert "Nothing is served at /ws/eccho." in text
-    assert "/ws/echo" in text.partition("nearest")[2]
+    seen = [caught.value.response.body.decode(), (await server.get(f"{mount}/ws/eccho")).text]
+    for text in seen:
+        assert f"Nothing is served at {mount}/ws/eccho." in text
+        assert f" {mount}/ws/echo" in text.partition("nearest")[2]
+
+
+async def test_the_doctor_says_of_a_frameworks_bare_403_that_there_is_no_route(serving):
+    diagnosis = await diagnose(f"ws://127.0.0.1:{serving('fastapi').port}/ws/nothing/here")
+    assert "without a word" in diagnosis.title
+    assert "Compare /ws/nothing/here with the application's routes" in diagnosis.advice[0]
 
 
 async def test_page_below_the_mount(mounted):
@@ -79,7 +99,9 @@ async def test_page_below_the_mount(mounted):
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
         assert "A page of the hub" in answer.text
     assert (await server.request("HEAD", f"{mount}/")).text == ""
-    assert (await server.get(f"{mount}/ws/echo")).status_code == 426
+    answer = await server.get(f"{mount}/ws/echo")
+    assert answer.status_code == 426
+    assert answer.text.startswith(f"{mount}/ws/echo speaks WebSocket")
 
 
 @pytest.mark.parametrize("app", sorted(set(MOUNTS) - {"bare", "without_lifespan"}))
@@ -108,6 +130,10 @@ async def test_behind_uvicorns_root_path(serving, app, path):
     assert json.loads(told)["path"] == "/ws/where/x"
     page = path.replace("ws/where/x", "")
     assert "A page of the hub" in (await server.get(page)).text
+    missing = (await server.get(path.replace("where/x", "eccho"))).text
+    prefix = "/behind" + path.removesuffix("/ws/where/x")
+    assert f"Nothing is served at {prefix}/ws/eccho." in missing
+    assert f" {prefix}/ws/echo" in missing.partition("nearest")[2]
 
 
 @pytest.mark.parametrize("path", ["/ws/where/x", "/behind/ws/where/x"])
@@ -181,8 +207,8 @@ async def test_serve_inside_litestar(serving):
     "app",
     ["fastapi", "without_lifespan", "starlette_root", "litestar", "with_lifespan", "no_lifespan"],
 )
-async def test_stop_ends_every_connection(start, app):
-    server = start(f"uvicorn-{app}-stops", UVICORN.format(app=app))
+async def test_stop_ends_every_connection(start, transport, app):
+    server = start(f"{transport}-{app}-stops", UVICORN[transport].format(app=app))
     path = MOUNTS[app] + "/ws/where/x"
     async with server.connect(path) as client:
         await client.recv()
@@ -198,7 +224,7 @@ async def test_stop_ends_every_connection(start, app):
 
 
 async def test_wrapped_apps_lifespan_runs_around_and_its_state_reaches_it(start):
-    server = start("uvicorn-lifespan", UVICORN.format(app="with_lifespan"))
+    server = start("uvicorn-lifespan", UVICORN["native"].format(app="with_lifespan"))
     assert server.printed().count("SAID inner started") == 1
     assert (await server.get("/state")).text == "from the lifespan"
     assert "SAID inner stopped" not in server.printed()

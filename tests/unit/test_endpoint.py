@@ -297,5 +297,7 @@ def test_no_channel_can_be_entered_past_a_guard_by_either_of_two_doors(first, se
 
 
 def test_a_way_to_deal_with_slow_clients_that_is_none():
-    with pytest.raises(ValueError, match="'close', 'drop_oldest', 'drop_newest', 'latest', not 'x'"):
+    with pytest.raises(
+        ValueError, match="'close', 'drop_oldest', 'drop_newest', 'latest', not 'x'"
+    ):
         made("/ws", slow_client="x")

@@ -1,0 +1,103 @@
+"""dev.py as people call it: what README says to type, from any folder, and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import re
+import shlex
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SERVED = re.findall(r"python3 (dev\.py (?:chat|run)[^\n`]*)", (ROOT / "README.md").read_text())
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Return a checkout whose .venv is the environment of these tests: nothing is installed."""
+    folder = tmp_path / "checkout"
+    (folder / ".venv").mkdir(parents=True)
+    (folder / ".venv/bin").symlink_to(Path(sys.executable).parent)
+    (folder / "examples").symlink_to(ROOT / "examples")
+    for name in ("dev.py", "pyproject.toml", "requirements-dev.lock"):
+        shutil.copy(ROOT / name, folder)
+    spec = importlib.util.spec_from_file_location("dev", folder / "dev.py")
+    dev = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(dev)
+    (folder / ".venv/.installed").write_text(dev.wanted())
+    return folder
+
+
+@pytest.fixture
+def serve(process, make_server):
+    """Start dev.py on a free port, from any folder; wait until it says that it serves."""
+
+    def start(*arguments, cwd):
+        started = process(*arguments, "--port", "0", cwd=cwd)
+        port = started.wait_for_output(r"(?:http|ws)://localhost:(\d+)")[1]
+        started.wait_for_output("Ctrl-C to stop")
+        return make_server("uvicorn-dev", started, int(port))
+
+    return start
+
+
+async def assert_echoes(server):
+    async with server.connect("/ws/echo") as client:
+        await client.send("hello")
+        assert await client.recv() == "hello"
+
+
+@pytest.mark.parametrize("command", SERVED)
+async def test_what_readme_says_to_type_serves(serve, checkout, command):
+    server = serve(*shlex.split(command), cwd=checkout)
+    if "echo" in command:
+        assert "serves examples/echo.py:hub" in server.printed()
+        await assert_echoes(server)
+    else:
+        page = "/channels" if "fastapi" in command else "/"
+        assert (await server.get(page)).status_code == 200
+
+
+def test_readme_says_how_to_serve_the_chat_and_the_examples():
+    assert len(SERVED) == 3
+    for words in ("dev.py chat", "run examples/echo.py", "run examples/fastapi_app.py:app"):
+        assert any(words in command for command in SERVED), words
+
+
+async def test_a_file_is_looked_for_where_dev_py_is_called(serve, checkout, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    shutil.copy(ROOT / "examples/echo.py", mine / "own.py")
+    server = serve(checkout / "dev.py", "run", "own.py", cwd=mine)
+    assert "serves own.py:hub" in server.printed()
+    await assert_echoes(server)
+
+
+async def test_the_chat_is_found_from_anywhere(serve, checkout, tmp_path):
+    server = serve(checkout / "dev.py", "chat", cwd=tmp_path)
+    assert "<title>" in (await server.get("/")).text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("command", [["chat"], ["run", "examples/echo.py"]])
+async def test_a_signal_ends_the_server_too(serve, checkout, command, number):
+    server = serve("dev.py", *command, cwd=checkout)
+    server.process.signal(number)
+    await asyncio.to_thread(server.process.wait)
+    with (
+        pytest.raises(ConnectionRefusedError),
+        socket.create_connection(("127.0.0.1", server.port)),
+    ):
+        pass
+
+
+async def test_the_exit_code_is_that_of_the_command(process, checkout):
+    started = process("dev.py", "run", "nowhere.py", cwd=checkout)
+    assert await asyncio.to_thread(started.wait) == 1
+    assert "there is no file nowhere.py" in started.output()
