@@ -582,18 +582,27 @@ async def test_failing_callback_is_logged_once_and_the_connection_is_kept(server
         server.process.wait_for_output(f"connection {re.escape(ana.id)}, client .*{port}")
     (line,) = [line for line in server.printed().splitlines() if "Chat.fail" in line]
     assert re.search(r"Chat\.fail \(served\.py:\d+\) raised RuntimeError: failed on purpose", line)
-    assert f"/ws/chat/{{channel}}, connection {ana.id}" in line
+    assert f"'/ws/chat/failing', connection {ana.id}" in line
     assert host in line
 
 
 @pytest.mark.parametrize("message", ["x" * (MIB + 1), b"y" * (MIB + 1), "ü" * (MIB // 2 + 1)])
 async def test_oversized_message(server, peer, message):
-    async with peer("/ws/chat/big") as ana:
+    async with peer("/ws/chat/big", compression=None) as ana:
         await ana.socket.send(message)
         code, reason = await ana.ended()
         assert code == 1009
         size = len(message.encode() if isinstance(message, str) else message)
         assert reason == f"message of {size} bytes is over the limit of {MIB}"
+        assert blame(await server.told_of(ana.tag, "on_close")) == "1009 by server"
+
+
+async def test_a_small_message_that_inflates_over_the_limit(server, peer):
+    async with peer("/ws/chat/bomb", compression="deflate") as ana:
+        await ana.socket.send("x" * (MIB + 1))
+        code, reason = await ana.ended()
+        assert code == 1009
+        assert f"over the limit of {MIB}" in reason
         assert blame(await server.told_of(ana.tag, "on_close")) == "1009 by server"
 
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Final, cast
 
 from uvicorn import Config
@@ -139,17 +139,31 @@ def rehearse(websocket: type[Any], http: Callable[..., Any]) -> None:
     Raises:
         Exception: of any kind, and about anything: uvicorn is not as we use it.
     """
-    stage = _Rehearsal(websocket, http)
+    with _silence("uvicorn.error", "uvicorn.asgi"):
+        stage = _Rehearsal(websocket, http)
+        try:
+            _take_over(stage)
+            _wait_for_a_request(stage)
+        finally:
+            stage.end()
+
+
+@contextlib.contextmanager
+def _silence(*names: str) -> Generator[None]:
+    """Keep uvicorn from telling of clients that there are none of."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
-        _take_over(stage)
-        _wait_for_a_request(stage)
+        yield
     finally:
-        stage.end()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _take_over(stage: _Rehearsal) -> None:
     socket = stage.connect(_UPGRADE)
-    socket.protocol.logger = logging.Logger("rehearsal", logging.CRITICAL + 1)  # noqa: LOG001 - nobody else's
     stage.send(socket, b"early")
     (task,) = stage.loop.tasks
     try:

@@ -32,8 +32,8 @@ def _choose() -> tuple[Any, Any, Any, bool]:
         from backchannel.transport.uvicorn_http import PatientH11, PatientHttp  # noqa: PLC0415
         from backchannel.transport.uvicorn_ws import NativeProtocol  # noqa: PLC0415
 
-        for http in dict.fromkeys((PatientHttp, PatientH11)):
-            rehearse(NativeProtocol, http)
+        rehearse(NativeProtocol, PatientHttp)
+        rehearse(NativeProtocol, PatientH11)
     except Exception as error:  # noqa: BLE001 - whatever another uvicorn does otherwise
         HUB.warning(
             "uvicorn %s is not as the native transport needs it (%s: %s), so the portable one "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from backchannel.transport.rehearsal import rehearse
@@ -14,9 +16,13 @@ def http(request):
     return request.param
 
 
-def test_it_goes_well_with_this_uvicorn(http, caplog):
+def test_it_goes_well_with_this_uvicorn_and_nobody_is_told(http, caplog):
+    caplog.set_level(1)
+    for name in ("uvicorn.error", "uvicorn.asgi"):
+        caplog.set_level(1, name)
     rehearse(NativeProtocol, http)
     assert caplog.records == []
+    assert logging.getLogger("uvicorn.error").level == 1
 
 
 def test_it_goes_well_on_a_machine_so_busy_that_each_request_waits_for_its_turn(http, monkeypatch):
