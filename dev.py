@@ -7,6 +7,7 @@ python3 dev.py test …   only the tests, with pytest's arguments
 python3 dev.py fix      format, and mend what the linter can mend
 python3 dev.py run …    `backchannel run …` from this checkout, in the folder you are in
 python3 dev.py fuzz …   fuzz the frame reader; with --runs N, --seed N, --engine random
+python3 dev.py load slow_readers|churn …  clients that never read; clients that come and die
 python3 dev.py conformance …  Autobahn|Testsuite on the native transport (12 minutes)
 python3 dev.py lock     renew requirements-dev.lock from pyproject.toml
 python3 dev.py setup    only set up
@@ -45,7 +46,7 @@ def main(command: str = "help", *arguments: str) -> int:
     if command == "run":
         setup(dev=False)
         return serve(*arguments)
-    if command not in {"check", "conformance", "test", "fix", "fuzz", "lock", "setup"}:
+    if command not in {"check", "conformance", "test", "fix", "fuzz", "load", "lock", "setup"}:
         print(__doc__)
         return 0 if command == "help" else 2
     setup(dev=True)
@@ -59,6 +60,8 @@ def main(command: str = "help", *arguments: str) -> int:
         return tool("python", "tests/conformance/autobahn.py", *arguments)
     if command == "fuzz":
         return fuzz(*arguments)
+    if command == "load":
+        return load(*arguments)
     if command == "lock":
         return lock()
     return 0
@@ -125,6 +128,14 @@ def fuzz(*arguments: str) -> int:
     if "random" not in arguments and tool("python", "-m", "pip", "install", "--quiet", FUZZER):
         return 1
     return tool("python", "tests/fuzz/fuzz_frames.py", *arguments)
+
+
+def load(program: str = "", *arguments: str) -> int:
+    """Run a load program, as tests/load/README.md describes them."""
+    if program not in {"slow_readers", "churn"}:
+        print("Say which: python3 dev.py load slow_readers, or python3 dev.py load churn")
+        return 2
+    return tool("python", f"tests/load/{program}.py", *arguments)
 
 
 def lock() -> int:

@@ -17,7 +17,7 @@ from backchannel.errors import Reject
 from backchannel.inbox import Rest
 from backchannel.observe import LISTENER, address, report_slow
 from backchannel.sequence import Sequence
-from backchannel.stepping import Watched, step
+from backchannel.stepping import NOTHING_YET, Watched, step
 from backchannel.threads import call_in_thread
 
 if TYPE_CHECKING:
@@ -91,7 +91,11 @@ class Caller(Sequence):
         return await self._in_frame(result, callback)
 
     async def _in_frame(
-        self, coroutine: Work, callback: Callback, frame: Frame | None = None, waits_for: Any = None
+        self,
+        coroutine: Work,
+        callback: Callback,
+        frame: Frame | None = None,
+        waits_for: Any = NOTHING_YET,
     ) -> Any:
         """Await a callback's coroutine, which has taken a step already where there is a frame."""
         outer, frame = RUNNING.get(), frame or Frame(self)

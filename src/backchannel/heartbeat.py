@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Protocol
+from typing import Final, Protocol
 
 __all__ = ["Beating", "Heartbeat"]
+
+_SLOTS: Final = 1000
+"""How finely time is divided at most; whoever ends is looked for in all of them."""
+
+_LONGEST: Final = 86_400.0
+"""Seconds that stand for what never comes, such as the interval of one who wants no pings."""
 
 
 class Beating(Protocol):
@@ -23,15 +29,19 @@ class Heartbeat:
     Args:
         interval: seconds between two pings of one connection.
         timeout: seconds it has to answer.
+
+    Attributes:
+        tick: seconds between two looks at who is due.
     """
 
-    __slots__ = ("_at", "_slots", "_tick", "_timer", "interval", "timeout")
+    __slots__ = ("_at", "_slots", "_timer", "interval", "tick", "timeout")
 
     def __init__(self, interval: float, timeout: float):
-        self.interval = interval
-        self.timeout = timeout
-        self._tick = min(1.0, interval / 10, timeout / 10)
-        slots = math.ceil(max(interval, timeout) / self._tick) + 2
+        self.interval = min(interval, _LONGEST)
+        self.timeout = min(timeout, _LONGEST)
+        longest = max(self.interval, self.timeout)
+        self.tick = max(min(1.0, interval / 10, timeout / 10), longest / _SLOTS)
+        slots = math.ceil(longest / self.tick) + 2
         self._slots: list[dict[Beating, None]] = [{} for _ in range(slots)]
         self._at = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -46,10 +56,10 @@ class Heartbeat:
             slot.pop(connection, None)
 
     def _put(self, connection: Beating, seconds: float) -> None:
-        slot = (self._at + max(1, round(seconds / self._tick))) % len(self._slots)
+        slot = (self._at + max(1, math.ceil(seconds / self.tick - 0.01))) % len(self._slots)
         self._slots[slot][connection] = None
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._tick, self._turn)
+            self._timer = asyncio.get_running_loop().call_later(self.tick, self._turn)
 
     def _turn(self) -> None:
         self._timer = None
@@ -59,4 +69,4 @@ class Heartbeat:
             if (seconds := connection.beat()) is not None:
                 self._put(connection, seconds)
         if self._timer is None and any(self._slots):
-            self._timer = asyncio.get_running_loop().call_later(self._tick, self._turn)
+            self._timer = asyncio.get_running_loop().call_later(self.tick, self._turn)

@@ -4,14 +4,17 @@ A callback that may wait needs a task: ``asyncio.timeout``, ``current_task`` and
 nothing less. Most callbacks have ended when their first step has. So one task takes those first
 steps for all connections that have something in this turn of the event loop, each in the context
 of its own. As soon as one has to wait, the task becomes its own, until its end, and another one
-goes on with the rest. A task is therefore never shared by two that wait, nor used again.
+goes on with the rest. A task is therefore never shared by two that wait, nor used again; nor is one
+that somebody keeps, as who cancels it later, or finds something by it, means what it was then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextvars import Context
 from typing import Any, Final, Protocol
 
@@ -20,6 +23,14 @@ from backchannel.stepping import InContext
 __all__ = ["Runner", "Work"]
 
 _CONTEXT: Final = Context()
+
+
+def _counted(_task: object, _calls: Iterator[int] = itertools.count()) -> int:  # noqa: B008 - all share it
+    return next(_calls)
+
+
+_references: Final[Callable[[object], int]] = getattr(sys, "getrefcount", _counted)
+"""How often something is referred to; where nobody counts, always once more than before."""
 
 
 class Work(Protocol):
@@ -78,6 +89,7 @@ class Runner:
 
     async def _run(self) -> None:
         task = self._task
+        unshared = _references(task)
         while task is self._task and self._waiting:
             work = self._waiting.popleft()
             rest: Awaitable[object] | None = None
@@ -94,5 +106,5 @@ class Runner:
                 finally:
                     work.task = None
                     work.ended()
-            elif task is not None and task.cancelling():
-                return  # whoever cancelled meant what has ended already, not what comes next
+            elif _references(task) > unshared or (task is not None and task.cancelling()):
+                return  # whoever cancels or keeps it means what has ended, not what comes next

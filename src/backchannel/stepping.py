@@ -6,9 +6,12 @@ import math
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["InContext", "Watched", "step"]
+__all__ = ["NOTHING_YET", "InContext", "Watched", "step"]
+
+NOTHING_YET: Final = object()
+"""What a coroutine waits for that has taken no step; None means that it gave up its turn."""
 
 
 def step(work: Coroutine[Any, Any, Any]) -> Awaitable[Any] | None:
@@ -30,7 +33,7 @@ class Watched:
         coroutine: what to await; it may have taken a step already.
         limit: seconds a step may take.
         report: called with the seconds of each step that took longer.
-        waits_for: what the step it has taken yielded; None where it has taken none.
+        waits_for: what the step it has taken yielded.
     """
 
     __slots__ = ("_coroutine", "_limit", "_report", "_waits_for")
@@ -40,7 +43,7 @@ class Watched:
         coroutine: Coroutine[Any, Any, Any],
         limit: float = math.inf,
         report: Callable[[float], object] = repr,
-        waits_for: Any = None,
+        waits_for: Any = NOTHING_YET,
     ):
         self._coroutine = coroutine
         self._limit = limit
@@ -52,7 +55,7 @@ class Watched:
         send, throw, limit = self._coroutine.send, self._coroutine.throw, self._limit
         waits_for, value, error = self._waits_for, None, None
         while True:
-            if waits_for is None:
+            if waits_for is NOTHING_YET:
                 began = perf_counter()
                 try:
                     waits_for = send(value) if error is None else throw(error)
@@ -69,7 +72,7 @@ class Watched:
                 raise
             except BaseException as caught:  # noqa: BLE001 - it belongs to the coroutine
                 error = caught
-            waits_for = None
+            waits_for = NOTHING_YET
 
 
 class InContext:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
+import math
 import time
 import weakref
+
+import pytest
 
 from backchannel.heartbeat import Heartbeat
 
@@ -79,3 +83,22 @@ async def test_thousands_share_one_timer():
     await asyncio.wait_for(done.wait(), 5)
 
     assert all(len(peer.beats) == 1 for peer in peers)
+
+
+@pytest.mark.parametrize("never", [1e9, math.inf])
+async def test_an_interval_that_means_never_takes_no_memory_for_it(never):
+    for heartbeat in (Heartbeat(never, 20.0), Heartbeat(25.0, never)):
+        assert len(heartbeat._slots) < 2000
+        heartbeat.add(peer := Peer([None]))
+        heartbeat.discard(peer)
+
+
+async def test_nobody_is_asked_before_the_time_that_it_said():
+    done, wanted = asyncio.Event(), (0.031, 0.104, 0.047)
+    peer = Peer([*wanted, None], done)
+    Heartbeat(interval=0.1, timeout=0.1).add(peer)
+
+    await asyncio.wait_for(done.wait(), 5)
+
+    for seconds, (before, after) in zip(wanted, itertools.pairwise(peer.beats), strict=True):
+        assert after - before >= seconds - 0.002  # the loop's clock is no finer

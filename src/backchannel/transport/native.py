@@ -37,6 +37,9 @@ EXTENSION: Final = "backchannel.takeover"
 """The scope extension by which a server gives a socket away: a Giver."""
 
 _NO_DESCRIPTOR: Final = -1
+_UNANSWERED: Final = {1005, 1006, 4001, 4002}
+"""Ends after which there is nobody who would take what waits, or answer a close frame."""
+
 _WINDOWS: Final = sys.platform == "win32"
 
 
@@ -159,12 +162,10 @@ class NativeSocket(asyncio.Protocol):
         if code not in {1005, 1006}:
             self._push_control(frames.close_frame(code, reason))
         self._closing = True
-        if code in {1005, 1006, 4001, 4002}:
-            self.flush()
-            self._abort()  # there is nobody who would answer
+        if code in _UNANSWERED:
+            self._hang_up()  # not at once: what came before may be in a round that is being written
         else:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self.ws.hub.settings.close_timeout, self._abort)
+            self._abort_later()
 
     async def finished(self) -> None:
         """Wait until the socket is gone."""
@@ -189,8 +190,11 @@ class NativeSocket(asyncio.Protocol):
             self._pending = None
             self.write(pending[0] if len(pending) == 1 else b"".join(pending))
         if self._hangs_up:
-            self._descriptor = _NO_DESCRIPTOR
-            self._transport.close()
+            reason, self._descriptor = self.ws.reason, _NO_DESCRIPTOR
+            if reason is not None and reason.by != "client" and reason.code in _UNANSWERED:
+                self._transport.abort()
+            else:
+                self._transport.close()
 
     def write(self, data: bytes) -> None:
         """Write frames: to the descriptor where that is right, else through the transport."""
@@ -227,6 +231,10 @@ class NativeSocket(asyncio.Protocol):
         """Close the socket once what waits is written."""
         self._hangs_up = True
         self._fanout.due(self)
+
+    def _abort_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self.ws.hub.settings.close_timeout, self._abort)
 
     def _abort(self) -> None:
         self._descriptor = _NO_DESCRIPTOR
@@ -269,6 +277,7 @@ class NativeSocket(asyncio.Protocol):
         if not self._closing:
             self._push_control(frames.close_frame(event.code))
             self._closing = True
+            self._abort_later()  # it may take nothing of what waits for it
         dispatch.end(CloseReason(event.code, event.reason, "client"))
         self._hang_up()
 
@@ -281,6 +290,7 @@ class NativeSocket(asyncio.Protocol):
 
     def _resume(self, _waiting: object) -> None:
         self._paused = False
+        self._pinged_at = perf_counter()  # its answer may be among what is read only now
         if not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -293,7 +303,9 @@ class NativeSocket(asyncio.Protocol):
         self._has_backlog = False
 
     def eof_received(self) -> None:
-        """Let the transport close; ``connection_lost`` follows."""
+        """End: there is no WebSocket in one direction, and it may take nothing of what waits."""
+        if self._dispatch is not None:
+            self._dispatch.end(CloseReason(1006, "connection lost", "network"))
         self._descriptor = _NO_DESCRIPTOR
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's
@@ -315,19 +327,19 @@ class NativeSocket(asyncio.Protocol):
         """Ping, and a while later look for the answer: a peer that has none to give is gone."""
         if self._closing or self._dispatch is None:
             return None
-        beat = self.ws.hub.heartbeat
+        beat, now = self.ws.hub.heartbeat, perf_counter()
         if self._awaits_pong and self._paused:
             return beat.timeout  # its answer may be among what we do not read for now
+        wait = beat.timeout if self._awaits_pong else beat.interval
+        if (left := self._pinged_at + wait - now) > beat.tick / 2:
+            return min(left, beat.interval)
         if self._awaits_pong:
             self._dispatch.end(CloseReason(4002, "ping was not answered", "server"))
             return None
-        if self._pinged_at:
-            self._pinged_at = 0.0
-            return max(0.0, beat.interval - beat.timeout)
         self._awaits_pong = True
-        self._pinged_at = perf_counter()
+        self._pinged_at = now
         self._push_control(frames.ping_frame())
-        return beat.timeout
+        return min(beat.timeout, beat.interval)  # an answer may let the next ping be due sooner
 
     def _take_pong(self, dispatch: Dispatch) -> None:
         if self._awaits_pong:
