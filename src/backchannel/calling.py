@@ -7,12 +7,11 @@ import functools
 import inspect
 from abc import abstractmethod
 from collections.abc import Awaitable, Coroutine
-from contextvars import Context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from backchannel.change import RUNNING, Frame, current
-from backchannel.connection import CloseReason
+from backchannel.connection import ABSENT, CloseReason
 from backchannel.errors import Reject
 from backchannel.inbox import Rest
 from backchannel.observe import LISTENER, address, report_slow
@@ -41,16 +40,11 @@ class Caller(Sequence):
     __slots__ = ("_hub", "_inline", "endpoint", "ws")
 
     def __init__(self, hub: HubCore, ws: Connection):
-        super().__init__(hub.runtime)
+        super().__init__(hub.runtime, ws._context)
         self.ws = ws
         self.endpoint = ws._endpoint
         self._hub = hub
         self._inline = False
-
-    @property
-    def context(self) -> Context:
-        """The context variables of its handshake."""
-        return self.ws._context
 
     @abstractmethod
     def end(self, reason: CloseReason, *, refused: bool = False) -> bool:
@@ -61,12 +55,14 @@ class Caller(Sequence):
         frame = current()
         return self._inline or (frame is not None and frame.dispatch is self)
 
-    def call_now(self, callback: Callback, *arguments: Any) -> Any:
-        """Call a plain ``def`` and time it; raises what it raises."""
-        began = perf_counter()
+    def call_now(self, callback: Callback, first: Any, second: Any = ABSENT) -> Any:
+        """Call a plain ``def`` with one argument or two, and time it; raises what it raises."""
         outer, self._inline = self._inline, True
+        began = perf_counter()
         try:
-            return callback.function(*arguments)
+            if second is ABSENT:
+                return callback.function(first)
+            return callback.function(first, second)
         except asyncio.CancelledError as error:
             raise met_cancelled(callback, error) from error
         finally:
@@ -123,10 +119,10 @@ class Caller(Sequence):
             await self.failed(callback, error)
             return None
 
-    def call_def(self, callback: Callback, *arguments: Any) -> Any:
+    def call_def(self, callback: Callback, first: Any, second: Any) -> Any:
         """Call a plain ``def``; when it raises, log it, tell on_error, and return False."""
         try:
-            return self.call_now(callback, *arguments)
+            return self.call_now(callback, first, second)
         except Reject as answer:
             return answer
         except Exception as error:  # noqa: BLE001 - a listener may raise anything

@@ -7,14 +7,13 @@ from collections.abc import Coroutine, Iterator, Mapping, MutableMapping
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from logging import DEBUG
 from time import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from backchannel.codes import check_close
 from backchannel.contracts import Receipt
 from backchannel.messages import Frame, encode
-from backchannel.observe import CONNECTION, excerpt
+from backchannel.observe import CONNECTION, TRACE, excerpt
 from backchannel.request import Facts
 from backchannel.sent import MISSED, REACHED, Sent
 
@@ -321,7 +320,7 @@ class Connection:
     def _send(self, message: Any) -> bool:
         """Send in the hub's event loop."""
         frame = message if type(message) is str and message.isascii() else encode(message)
-        if CONNECTION.isEnabledFor(DEBUG):
+        if TRACE.is_on:
             CONNECTION.debug("%s send %s", self, excerpt(frame))
         if self.reason is None and self._held is None:
             return self._link.push(frame)

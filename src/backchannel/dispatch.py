@@ -11,7 +11,6 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
-from logging import DEBUG
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +23,7 @@ from backchannel.errors import InvalidMessage, Reject
 from backchannel.handshake import refusal
 from backchannel.inbox import Call, Rest, nothing
 from backchannel.messages import Frame as Message
-from backchannel.observe import CONNECTION, LISTENER, address, excerpt
+from backchannel.observe import CONNECTION, LISTENER, TRACE, address, excerpt
 from backchannel.sent import Sent
 from backchannel.stepping import step
 
@@ -64,6 +63,7 @@ class Dispatch(Caller):
 
     def start(self) -> None:
         """Begin the connection's life: on_first_open, on_open, the automatic subscription."""
+        TRACE.look()
         self._hub.dispatches.add(self)
         if self._opens_at_once():
             if rest := self.ws._context.run(step, self._open()):
@@ -82,14 +82,15 @@ class Dispatch(Caller):
         ws = self.ws
         if ws.reason is not None:
             return False
-        if CONNECTION.isEnabledFor(DEBUG):
+        if TRACE.is_on:
             CONNECTION.debug("%s received %s", ws, excerpt(message))
         if self._is_busy:
             self.inbox.put(message)
             return self.inbox.is_full
         if self.endpoint.callbacks.messages_wait:
-            self._work_on(message)
-        elif rest := ws._context.run(self._handle, message):
+            self._first = message
+            self._start()
+        elif (rest := self.context.run(self._handle, message)) is not None:
             self._work_on(rest)
         return False
 
@@ -142,13 +143,14 @@ class Dispatch(Caller):
         Returns:
             The change, mostly done; None where it has to take its turn.
         """
-        membership, inside = self._hub.membership, self._is_inside()
+        inside = self._inline or self._is_inside()
         if self.ws.reason is not None or (self._is_busy and not inside):
             return None
-        if not membership.is_plain(self, name):
-            return None
+        membership = self._hub.membership
         do = membership.enter_now if entering else membership.leave_now
-        done = do(self, name) if inside else self.ws._context.run(do, self, name)
+        done = do(self, name) if inside else self.context.run(do, self, name)
+        if done is None:
+            return None
         if isinstance(done, bool):
             return SETTLED[done]
         change = Change(self, lambda: done)
@@ -214,20 +216,18 @@ class Dispatch(Caller):
             content = message if callback.decode is None else callback.decode(message)
         except InvalidMessage as error:
             return self._invalid(error)
-        arguments = (self.ws, content) if callback.takes_message else (self.ws,)
+        ws = self.ws
         if callback.in_thread:
-            call = functools.partial(self.call, callback, *arguments)
+            call = functools.partial(self.call, callback, ws, content)
             return Rest(functools.partial(self._finish, callback, call), nothing)
         try:
             if callback.is_async:
-                return Call(callback, callback.function(*arguments))
-            answer = self.call_now(callback, *arguments)
-            if type(answer) is str:
-                self.ws._send(answer)
-            elif answer is not None:
-                if inspect.iscoroutine(answer):
+                return Call(callback, callback.function(ws, content))
+            answer = self.call_now(callback, ws, content)
+            if answer is not None:
+                if type(answer) is not str and inspect.iscoroutine(answer):
                     return Call(callback, answer)
-                self._reply(answer)
+                return self._answer(callback, answer)
         except Exception as error:  # noqa: BLE001 - a listener may raise anything
             return self._failed(callback, error)
         return None
@@ -235,8 +235,8 @@ class Dispatch(Caller):
     def _call_async(self, call: Call) -> Awaitable[object] | None:
         """Take the first step of an async callback for a message; return what is left."""
         callback, coroutine = call.callback, call.coroutine
-        outer, frame = RUNNING.get(), Frame(self)
-        RUNNING.set(frame)
+        frame = Frame(self)
+        before = RUNNING.set(frame)
         began = perf_counter()
         try:
             waits_for = coroutine.send(None)
@@ -251,7 +251,7 @@ class Dispatch(Caller):
             going_on = functools.partial(self._in_frame, coroutine, callback, frame, waits_for)
             return self._finish(callback, going_on)
         finally:
-            RUNNING.set(outer)
+            RUNNING.reset(before)
             if (took := perf_counter() - began) > self._hub.settings.slow_callback:
                 self._report_slow(callback, took)
         frame.active = False
@@ -263,20 +263,17 @@ class Dispatch(Caller):
         except Exception as error:  # noqa: BLE001 - a listener may raise anything
             await self.failed(callback, error)
             return
-        if rest := self._answer(callback, answer):
+        if answer is not None and (rest := self._answer(callback, answer)):
             await rest.begin()
 
     def _answer(self, callback: Callback, answer: Any) -> Rest | None:
         """Send what a callback returned; return what is left to do when it can't be sent."""
         try:
-            self._reply(answer)
+            if type(answer) is str or not isinstance(answer, _NO_REPLY):
+                self.ws._send(answer)
         except Exception as error:  # noqa: BLE001 - UnsendableMessage
             return self._failed(callback, error)
         return None
-
-    def _reply(self, answer: Any) -> None:
-        if type(answer) is str or (answer is not None and not isinstance(answer, _NO_REPLY)):
-            self.ws._send(answer)
 
     def _invalid(self, error: InvalidMessage) -> Rest | None:
         CONNECTION.debug("%s invalid message: %r", self.ws, error.text)

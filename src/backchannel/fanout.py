@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import Context
+from itertools import repeat
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+from backchannel.observe import TRACE
 from backchannel.wire import frames
 
 if TYPE_CHECKING:
@@ -77,8 +79,9 @@ class Sharing(Flushed, Protocol):
         """Queue frames for ``flush``."""
         ...
 
-    def write(self, data: bytes) -> None:
-        """Write frames at once; never waits and never raises."""
+    @staticmethod
+    def write_each(due: Iterable[tuple[Any, bytes]]) -> None:
+        """Write frames to some sockets of this kind, at once; never waits and never raises."""
         ...
 
 
@@ -97,20 +100,20 @@ class Encoder:
         self._compress_above = compress_above
         self._window = window
         self._message: Frame = ""
-        self._frame = frames.text_frame("")
+        self._frame = frames.message_frame("")
         self._compressed: bytes | None = None
 
     def encode(self, message: Frame, deflates: bool) -> bytes:
         """Return the message's frame, compressed for those who take that and where it helps."""
-        if message is not self._message:
-            if isinstance(message, str):
-                self._frame = frames.text_frame(message)
-            else:
-                self._frame = frames.binary_frame(message)
+        if message is self._message:
+            if not deflates:
+                return self._frame
+        else:
             self._message = message
+            self._frame = frame = frames.message_frame(message)
             self._compressed = None
-        if not deflates:
-            return self._frame
+            if not deflates:
+                return frame
         if self._compressed is None:
             self._compressed = frames.compressed(self._frame, self._compress_above, self._window)
         return self._compressed
@@ -120,21 +123,27 @@ class Lane:
     """What one channel got in this turn.
 
     Attributes:
-        shared: the members that get these messages, and maybe those of other lanes, but no others.
+        shared: the members that get these messages, and maybe those of other lanes, but no others;
+            with their sockets.
         apart: the other members; each is pushed to by itself.
         messages: what those who share are to get, in order.
         numbers: the place of each message among all of the turn.
     """
 
-    __slots__ = ("_encoder", "_frames", "apart", "messages", "numbers", "shared")
+    __slots__ = ("_encoder", "_frames", "_joined", "apart", "messages", "numbers", "shared")
 
-    def __init__(self, shared: dict[Connection, None], encoder: Encoder):
-        self.shared = shared
+    def __init__(self, members: Mapping[Connection, None], encoder: Encoder):
+        self.shared: dict[Connection, Sharing] = {
+            ws: cast("Sharing", ws._link) for ws in members if not ws._link.apart
+        }
         self.apart: dict[Connection, None] = {}
+        if len(self.shared) < len(members):
+            self.apart.update((ws, None) for ws in members if ws._link.apart)
         self.messages: list[Frame] = []
         self.numbers: list[int] = []
         self._encoder = encoder
         self._frames: tuple[list[bytes], list[bytes]] = ([], [])
+        self._joined: list[bytes | None] = [None, None]
 
     def set_apart(self, ws: Connection) -> None:
         """Let a member no longer share."""
@@ -147,6 +156,12 @@ class Lane:
         for message in self.messages[len(made) :]:
             made.append(self._encoder.encode(message, deflates))
         return made
+
+    def joined(self, *, deflates: bool) -> bytes:
+        """Return the frames in one piece, once no more are added."""
+        if (data := self._joined[deflates]) is None:
+            data = self._joined[deflates] = b"".join(self.frames(deflates=deflates))
+        return data
 
 
 def _merged(lanes: list[Lane], *, deflates: bool) -> list[bytes]:
@@ -209,7 +224,7 @@ class Fanout:
             lane = self._open(channel, members)
         for ws in without:
             if ws in lane.shared:
-                self.due(cast("Sharing", ws._link))
+                self.due(lane.shared[ws])
         if lane.shared:
             self._number += 1
             lane.numbers.append(self._number)
@@ -232,7 +247,7 @@ class Fanout:
         for channel in channels:
             if lane := self._lanes.get(channel):
                 if ws in lane.shared:
-                    self.due(cast("Sharing", ws._link))
+                    self.due(lane.shared[ws])
                 lane.apart.pop(ws, None)
 
     def due(self, link: Flushed) -> None:
@@ -249,10 +264,7 @@ class Fanout:
                 self._part(cast("Sharing", link))
 
     def _open(self, channel: str, members: Mapping[Connection, None]) -> Lane:
-        lane = Lane(dict(members), self.encoder)
-        for ws in [ws for ws in members if ws._link.apart]:
-            lane.set_apart(ws)
-        self._lanes[channel] = lane
+        lane = self._lanes[channel] = Lane(members, self.encoder)
         if not self._scheduled:
             self._wake()
         return lane
@@ -282,6 +294,7 @@ class Fanout:
         What comes in meanwhile is a round of its own, after this one: nothing overtakes.
         """
         if self._round is None:
+            TRACE.look()
             lanes, self._lanes = self._lanes, {}
             due, self._due = self._due, []
             for link in due:
@@ -306,27 +319,65 @@ def _at_the_end_of_the_turn(flush: Callable[[], None]) -> None:
 
 def _write_all(lanes: list[Lane], due: list[Flushed]) -> Iterator[None]:
     """Write; yields now and then for a look at the clock."""
-    count = 0
-    for link in due:
+    for count, link in enumerate(due, 1):
         link.flush()
-        count += 1
         if not count % _BATCH:
             yield
-    # Whoever is in several lanes gets their frames in one write: which ones, the bits tell.
-    plan: dict[Connection, int] = dict.fromkeys(lanes[0].shared, 1) if lanes else {}
-    for index, lane in enumerate(lanes[1:], 1):
+    if len(lanes) == 1:
+        yield from _write_one(lanes[0])
+    elif lanes:
+        yield from _write_mixed(lanes)
+
+
+def _write_one(lane: Lane) -> Iterator[None]:
+    """Write what one lane has to all who share it."""
+    sockets = list(lane.shared.values())
+    for start in range(0, len(sockets), _BATCH):
+        some = sockets[start : start + _BATCH]
+        if deflating := [socket for socket in some if socket.deflates]:
+            deflating[0].write_each(zip(deflating, repeat(lane.joined(deflates=True))))
+            some = [socket for socket in some if not socket.deflates]
+        if some:
+            some[0].write_each(zip(some, repeat(lane.joined(deflates=False))))
+        yield
+
+
+def _write_mixed(lanes: list[Lane]) -> Iterator[None]:
+    """Write what all lanes of a socket have to it in one piece; which they are, the bits tell."""
+    lanes = [lane for lane in lanes if lane.numbers]
+    plan: dict[Sharing, int] = {}
+    for index, lane in enumerate(lanes):
         bit = 1 << index
-        for ws in lane.shared:
-            plan[ws] = plan.get(ws, 0) | bit
-    joined: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
-    for ws, bits in plan.items():
-        link = cast("Sharing", ws._link)
-        data = joined[link.deflates].get(bits)
-        if data is None:
-            own = [lane for index, lane in enumerate(lanes) if bits >> index & 1]
-            data = b"".join(_merged(own, deflates=link.deflates))
-            joined[link.deflates][bits] = data
-        link.write(data)
-        count += 1
-        if not count % _BATCH:
-            yield
+        for socket in lane.shared.values():
+            plan[socket] = plan.get(socket, 0) | bit
+    mix = (_Mix(lanes, deflates=False), _Mix(lanes, deflates=True))
+    due = [(socket, mix[socket.deflates][bits]) for socket, bits in plan.items()]
+    for start in range(0, len(due), _BATCH):
+        due[start][0].write_each(due[start : start + _BATCH])
+        yield
+
+
+class _Mix(dict[int, bytes]):
+    """What some lanes have together, in the order of the calls; made when it is asked for."""
+
+    def __init__(self, lanes: list[Lane], *, deflates: bool):
+        super().__init__()
+        self._ends = {1 << n: lane.numbers[-1] for n, lane in enumerate(lanes)}
+        self._lanes = lanes
+        self._deflates = deflates
+
+    def __missing__(self, bits: int) -> bytes:
+        index = bits.bit_length() - 1  # of the lane whose first message is the latest
+        last = 1 << index
+        if (before := bits ^ last) == 0:
+            self[bits] = data = self._lanes[index].joined(deflates=self._deflates)
+            return data
+        data = self[before]
+        if self._ends[before] < self._lanes[index].numbers[0]:
+            data += self[last]
+        else:  # some of its messages lie between those of the others
+            own = [lane for index, lane in enumerate(self._lanes) if bits >> index & 1]
+            data = b"".join(_merged(own, deflates=self._deflates))
+        self[bits] = data
+        self._ends[bits] = max(self._ends[before], self._ends[last])
+        return data

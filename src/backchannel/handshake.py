@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -71,6 +72,7 @@ def _parts(origin: str) -> tuple[str, str]:
     return (scheme.lower(), netloc) if separator else ("", "")
 
 
+@functools.lru_cache(maxsize=256)
 def _same_host(origin: str, host: str) -> bool:
     scheme, netloc = _parts(origin)
     if scheme not in _DEFAULT_PORTS:

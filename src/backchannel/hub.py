@@ -375,9 +375,9 @@ class HubCore:
 
     def change(self, ws: Connection, channel: str, *, entering: bool) -> Change:
         """Let a connection enter or leave a channel; see ``Connection.subscribe``."""
-        name, dispatch = self.check_channel(channel), ws._dispatch
-        is_here = not self.runtime.is_elsewhere()
-        if is_here and (done := dispatch.change_now(name, entering=entering)):
+        name = check_channel(channel, casefold=self.settings.casefold_channels)
+        dispatch, is_here = ws._dispatch, not self.runtime.is_elsewhere()
+        if is_here and (done := dispatch.change_now(name, entering=entering)) is not None:
             return done
         change = Change(dispatch, functools.partial(self._apply, dispatch, name, entering))
         if is_here:

@@ -151,7 +151,6 @@ class Callback:
         is_async: it was written as ``async def``.
         in_thread: it is to be called in a worker thread.
         decode: makes its message; None passes it on as sent.
-        takes_message: False for an event method without a message parameter.
     """
 
     name: str
@@ -160,7 +159,6 @@ class Callback:
     is_async: bool
     in_thread: bool
     decode: Decoder | None = None
-    takes_message: bool = True
 
     @property
     def returns_at_once(self) -> bool:
@@ -295,11 +293,20 @@ def _read_events(listener: Listener, names: Mapping[str, Any]) -> dict[str, Call
         label = f"{kind.__name__}.{attribute}"
         if len(_positional(function)) == 1:
             callback = _read_callback(function, label, "ws")
-            found[name] = _replaced(callback, takes_message=False)
+            found[name] = _replaced(callback, function=_without_message(callback.function))
         else:
             callback = _read_callback(function, label, "ws, message")
             found[name] = _with_decoder(callback, names, kind)
     return found
+
+
+def _without_message(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an event method without a message parameter as one that is given a message."""
+
+    def without(ws: object, _message: object) -> Any:
+        return function(ws)
+
+    return without
 
 
 def _event_of(kind: type[Listener], attribute: str) -> str | None:

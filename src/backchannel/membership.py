@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.errors import Reject
 from backchannel.handshake import refusal
-from backchannel.observe import CONNECTION
+from backchannel.observe import CONNECTION, TRACE
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from backchannel.channel import Channel, Channels
+    from backchannel.connection import Connection
     from backchannel.dispatch import Dispatch
     from backchannel.fanout import Fanout
     from backchannel.listener import Callback
@@ -48,22 +49,25 @@ class Membership:
             channel.is_calm and channel.opener.callbacks.membership_is_immediate
         )
 
-    def is_plain(self, dispatch: Dispatch, name: str) -> bool:
+    def _is_plain(self, dispatch: Dispatch, channel: Channel | None) -> bool:
         """Tell whether entering or leaving means no more than to call a def of the listener."""
-        if not dispatch.endpoint.callbacks.membership_is_plain:
-            return False
-        channel = self._channels.find(name)
-        return channel is None or (channel.is_calm and channel.opener.callbacks.membership_is_plain)
+        return dispatch.endpoint.callbacks.membership_is_plain and (
+            channel is None or (channel.is_calm and channel.opener.callbacks.membership_is_plain)
+        )
 
-    def enter_now(self, dispatch: Dispatch, name: str) -> bool | Coroutine[Any, Any, bool]:
+    def enter_now(self, dispatch: Dispatch, name: str) -> bool | Coroutine[Any, Any, bool] | None:
         """Ask on_subscribe and enter, where that is plain; return whether it is in.
 
-        A coroutine that on_subscribe returned, though it is a def, is what is left to do.
+        A coroutine that on_subscribe returned, though it is a def, is what is left to do; None says
+        that this is not plain.
         """
+        if not self._is_plain(dispatch, channel := self._channels.find(name)):
+            return None
         ws = dispatch.ws
         if name in ws._channels:
             return True
-        channel = self._channels.hold(name, dispatch.endpoint)
+        if channel is None or not channel.holders:
+            channel = self._channels.hold(name, dispatch.endpoint)
         channel.holders += 1
         channel.is_open = True
         callback, answer = dispatch.endpoint.callbacks.on_subscribe, None
@@ -73,10 +77,15 @@ class Membership:
                 return self._enter_later(dispatch, channel, callback, answer)
         if self._is_let_in(dispatch, name, answer):
             return True
-        channel.holders -= 1
-        channel.is_open = channel.holders > 0
-        self._channels.drop_if_free(channel)
+        self._let_go(channel)
         return name in ws._channels
+
+    def _let_go(self, channel: Channel) -> None:
+        """Hold a channel no more, where that is plain."""
+        channel.holders -= 1
+        if not channel.holders:
+            channel.is_open = False
+            self._channels.drop_if_free(channel)
 
     async def _enter_later(
         self, dispatch: Dispatch, channel: Channel, callback: Callback, asking: Any
@@ -93,31 +102,43 @@ class Membership:
         ws = dispatch.ws
         if name in ws._channels:
             return False
-        if ws.reason is not None or refusal(answer, _REFUSED) is not None:
+        if ws.reason is not None or (answer is not None and refusal(answer, _REFUSED) is not None):
             CONNECTION.debug("%s was refused %r", ws, name)
             return False
-        self._roster.enter(ws, name)
-        self._fanout.entered(ws, name)
-        CONNECTION.debug("%s entered %r", ws, name)
+        self._enter(ws, name)
         return True
 
-    def leave_now(self, dispatch: Dispatch, name: str) -> bool | Coroutine[Any, Any, bool]:
-        """Leave and tell on_unsubscribe, where that is plain; return whether it was in."""
+    def _enter(self, ws: Connection, name: str) -> None:
+        self._roster.enter(ws, name)
+        self._fanout.entered(ws, name)
+        if TRACE.is_on:
+            CONNECTION.debug("%s entered %r", ws, name)
+
+    def _leave(self, ws: Connection, name: str) -> None:
+        self._fanout.leaving(ws, (name,))
+        self._roster.leave(ws, name)
+        if TRACE.is_on:
+            CONNECTION.debug("%s left %r", ws, name)
+
+    def leave_now(self, dispatch: Dispatch, name: str) -> bool | Coroutine[Any, Any, bool] | None:
+        """Leave and tell on_unsubscribe, where that is plain; return whether it was in.
+
+        See ``enter_now``.
+        """
+        channel = self._channels.find(name)
+        if not self._is_plain(dispatch, channel):
+            return None
         ws = dispatch.ws
         if name not in ws._channels:
             return False
-        self._fanout.leaving(ws, (name,))
-        self._roster.leave(ws, name)
-        CONNECTION.debug("%s left %r", ws, name)
-        callback, channel = dispatch.endpoint.callbacks.on_unsubscribe, self._channels.find(name)
+        self._leave(ws, name)
+        callback = dispatch.endpoint.callbacks.on_unsubscribe
         if callback is not None:
             answer = dispatch.call_def(callback, ws, name)
             if answer is not None and inspect.iscoroutine(answer):
                 return self._left_later(dispatch, channel, callback, answer)
         if channel is not None:
-            channel.holders -= 1
-            channel.is_open = channel.holders > 0
-            self._channels.drop_if_free(channel)
+            self._let_go(channel)
         return True
 
     async def _left_later(
@@ -142,10 +163,8 @@ class Membership:
             if name in ws._channels:  # a callback about this very channel has let it in
                 return None
             if refused is None and ws.reason is None:
-                self._roster.enter(ws, name)
-                self._fanout.entered(ws, name)
+                self._enter(ws, name)
                 stays = True
-                CONNECTION.debug("%s entered %r", ws, name)
             else:
                 CONNECTION.debug("%s was refused %r", ws, name)
         finally:
@@ -157,9 +176,7 @@ class Membership:
         """Leave and tell on_unsubscribe; return whether it was in."""
         if name not in dispatch.ws._channels:
             return False
-        self._fanout.leaving(dispatch.ws, (name,))
-        self._roster.leave(dispatch.ws, name)
-        CONNECTION.debug("%s left %r", dispatch.ws, name)
+        self._leave(dispatch.ws, name)
         await self.left(dispatch, name)
         return True
 
@@ -187,13 +204,13 @@ class Membership:
         return refusal(answer, default)
 
     async def _release(self, dispatch: Dispatch, channel: Channel) -> None:
-        leaving = self._leave(dispatch, channel)
+        leaving = self._close_behind(dispatch, channel)
         if self.is_immediate(dispatch, channel.name):
             await leaving
         else:
             await dispatch.finish(leaving)
 
-    async def _leave(self, dispatch: Dispatch, channel: Channel) -> None:
+    async def _close_behind(self, dispatch: Dispatch, channel: Channel) -> None:
         on_close = channel.opener.callbacks.on_channel_close
         await channel.leave(
             None

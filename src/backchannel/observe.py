@@ -22,6 +22,7 @@ __all__ = [
     "HUB",
     "LISTENER",
     "PAUSES",
+    "TRACE",
     "address",
     "excerpt",
     "new_error_id",
@@ -32,6 +33,26 @@ HUB: Final = logging.getLogger("backchannel.hub")
 HANDSHAKE: Final = logging.getLogger("backchannel.handshake")
 CONNECTION: Final = logging.getLogger("backchannel.connection")
 LISTENER: Final = logging.getLogger("backchannel.listener")
+
+
+class _Trace:
+    """Whether messages are logged, without asking the logger at each of them.
+
+    Attributes:
+        is_on: they were to be logged when it was last looked.
+    """
+
+    __slots__ = ("is_on",)
+
+    def __init__(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """Ask the logger: when a connection begins, and at the end of turns that send."""
+        self.is_on = CONNECTION.isEnabledFor(logging.DEBUG)
+
+
+TRACE: Final = _Trace()
 
 
 def new_error_id() -> str:

@@ -28,25 +28,23 @@ class Sequence:
 
     Args:
         runtime: whose runner begins what may wait.
+        context: the context variables it is done in.
 
     Attributes:
+        context: the context variables it is done in.
         task: the task of the piece of work that waits, if one does.
     """
 
-    __slots__ = ("_first", "_idle", "_inbox", "_is_busy", "_runtime", "task")
+    __slots__ = ("_first", "_idle", "_inbox", "_is_busy", "_runtime", "context", "task")
 
-    def __init__(self, runtime: Runtime):
+    def __init__(self, runtime: Runtime, context: Context):
+        self.context = context
         self.task: asyncio.Task[Any] | None = None
         self._runtime = runtime
         self._is_busy = False
         self._first: Item | None = None
         self._inbox: Inbox | None = None
         self._idle: asyncio.Future[None] | None = None
-
-    @property
-    @abstractmethod
-    def context(self) -> Context:
-        """The context variables it is done in."""
 
     @abstractmethod
     def _handle(self, message: Message) -> Rest | Call | None:
@@ -85,11 +83,12 @@ class Sequence:
 
     def begin(self) -> Awaitable[object] | None:
         """Do what waits, as far as it goes without waiting; return what is left."""
-        item, self._first = self._first, None
-        while item is not None or (item := self._take()) is not None:
+        while (item := self._first) is not None or (item := self._take()) is not None:
+            self._first = None
             if (rest := self._begin(item)) is not None:
                 return self._work(rest)
-            item = None
+            if self._inbox is None and self._first is None:
+                return None
         return None
 
     async def _work(self, rest: Awaitable[object]) -> None:
@@ -117,7 +116,7 @@ class Sequence:
         return self._inbox.take() if self._inbox else None
 
     def _begin(self, item: Item) -> Awaitable[object] | None:
-        if isinstance(item, str | bytes):
+        if isinstance(item, (str, bytes)):
             rest = self._handle(item)
             if rest is None:
                 return None

@@ -586,14 +586,9 @@ def test_an_event_method_may_have_any_name_take_a_message_or_none_and_be_of_any_
 
     events = read_listener(Chat).events
     assert set(events) == {"typing", "say", "save", "load", "ping", "pong"}
-    assert {name for name, callback in events.items() if callback.takes_message} == {
-        "say",
-        "save",
-        "pong",
-    }
     assert {name for name, callback in events.items() if callback.in_thread} == {"save", "load"}
-    assert events["typing"].function("ws") == "typing"
-    assert events["ping"].function("ws") == "pong"
+    assert events["typing"].function("ws", {}) == "typing"
+    assert events["ping"].function("ws", {}) == "pong"
     assert events["pong"].function("ws", {}) is Chat
     assert events["say"].name == "Chat.say"
     assert decoded(events["say"], '{"text":"a"}') == Say("a")
@@ -633,8 +628,8 @@ def test_an_inherited_event_may_be_overridden():
         def say(self, ws):
             return "child"
 
-    assert read_listener(Child).events["say"].function(None) == "child"
-    assert read_listener(Base).events["say"].function(None) == "base"
+    assert read_listener(Child).events["say"].function(None, None) == "child"
+    assert read_listener(Base).events["say"].function(None, None) == "base"
 
 
 @pytest.mark.parametrize("parameters", ["self", "self, ws, message, more", "self, *, ws"])

@@ -146,9 +146,10 @@ class NativeSocket(asyncio.Protocol):
         """Queue a message for the end of the turn."""
         if self._closing:
             return False
+        fanout = self._fanout
         if not self.is_due:
-            self._fanout.due(self)
-        data = self._fanout.encoder.encode(frame, self.deflates)
+            fanout.due(self)
+        data = fanout.encoder.encode(frame, self.deflates)
         if self._pending is None:
             self._pending = [data]
         else:
@@ -185,8 +186,7 @@ class NativeSocket(asyncio.Protocol):
 
     def flush(self) -> None:
         """Write what waits, in one piece."""
-        pending = self._pending
-        if pending is not None:
+        if pending := self._pending:
             self._pending = None
             self.write(pending[0] if len(pending) == 1 else b"".join(pending))
         if self._hangs_up:
@@ -197,20 +197,43 @@ class NativeSocket(asyncio.Protocol):
                 self._transport.close()
 
     def write(self, data: bytes) -> None:
-        """Write frames: to the descriptor where that is right, else through the transport."""
-        if self._descriptor < 0 or self._has_backlog or self._transport.is_closing():
+        """Write frames: to the descriptor where that is right, else through the transport.
+
+        What may be written to directly has a descriptor, and all else has none.
+        """
+        if self._descriptor < 0:
             self._write_buffered(data)
             return
         try:
             written = os.write(self._descriptor, data)
-        except (BlockingIOError, InterruptedError):
-            written = 0
         except OSError as error:
+            self._write_failed(data, error)
+        else:
+            if written != len(data):
+                self._write_buffered(data[written:])
+
+    @staticmethod
+    def write_each(due: Iterable[tuple[NativeSocket, bytes]]) -> None:
+        """Write frames to some sockets: ``write`` without the cost of calling it."""
+        write = os.write
+        for socket, data in due:
+            if (descriptor := socket._descriptor) < 0:
+                socket._write_buffered(data)
+                continue
+            try:
+                written = write(descriptor, data)
+            except OSError as error:
+                socket._write_failed(data, error)
+            else:
+                if written != len(data):
+                    socket._write_buffered(data[written:])
+
+    def _write_failed(self, data: bytes, error: OSError) -> None:
+        if isinstance(error, (BlockingIOError, InterruptedError)):
+            self._write_buffered(data)
+        else:
             CONNECTION.debug("writing failed: %r", error)
             self._abort()
-            return
-        if written != len(data):
-            self._write_buffered(data[written:])
 
     def _write_buffered(self, data: bytes) -> None:
         transport = self._transport
@@ -220,7 +243,8 @@ class NativeSocket(asyncio.Protocol):
             self._too_slow()
         else:
             transport.write(data)
-            self._has_backlog = transport.get_write_buffer_size() > 0
+            if transport.get_write_buffer_size():
+                self.pause_writing()
 
     def _too_slow(self) -> None:
         if self._dispatch is not None and not self._closing:
@@ -296,11 +320,14 @@ class NativeSocket(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Write through the transport from now on, after what waits there."""
+        self._descriptor = _NO_DESCRIPTOR
         self._has_backlog = True
 
     def resume_writing(self) -> None:
         """Write directly again: nothing waits in the transport."""
         self._has_backlog = False
+        if not self._transport.is_closing():
+            self._descriptor = _descriptor(self._transport)
 
     def eof_received(self) -> None:
         """End: there is no WebSocket in one direction, and it may take nothing of what waits."""

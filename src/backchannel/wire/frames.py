@@ -22,12 +22,11 @@ __all__ = [
     "Pong",
     "Reader",
     "Violation",
-    "binary_frame",
     "close_frame",
     "compressed",
+    "message_frame",
     "ping_frame",
     "pong_frame",
-    "text_frame",
 ]
 
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -89,17 +88,14 @@ _SHORT_TEXT: Final = tuple(bytes((_FIN | _TEXT, size)) for size in range(126))
 """The headers of short text messages, made once."""
 
 
-def text_frame(text: str) -> bytes:
-    """Return a text message in one frame."""
-    payload = text.encode()
+def message_frame(message: str | bytes) -> bytes:
+    """Return a message in one frame: a str as text, bytes as binary."""
+    if isinstance(message, bytes):
+        return _frame(_FIN | _BINARY, message)
+    payload = message.encode()
     if len(payload) < 126:
         return _SHORT_TEXT[len(payload)] + payload
     return _frame(_FIN | _TEXT, payload)
-
-
-def binary_frame(data: bytes) -> bytes:
-    """Return a binary message in one frame."""
-    return _frame(_FIN | _BINARY, data)
 
 
 def ping_frame(payload: bytes = b"") -> bytes:
@@ -123,7 +119,7 @@ def compressed(frame: bytes, threshold: int, window: int = deflate.WINDOW_BITS) 
     """Return a message's frame for those who agreed on permessage-deflate.
 
     Args:
-        frame: what ``text_frame`` or ``binary_frame`` made of the message.
+        frame: what ``message_frame`` made of the message.
         threshold: bytes of the smallest message that is worth compressing.
         window: the window in bits that ``deflate.negotiate`` was given.
 
@@ -205,7 +201,7 @@ class Reader:
         deflate: True if permessage-deflate was agreed on.
     """
 
-    __slots__ = ("_deflate", "_max", "_message", "_tail")
+    __slots__ = ("_deflate", "_is_idle", "_max", "_message", "_tail")
 
     def __init__(self, max_message: int, *, deflate: bool = False):
         self._max = max_message
@@ -213,12 +209,26 @@ class Reader:
         # Of a header or control frame that has not come whole; None when nothing more is read.
         self._tail: bytes | None = b""
         self._message: _Message | None = None
+        self._is_idle = True  # nothing has begun that is not whole
 
     def feed(self, data: bytes) -> list[Event]:
         """Read bytes as they came; return what is complete now, in order.
 
         After a Close or a Violation nothing more is read.
         """
+        if self._is_idle and len(data) > 6 and data[0] == _WHOLE_TEXT:
+            # The common case: one short text in one frame that has come whole, and nothing else.
+            size = data[1] - _MASKED
+            if len(data) - 6 == size < 126 and size <= self._max:
+                try:
+                    return [apply_mask(data[6:], data[2:6]).decode()]
+                except UnicodeDecodeError:
+                    pass  # it is dealt with below
+        events = self._read(data)
+        self._is_idle = self._message is None and self._tail == b""
+        return events
+
+    def _read(self, data: bytes) -> list[Event]:
         events: list[Event] = []
         if self._tail:
             data, self._tail = self._tail + data, b""
@@ -227,7 +237,7 @@ class Reader:
             while at < end and self._tail is not None:
                 message = self._message
                 if message is None:
-                    # The common case: a short message in one frame that has come whole.
+                    # The next common case: one of several short messages in one frame each.
                     if (first := data[at]) in _WHOLE and end - at > 5:
                         size = data[at + 1] - _MASKED
                         after = at + 6 + size

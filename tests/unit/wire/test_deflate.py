@@ -112,7 +112,7 @@ def test_another_librarys_client_takes_the_answer_and_both_ways_work(
     client.extensions = [factory.process_response_params(answer, [])]
     reader = Reader(10_000, deflate=True)
     for text in ("grüße " * 300, "", "short", "grüße " * 300):
-        frame = frames.compressed(frames.text_frame(text), 0)
+        frame = frames.compressed(frames.message_frame(text), 0)
         client.receive_data(frame)
         client.send_text(text.encode())
         assert reader.feed(b"".join(client.data_to_send())) == [text]
@@ -133,7 +133,7 @@ def test_what_is_compressed_stays_in_its_window(window):
 
 @given(st.binary(max_size=600), st.integers(0, 700), st.booleans())
 def test_a_compressed_frame_is_the_smaller_one_and_reads_the_same(data, threshold, repeat):
-    plain = frames.binary_frame(data * (1 + 50 * repeat))
+    plain = frames.message_frame(data * (1 + 50 * repeat))
     frame = frames.compressed(plain, threshold)
     size = len(data) * (1 + 50 * repeat)
     if frame is not plain:
@@ -149,7 +149,7 @@ def test_a_compressed_frame_is_the_smaller_one_and_reads_the_same(data, threshol
 
 @pytest.mark.parametrize("size", [1024, 65535, 65536, 70_000])
 def test_the_threshold_is_measured_in_bytes_of_the_message(size):
-    plain = frames.text_frame("x" * size)
+    plain = frames.message_frame("x" * size)
     assert frames.compressed(plain, size + 1) is plain
     frame = frames.compressed(plain, size)
     assert frame[0] == 0xC1
@@ -157,9 +157,9 @@ def test_the_threshold_is_measured_in_bytes_of_the_message(size):
 
 
 def test_what_does_not_get_smaller_is_left_as_it_is():
-    noise = frames.binary_frame(bytes(range(256)) * 4)
+    noise = frames.message_frame(bytes(range(256)) * 4)
     assert frames.compressed(noise, 0) is not noise
-    noise = frames.binary_frame(random.Random(1).randbytes(2000))
+    noise = frames.message_frame(random.Random(1).randbytes(2000))
     assert frames.compressed(noise, 0) is noise
 
 

@@ -176,7 +176,7 @@ def test_an_oversized_frame_is_refused_at_its_header():
 @pytest.mark.parametrize("size", [0, 125, 126, 65535, 65536])
 def test_what_is_written_is_unmasked_and_whole(size):
     text = "x" * size
-    frame = frames.text_frame(text)
+    frame = frames.message_frame(text)
     client = ServerProtocol(state=State.OPEN)  # reads frames; only masking differs
     assert frame[0] == 0x81
     assert not frame[1] & 0x80
@@ -190,7 +190,7 @@ def test_control_frames_are_written():
     assert frames.pong_frame(b"b") == b"\x8a\x01b"
     assert frames.close_frame(1000, "bye") == b"\x88\x05\x03\xe8bye"
     assert frames.close_frame(1005) == b"\x88\x00"
-    assert frames.binary_frame(b"c") == b"\x82\x01c"
+    assert frames.message_frame(b"c") == b"\x82\x01c"
 
 
 # ── whatever comes ────────────────────────────────────────────────────────────────────────────
