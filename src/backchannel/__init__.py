@@ -12,6 +12,8 @@ from backchannel.errors import (
     InvalidMessage,
     ListenerError,
     Reject,
+    SessionReadOnly,
+    SessionUnavailable,
     TemplateError,
     UnsendableMessage,
 )
@@ -32,6 +34,8 @@ __all__ = [
     "Reject",
     "Request",
     "Sent",
+    "SessionReadOnly",
+    "SessionUnavailable",
     "TemplateError",
     "UnsendableMessage",
     "event",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, cast
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from backchannel.contracts import Broker
+    from backchannel.contracts import Broker, Sessions
 
 __all__ = ["Settings", "SettingsOptions"]
 
@@ -23,6 +23,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "int | None": (int, type(None)),
     "float": (int, float),
+    "float | None": (int, float, type(None)),
     "bool": (bool,),
 }
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -39,6 +40,11 @@ class Settings:
             (``"https://*.example.com"``), or ``"*"`` for any. One str is one origin.
         authenticate: ``authenticate(request)``, sync or async; returns None (anonymous), a user
             id, or an object with an ``id``, ``pk`` or ``user_id``.
+        session: finds the web session of a handshake, such as
+            ``backchannel.session.django.DjangoSessions()``; None takes what middleware before the
+            hub left in the scope, as Starlette's and starsessions' does.
+        session_check: seconds between two looks whether a session that is kept on the server still
+            exists; the connections of one that does not end with 4004. None never looks.
         require_user: True refuses anonymous clients with 401.
         trusted_proxies: addresses or networks whose ``X-Forwarded-Host`` and ``X-Forwarded-For``
             are believed.
@@ -69,6 +75,8 @@ class Settings:
     broker: Broker | None = None
     allowed_origins: str | Iterable[str] = ()
     authenticate: Callable[[Any], Any] | None = None
+    session: Sessions | None = None
+    session_check: float | None = 60.0
     require_user: bool = False
     trusted_proxies: str | Iterable[str] = ()
     max_message: int = MIB
@@ -110,6 +118,10 @@ class Settings:
                 f"Hub(broker=…) takes an object with bind() and publish(), not {self.broker!r}; "
                 "leave it out to keep messages in this process"
             )
+        if self.session is not None and not callable(getattr(self.session, "find", None)):
+            raise TypeError(
+                f"Hub(session=…) takes an object with find(request), not {self.session!r}"
+            )
         if self.authenticate is not None and not callable(self.authenticate):
             raise TypeError(f"Hub(authenticate=…) must be callable, not {self.authenticate!r}")
 
@@ -124,6 +136,8 @@ class SettingsOptions(TypedDict, total=False):
     broker: Broker | None
     allowed_origins: str | Iterable[str]
     authenticate: Callable[[Any], Any] | None
+    session: Sessions | None
+    session_check: float | None
     require_user: bool
     trusted_proxies: str | Iterable[str]
     max_message: int

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from backchannel.dispatch import Dispatch
     from backchannel.endpoint import Endpoint
     from backchannel.request import MultiMapping, Request
-    from backchannel.session.scope import Session
+    from backchannel.session.web import Session
 
 __all__ = ["ABSENT", "CloseReason", "Connection", "State"]
 

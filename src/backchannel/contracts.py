@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from backchannel.messages import Frame
 
-__all__ = ["Broker", "Deliver", "Link", "Publication", "Receipt", "Target", "TargetKind"]
+if TYPE_CHECKING:
+    from backchannel.request import Request
+    from backchannel.session.web import Session
+
+__all__ = [
+    "Broker",
+    "Deliver",
+    "Link",
+    "Publication",
+    "Receipt",
+    "SessionStore",
+    "Sessions",
+    "Target",
+    "TargetKind",
+]
 
 TargetKind = Literal["channel", "user", "session", "connection", "everyone"]
 
@@ -72,6 +86,38 @@ class Broker(Protocol):
         """Take a publication and see to its delivery on every node, this one included.
 
         Called in the hub's event loop. Delivery on this node may happen before it returns.
+        """
+        ...
+
+
+class SessionStore(Protocol):
+    """Where a web framework keeps its sessions on the server.
+
+    Failure: each of these raises whatever it likes when the store can't be reached. In a handshake
+    that becomes 503 with Retry-After; ``ws.session`` raises SessionUnavailable.
+    """
+
+    async def load(self, key: str) -> Mapping[str, Any] | None:
+        """Return what a session holds; None when it has expired or was deleted."""
+        ...
+
+    async def save(self, key: str, changed: Mapping[str, Any], removed: Collection[str]) -> bool:
+        """Change some keys of a session and leave the others alone.
+
+        Returns:
+            False when it has expired or was deleted; it is not made anew.
+        """
+        ...
+
+
+class Sessions(Protocol):
+    """Finds the web session that a handshake belongs to: one for each framework."""
+
+    async def find(self, request: Request) -> Session:
+        """Return the session; an empty one where there is none, or it has expired.
+
+        Raises:
+            SessionUnavailable: the store does not answer.
         """
         ...
 

@@ -319,6 +319,7 @@ class Dispatch(Caller):
         if ws.reason is not None:
             return
         self._hub.roster.admit(ws)
+        self._hub.watch(ws.session)
         if ws.channel is not None:
             refused = await self._hub.membership.enter(self, ws.channel)
             if refused is not None:

@@ -6,6 +6,8 @@ Exception
     ├── UnsendableMessage     also TypeError: what was to be sent has no JSON form
     ├── TemplateError         also ValueError: a URL template or channel pattern
     ├── ListenerError         also TypeError: a listener that can't be registered
+    ├── SessionReadOnly       also TypeError: a session that a socket can't write
+    ├── SessionUnavailable    the store of the web sessions does not answer
     ├── HandshakeRefused      the test client was not let in
     └── ConnectionClosed      the test client's connection has ended
 └── Reject                    raised or returned by a callback to refuse
@@ -20,6 +22,8 @@ __all__ = [
     "InvalidMessage",
     "ListenerError",
     "Reject",
+    "SessionReadOnly",
+    "SessionUnavailable",
     "TemplateError",
     "UnsendableMessage",
 ]
@@ -66,6 +70,17 @@ class TemplateError(BackchannelError, ValueError):
 
 class ListenerError(BackchannelError, TypeError):
     """A listener or function can't serve as an endpoint."""
+
+
+class SessionReadOnly(BackchannelError, TypeError):  # noqa: N818
+    """This web session can't be written from a socket."""
+
+
+class SessionUnavailable(BackchannelError):  # noqa: N818
+    """The store of the web sessions does not answer.
+
+    A handshake is answered with 503 and Retry-After; connections that are open live on.
+    """
 
 
 class HandshakeRefused(BackchannelError):  # noqa: N818

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from backchannel.connection import ABSENT
-from backchannel.errors import Reject
+from backchannel.errors import Reject, SessionUnavailable
 from backchannel.listener import where_defined
 from backchannel.observe import HANDSHAKE, address, new_error_id, report_slow, timed
 from backchannel.request import Request, user_id
+from backchannel.session.scope import in_scope
+from backchannel.session.web import NO_SESSION
 from backchannel.threads import call_in_thread
 
 if TYPE_CHECKING:
@@ -123,11 +125,14 @@ async def shake_hands(
     if refused := check_origin(request, settings):
         return refused
     limit: contextlib.AbstractAsyncContextManager[object] = _NO_LIMIT
-    if callbacks.on_handshake or settings.authenticate:
+    may_wait = settings.session is not None or "session_handler" in request.scope
+    if may_wait or callbacks.on_handshake or settings.authenticate:
         limit = asyncio.timeout(settings.handshake_timeout)
     try:
         async with limit:
-            refused = await _identify(request, settings, user)
+            refused = await _find_session(request, settings)
+            if refused is None:
+                refused = await _identify(request, settings, user)
             if refused is None and callbacks.on_handshake:
                 refused = await _ask(callbacks.on_handshake, settings, request)
     except Exception as error:  # noqa: BLE001 - the application may raise anything
@@ -137,6 +142,21 @@ async def shake_hands(
             return await _report(request, callbacks, error, 503, why, settings)
         return await _report(request, callbacks, error, 500, "raised", settings)
     return refused
+
+
+async def _find_session(request: Request, settings: Settings) -> Reject | None:
+    if request.session is not NO_SESSION:
+        return None  # the test client's
+    try:
+        if settings.session is None:
+            request.session = await in_scope(request.scope)
+        else:
+            request.session = await settings.session.find(request)
+    except SessionUnavailable as error:
+        HANDSHAKE.error("refused %r with 503: %s", request.path, error, exc_info=error)
+        text = "Sessions can't be read at the moment. Try again in a few seconds."
+        return Reject(503, text, headers={"Retry-After": "5"})
+    return None
 
 
 async def _identify(request: Request, settings: Settings, user: object) -> Reject | None:

@@ -7,7 +7,7 @@ import functools
 import secrets
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from logging import DEBUG
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,6 +30,8 @@ from backchannel.request import user_id
 from backchannel.roster import Roster
 from backchannel.runtime import Runtime
 from backchannel.sent import Sent
+from backchannel.session.watch import watch_sessions
+from backchannel.session.web import Session, remember
 from backchannel.template import Template
 from backchannel.turn import Occupancy
 
@@ -80,6 +82,7 @@ class HubCore:
         self.presence = Presence()
         self.runtime = Runtime()
         self.is_stopping = False
+        self._watches = False
         self._broker = broker
         broker.bind(self._deliver)
 
@@ -183,7 +186,8 @@ class HubCore:
         """
         if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
-                f"a session id is a str, not {id!r}; a session kept in a cookie alone has none"
+                f"a session id is a str, not {id!r}; a session that lives in a cookie has one once "
+                "`await hub.remember(request)` was called at login"
             )
         if not id:
             raise ValueError("a session id can't be empty")
@@ -198,6 +202,24 @@ class HubCore:
         if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"a connection id is a str, not {id!r}")
         return Audience(self, Target("connection", id))
+
+    async def remember(self, request: Any) -> str:
+        """Name the web session of an HTTP request, so that its sockets can be addressed.
+
+        Call it at login, in the view. A session that is kept on the server has an id already, which
+        is returned; one that lives in a cookie gets a new random one each time.
+
+        Args:
+            request: Starlette's, FastAPI's or Django's, with its session.
+
+        Returns:
+            What ``ws.session.id`` is for the sockets that are opened with this session from now on,
+            for ``hub.session(id)``.
+
+        Raises:
+            TypeError: the request has no session.
+        """
+        return await remember(request)
 
     @property
     def everyone(self) -> Audience:
@@ -239,7 +261,9 @@ class HubCore:
     def publish(self, target: Target, message: Any, to: Addressees, exclude: Addressees) -> Sent:
         """Send to a target; what ``broadcast`` and ``Audience.send`` have in common."""
         if HUB.isEnabledFor(DEBUG):
-            whom = f"{target.kind} {target.key!r}" if target.key else target.kind
+            # The id of a session is a secret where a framework puts it into the cookie as it is.
+            is_named = target.key and target.kind != "session"
+            whom = f"{target.kind} {target.key!r}" if is_named else target.kind
             HUB.debug("publish to %s: %s", whom, excerpt(encode(message)))
         publication = Publication(
             target,
@@ -291,6 +315,18 @@ class HubCore:
             problems=self.runtime.problems,
         )
 
+    def watch(self, session: Session) -> None:
+        """See to it that the connections of a session end when it does."""
+        interval = self.settings.session_check
+        if self._watches or interval is None or not session.is_writable:
+            return
+        self._watches = True
+        watching = watch_sessions(interval, self.roster.server_sessions, self._session_ended)
+        self.runtime.spawn(watching, "session check", Context())
+
+    def _session_ended(self, key: str) -> None:
+        self.session(key).close(4004, "session ended")
+
     def info(self, ws: Connection) -> Info:
         """Return what anyone may know about a connection."""
         return Info(ws.id, ws.user, ws.endpoint, self.node, ws.opened_at, dict(ws.meta))
@@ -331,6 +367,7 @@ class HubCore:
         self.membership = Membership(self.roster, self.fanout, Channels())
         self.dispatches.clear()
         self.presence.forget()
+        self._watches = False
         for endpoint in self.endpoints.all():
             endpoint.occupancy = Occupancy()
         self.is_stopping = False

@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from backchannel.session.web import NO_SESSION, Session
+
 if TYPE_CHECKING:
     from backchannel.config import Network
-    from backchannel.session.scope import Session
 
 __all__ = ["Facts", "MultiMapping", "Request", "path_segments", "user_id"]
 
@@ -97,13 +98,13 @@ class Request:
         *,
         path: str,
         params: Mapping[str, Any],
-        session: Session,
+        session: Session | None = None,
         proxies: tuple[Network, ...] = (),
     ):
         self.scope = scope
         self.path = path
         self.params: Mapping[str, Any] = MappingProxyType(dict(params))
-        self.session = session
+        self.session = NO_SESSION if session is None else session
         self.user: str | None = None
         self.identity: Any = None
         self.subprotocols: tuple[str, ...] = tuple(scope.get("subprotocols") or ())

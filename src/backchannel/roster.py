@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from backchannel.connection import Connection
     from backchannel.contracts import Publication, Target
+    from backchannel.session.web import Session
 
 __all__ = ["Roster"]
 
@@ -82,6 +83,11 @@ class Roster:
             _discard(self._users, ws.user, ws)
         if (session := self._session_of.pop(ws, None)) is not None:
             _discard(self._sessions, session, ws)
+
+    def server_sessions(self) -> list[Session]:
+        """Return one of each web session that is kept on a server."""
+        first = (next(iter(members)).session for members in self._sessions.values())
+        return [session for session in first if session.is_writable]
 
     def enter(self, ws: Connection, channel: str) -> None:
         """Put a connection into a channel."""

@@ -55,7 +55,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200", **(env or {})},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200", **dict(env or {})},
                 start_new_session=True,  # so that Ctrl-C in the tests is not for it too
             )
 

@@ -10,7 +10,6 @@ from backchannel.config import Settings
 from backchannel.errors import Reject
 from backchannel.handshake import check_origin, refusal
 from backchannel.request import Request
-from backchannel.session.scope import Session
 
 
 def asked(origins, host="app.example.com", peer="192.0.2.1", forwarded=None, **options):
@@ -25,7 +24,6 @@ def asked(origins, host="app.example.com", peer="192.0.2.1", forwarded=None, **o
         {"headers": headers, "client": (peer, 4000)},
         path="/ws/echo",
         params={},
-        session=Session(None),
         proxies=settings.networks(),
     )
     return check_origin(request, settings)

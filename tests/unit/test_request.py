@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backchannel.request import MultiMapping, Request, path_segments, user_id
-from backchannel.session.scope import Session
 
 PROXIES = tuple(ipaddress.ip_network(text) for text in ("10.0.0.0/8", "fd00::/8"))
 
@@ -21,7 +20,6 @@ def request(*headers, peer=("192.0.2.1", 4000), proxies=(), query=b"", **scope):
         {"headers": raw, "client": peer, "query_string": query, **scope},
         path="/ws",
         params={},
-        session=Session(None),
         proxies=proxies,
     )
 
@@ -73,7 +71,7 @@ def test_the_query_is_decoded_and_blank_fields_are_kept():
 
 
 def test_without_a_query_string_the_query_is_empty():
-    plain = Request({"headers": []}, path="/", params={}, session=Session(None))
+    plain = Request({"headers": []}, path="/", params={})
     assert dict(plain.query) == dict(plain.cookies) == dict(plain.headers) == {}
     assert plain.client is None
     assert plain.subprotocols == ()

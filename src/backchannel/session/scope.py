@@ -1,40 +1,82 @@
-"""The session that middleware before the hub put into the scope."""
+"""Sessions that middleware before the hub has left in the scope: Starlette's, starsessions'."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from typing import Any
 
-__all__ = ["Session"]
+from backchannel.session.web import NO_SESSION, Session, asked
 
-
-_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+__all__ = ["in_scope"]
 
 
-class Session(Mapping[str, Any]):
-    """A read-only view of the handshake's session; empty when there is none.
+async def in_scope(scope: Mapping[str, Any]) -> Session:
+    """Return the session that middleware left in a handshake's scope.
+
+    Starlette's ``SessionMiddleware`` keeps all of it in a signed cookie. starsessions keeps it in a
+    store, unless that is its ``CookieStore``; it need not be loaded.
+
+    Raises:
+        SessionUnavailable: the store does not answer.
+    """
+    if (handler := scope.get("session_handler")) is not None and hasattr(handler, "serializer"):
+        return await _starsession(handler)
+    data = scope.get("session")
+    return Session(data) if isinstance(data, Mapping) else NO_SESSION  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
+async def _starsession(handler: Any) -> Session:
+    store = _Starsessions(handler.store, handler.serializer, handler.lifetime)
+    key: str | None = handler.session_id
+    data = None if key is None else await asked(store.load(key))
+    if data is None:
+        return NO_SESSION
+    if type(handler.store).__name__ == "CookieStore":
+        return Session(data)  # what it calls the session's id is the cookie's content
+    return Session(data, id=key, store=store)
+
+
+class _Starsessions:
+    """A store of starsessions, which counts the time of a session from its last use or creation.
 
     Args:
-        store: what the framework keeps it in, such as Starlette's ``scope["session"]``.
+        store: theirs.
+        serializer: theirs, between a dict and bytes.
+        lifetime: seconds that a session lives; 0 for as long as the browser runs.
     """
 
-    __slots__ = ("_store",)
+    __slots__ = ("_lifetime", "_serializer", "_store")
 
-    def __init__(self, store: Mapping[str, Any] | None):
-        self._store: Mapping[str, Any] = _NOTHING if store is None else store
+    def __init__(self, store: Any, serializer: Any, lifetime: int):
+        self._store = store
+        self._serializer = serializer
+        self._lifetime = lifetime
 
-    @property
-    def id(self) -> str | None:
-        """What names the session; None where the framework keeps it all in a cookie."""
-        key = getattr(self._store, "session_key", None) or getattr(self._store, "session_id", None)
-        return None if key is None else str(key)
+    async def load(self, key: str) -> Mapping[str, Any] | None:
+        """Return what a session holds; None when it has expired or was deleted."""
+        found = await self._read(key)
+        return None if not found else {n: v for n, v in found.items() if n != "__metadata__"}
 
-    def __getitem__(self, key: str) -> Any:
-        return self._store[key]
+    async def save(self, key: str, changed: Mapping[str, Any], removed: Collection[str]) -> bool:
+        """Change some keys of a session; False when it does not exist any more."""
+        found = await self._read(key)
+        if not found:
+            return False
+        data = {name: value for name, value in found.items() if name not in removed} | dict(changed)
+        about: Mapping[str, Any] = found.get("__metadata__") or {}
+        await self._store.write(
+            session_id=key, data=self._serializer.serialize(data), lifetime=self._lifetime,
+            ttl=_left(about, self._lifetime),
+        )  # fmt: skip
+        return True
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._store)
+    async def _read(self, key: str) -> dict[str, Any]:
+        raw = await self._store.read(session_id=key, lifetime=self._lifetime)
+        return dict(self._serializer.deserialize(raw))
 
-    def __len__(self) -> int:
-        return len(self._store)
+
+def _left(about: Mapping[str, Any], lifetime: int) -> int:
+    """Return the seconds that a session has left, as starsessions counts them; 0 is no limit."""
+    if not lifetime or "last_access" not in about:
+        return lifetime
+    return max(1, int(about["created"] + about["lifetime"] - about["last_access"]))

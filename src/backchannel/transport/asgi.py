@@ -20,7 +20,6 @@ from backchannel.errors import Reject
 from backchannel.handshake import shake_hands
 from backchannel.observe import CONNECTION, HANDSHAKE, new_error_id
 from backchannel.request import Request
-from backchannel.session.scope import Session
 from backchannel.transport.lossy import new_socket
 from backchannel.transport.native import EXTENSION, Giver, NativeSocket, Taken
 from backchannel.transport.outbox import Event, Outbox, Send
@@ -73,7 +72,6 @@ async def serve(
         scope,
         path=path,
         params=params,
-        session=Session(scope.get("session")),
         proxies=hub.settings.networks(),
     )
     channel = await _let_in(hub, endpoint, request, user)

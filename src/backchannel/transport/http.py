@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from backchannel.request import Request, path_segments
-from backchannel.session.scope import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -100,7 +99,7 @@ def not_found(hub: HubCore, scope: Scope) -> str:
     """Say that nothing is here; name the nearest endpoints to a developer, to nobody else."""
     path, mount = shown_path(scope), _mount(scope)
     text = f"Nothing is served at {_public_path(scope)}.\n"
-    request = Request(scope, path=path, params={}, session=Session(None))
+    request = Request(scope, path=path, params={})
     if not (hub.settings.debug or request.is_local):
         return text
     near = [mount + template for template in hub.endpoints.near_misses(path)]

@@ -18,7 +18,7 @@ from backchannel.errors import ConnectionClosed, HandshakeRefused, Reject
 from backchannel.handshake import shake_hands
 from backchannel.messages import Frame, encode
 from backchannel.request import Request, path_segments
-from backchannel.session.scope import Session
+from backchannel.session.web import Session
 from backchannel.transport.asgi import choose_channel
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class MemoryClient:
             scope,
             path=scope["path"],
             params=params,
-            session=Session(self._session),
+            session=None if self._session is None else Session(self._session),
             proxies=hub.settings.networks(),
         )
         # In a context of its own, as each connection has on a server.

@@ -1,0 +1,81 @@
+"""A FastAPI app with a login: the socket knows who signed in, and closes when they sign out.
+
+Needs:   FastAPI, itsdangerous and python-multipart (in a clone: python3 dev.py setup)
+Run it:  backchannel run examples/fastapi_login.py:app
+Open:    http://localhost:8888/ in two windows; sign in as ana or bob, password "chat"
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Form, Request
+from fastapi.responses import FileResponse, RedirectResponse, Response
+from starlette.middleware.sessions import SessionMiddleware
+
+from backchannel import Connection, Hub, Listener
+
+PAGE = Path(__file__).with_suffix(".html")
+PASSWORDS = {"ana": "chat", "bob": "chat"}  # yours are hashed, and in a database
+
+# The session that Starlette's middleware found is there when authenticate is asked.
+hub = Hub(authenticate=lambda request: request.session.get("user"), require_user=True)
+
+
+@hub.endpoint("/ws/chat/{channel}")
+class Chat(Listener):
+    """A room for those who have signed in."""
+
+    def on_open(self, ws: Connection) -> None:
+        ws.broadcast({"from": "", "text": f"{ws.user} came"}, exclude=ws)
+        ws.send({"from": "", "text": f"Welcome, {ws.user}."})
+
+    def on_message(self, ws: Connection, message: str) -> None:
+        ws.broadcast({"from": ws.user, "text": message[:2000]})
+
+    def on_close(self, ws: Connection, reason: Any) -> None:
+        ws.broadcast({"from": "", "text": f"{ws.user} left"})
+
+
+app = FastAPI(lifespan=hub.lifespan)
+# With a secret of its own at each start, everyone signs in anew; yours comes from the environment.
+app.add_middleware(SessionMiddleware, secret_key=os.environ.get("SECRET", secrets.token_hex()))
+app.mount("/live", hub)
+
+
+@app.get("/")
+def page() -> FileResponse:
+    """Show the page: a login form, or the chat."""
+    return FileResponse(PAGE)
+
+
+@app.get("/me")
+def me(request: Request) -> dict[str, str | None]:
+    """Tell the page who has signed in."""
+    return {"user": request.session.get("user")}
+
+
+@app.post("/login")
+async def login(
+    request: Request, name: Annotated[str, Form()], password: Annotated[str, Form()]
+) -> Response:
+    """Sign in."""
+    if not secrets.compare_digest(PASSWORDS.get(name, secrets.token_hex()), password):
+        return RedirectResponse("/?failed", status_code=303)
+    request.session.clear()
+    request.session["user"] = name
+    # The session lives in a cookie: this names it, so that its sockets can be closed.
+    request.session["sid"] = await hub.remember(request)
+    return RedirectResponse("/", status_code=303)
+
+
+@app.post("/logout")
+async def logout(request: Request) -> Response:
+    """Sign out: in every tab of this browser, not on other devices."""
+    if sid := request.session.get("sid"):
+        hub.session(sid).close(4004, "signed out")
+    request.session.clear()
+    return RedirectResponse("/", status_code=303)

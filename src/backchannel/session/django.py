@@ -1,0 +1,129 @@
+"""Django's sessions and users, of any engine, without Django Channels.
+
+    from backchannel.session.django import DjangoSessions, close_on_logout
+
+    sessions = DjangoSessions()
+    hub = Hub(session=sessions, authenticate=sessions.user)
+    close_on_logout(hub)
+
+Django is asked by its asynchronous API, which it has from 5.1 on; what talks to a database runs in
+its threads. It is imported at the first handshake, when its settings are in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from backchannel.session.web import NO_SESSION, Session, asked
+
+if TYPE_CHECKING:
+    from backchannel.hub import HubCore
+    from backchannel.request import Request
+
+__all__ = ["DjangoSessions", "close_on_logout"]
+
+
+class DjangoSessions:
+    """Finds the Django session of a handshake by its cookie.
+
+    ``Hub(session=…)`` takes it. The cookie's name and the engine are those of Django's settings.
+    """
+
+    async def find(self, request: Request) -> Session:
+        """Return the session of a handshake, empty where there is none or it has expired.
+
+        Raises:
+            SessionUnavailable: the engine's store does not answer.
+        """
+        if (key := _cookie(request)) is None:
+            return NO_SESSION
+        engine = _engine()
+        store = _Store(engine)
+        data = await asked(store.load(key))
+        if data is None:
+            return NO_SESSION
+        if engine.__module__.endswith(".signed_cookies"):
+            return Session(data)  # what Django calls its key is the cookie's content
+        return Session(data, id=key, store=store)
+
+    async def user(self, request: Request) -> Any:
+        """Return the user who is signed in, as ``django.contrib.auth`` has it; None for nobody.
+
+        ``Hub(authenticate=sessions.user)`` takes it: ``ws.identity`` is then the model's instance,
+        and ``ws.user`` its primary key.
+        """
+        from django.contrib.auth import aget_user  # noqa: PLC0415
+
+        if (key := _cookie(request)) is None:
+            return None
+        user = await aget_user(_HttpRequest(_engine()(key)))
+        return user if user.is_authenticated and user.is_active else None
+
+
+class _HttpRequest:
+    """As much of a request as ``aget_user`` wants."""
+
+    def __init__(self, session: Any):
+        self.session = session
+
+
+class _Store:
+    """A session engine of Django."""
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: type[Any]):
+        self._engine = engine
+
+    async def load(self, key: str) -> Mapping[str, Any] | None:
+        """Return what a session holds; None when it has expired or was deleted."""
+        session = self._engine(key)
+        data: dict[str, Any] = await session.aload()
+        # Django forgets the key of a session that it does not find.
+        return None if session.session_key is None or session.modified else data
+
+    async def save(self, key: str, changed: Mapping[str, Any], removed: Collection[str]) -> bool:
+        """Change some keys of a session; False when it does not exist any more."""
+        from django.contrib.sessions.backends.base import UpdateError  # noqa: PLC0415
+
+        session = self._engine(key)
+        await session.aupdate(changed)
+        for name in removed:
+            await session.apop(name, None)
+        if session.session_key is None:
+            return False
+        try:
+            await session.asave()
+        except UpdateError:  # deleted meanwhile
+            return False
+        return True
+
+
+def close_on_logout(hub: HubCore) -> None:
+    """Close a session's connections with 4004 when its user signs out: in every tab.
+
+    Call it once for each hub, when Django's settings are in place, as in ``asgi.py``.
+    """
+    from django.contrib.auth.signals import user_logged_out  # noqa: PLC0415
+
+    def close(request: Any, **_: Any) -> None:
+        key = request.session.session_key
+        if key is not None:
+            hub.session(key).close(4004, "signed out")
+
+    user_logged_out.connect(close, weak=False, dispatch_uid=("backchannel", id(hub)))
+
+
+def _cookie(request: Request) -> str | None:
+    from django.conf import settings  # noqa: PLC0415
+
+    return request.cookies.get(settings.SESSION_COOKIE_NAME) or None
+
+
+def _engine() -> type[Any]:
+    from django.conf import settings  # noqa: PLC0415
+
+    engine: type[Any] = import_module(settings.SESSION_ENGINE).SessionStore
+    return engine

@@ -1,0 +1,106 @@
+"""Flask's sessions: its signed cookie, and Flask-Session's on the server.
+
+    from backchannel.session.flask import FlaskSessions
+
+    sessions = FlaskSessions(app)
+    hub = Hub(session=sessions, authenticate=lambda request: request.session.get("user"))
+    application = hub.wrap(WSGIMiddleware(app))  # a2wsgi's
+
+What Flask-Session asks its server runs in a worker thread, in the app's context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from backchannel.session.web import NO_SESSION, CookieJar, Session, asked, named
+from backchannel.threads import call_in_thread
+
+if TYPE_CHECKING:
+    from backchannel.request import Request
+
+__all__ = ["FlaskSessions"]
+
+
+class FlaskSessions:
+    """Finds the Flask session of a handshake by its cookie. ``Hub(session=…)`` takes it.
+
+    Args:
+        app: the Flask app, with its configuration.
+    """
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def find(self, request: Request) -> Session:
+        """Return the session of a handshake, empty where there is none or it has expired.
+
+        Raises:
+            SessionUnavailable: the server that keeps it does not answer.
+        """
+        interface = self._app.session_interface
+        cookie = request.cookies.get(interface.get_cookie_name(self._app))
+        if not cookie:
+            return NO_SESSION
+        if hasattr(interface, "get_signing_serializer"):  # all of it lives in the cookie
+            found = interface.open_session(self._app, CookieJar(request.cookies))
+            return Session(dict(found)) if found else NO_SESSION
+        store = _Store(self._app, cookie)
+        found = await asked(call_in_thread(store.open))
+        return NO_SESSION if found is None else Session(dict(found), id=found.sid, store=store)
+
+    @staticmethod
+    def remember(session: MutableMapping[str, Any]) -> str:
+        """Return the id of ``flask.session``, for ``hub.session(id)``; call it at login, in a view.
+
+        One that lives in a cookie gets a new random one each time.
+        """
+        key: str | None = getattr(session, "sid", None)
+        return named(session) if key is None else key
+
+
+class _Store:
+    """The server-side session of one cookie, by Flask's own interface for it."""
+
+    __slots__ = ("_app", "_cookie")
+
+    def __init__(self, app: Any, cookie: str):
+        self._app = app
+        self._cookie = cookie
+
+    def open(self) -> Any:
+        """Return the session as Flask-Session has it now; None when it does not exist."""
+        interface = self._app.session_interface
+        jar = CookieJar({interface.get_cookie_name(self._app): self._cookie})
+        with self._app.app_context():
+            session = interface.open_session(self._app, jar)
+        # For one that it does not find it makes another, with an id of its own.
+        return session if session is not None and self._cookie.startswith(session.sid) else None
+
+    def change(self, changed: Mapping[str, Any], removed: Collection[str]) -> bool:
+        """Change some keys; False when the session does not exist any more."""
+        session = self.open()
+        if session is None:
+            return False
+        session.update(changed)
+        for name in removed:
+            session.pop(name, None)
+        with self._app.app_context():
+            response = self._app.response_class()  # for a cookie that nobody needs
+            self._app.session_interface.save_session(self._app, session, response)
+        return True
+
+    async def load(self, key: str) -> Mapping[str, Any] | None:  # noqa: ARG002 - the cookie has it
+        """Return what the session holds; None when it has expired or was deleted."""
+        session = await call_in_thread(self.open)
+        return None if session is None else dict(session)
+
+    async def save(
+        self,
+        key: str,  # noqa: ARG002 - the cookie has it
+        changed: Mapping[str, Any],
+        removed: Collection[str],
+    ) -> bool:
+        """Change some keys of the session; False when it does not exist any more."""
+        return await call_in_thread(self.change, changed, removed)
