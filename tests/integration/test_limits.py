@@ -10,7 +10,9 @@ import re
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-NATIVE = "--ws backchannel.transport.uvicorn:Protocol --http backchannel.transport.uvicorn:HttpProtocol"
+NATIVE = (
+    "--ws backchannel.transport.uvicorn:Protocol --http backchannel.transport.uvicorn:HttpProtocol"
+)
 COMMANDS = {
     "portable-asyncio": "--ws websockets-sansio --loop asyncio",
     "portable-uvloop": "--ws websockets-sansio --loop uvloop",
@@ -27,7 +29,9 @@ def serving(start, request):
 
     def start_with(**settings):
         # uvicorn itself would believe what 127.0.0.1 says in X-Forwarded-For.
-        command = f"uvicorn limited:hub --port {{port}} --no-proxy-headers {COMMANDS[request.param]}"
+        command = (
+            f"uvicorn limited:hub --port {{port}} --no-proxy-headers {COMMANDS[request.param]}"
+        )
         return start(request.param, command, env={"SETTINGS": json.dumps(settings)})
 
     return start_with

@@ -47,7 +47,7 @@ def counts(hub):
 
 async def ended(client):
     """Read to the end; return how it ended."""
-    with pytest.raises(ConnectionClosed) as closed:
+    with pytest.raises(ConnectionClosed) as closed:  # noqa: PT012
         while True:
             await client.receive(timeout=10)
     return closed.value
