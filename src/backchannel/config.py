@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast, get_args
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
 }
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+WhenUserIsFull = Literal["replace", "refuse"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,17 @@ class Settings:
             are believed.
         max_message: bytes of the largest message a client may send; above it 1009.
         max_outbox: bytes that may wait for a slow client; above it 4001. One message always fits.
+        max_messages_per_second: of one connection, in the long run, pings included where the hub
+            sees them; above it 4003. As many may come at once. None is no limit.
+        max_bytes_per_second: of one connection, in the long run; above it 4006. As many, or
+            ``max_message``, may come at once. None is no limit.
+        max_handshakes_per_second: of one address, in the long run; above it 429. As many may come
+            at once. None is no limit.
+        max_connections_per_address: at the same time; above it 429. None is no limit.
+        max_connections_per_user: at the same time; what happens above it, the next setting says.
+            None is no limit.
+        when_user_is_full: ``"replace"`` closes the user's oldest connection with 4005,
+            ``"refuse"`` answers the new one with 429.
         compress_above: bytes of payload from which on a message is compressed for clients that
             take permessage-deflate (browsers do); None never compresses and accepts nothing
             compressed. Where the server's own frames are used, that is the server's setting.
@@ -81,6 +94,12 @@ class Settings:
     trusted_proxies: str | Iterable[str] = ()
     max_message: int = MIB
     max_outbox: int = MIB
+    max_messages_per_second: float | None = None
+    max_bytes_per_second: int | None = None
+    max_handshakes_per_second: float | None = None
+    max_connections_per_address: int | None = None
+    max_connections_per_user: int | None = None
+    when_user_is_full: WhenUserIsFull = "replace"
     compress_above: int | None = 1024
     deflate_window: int = 12
     handshake_timeout: float = 10.0
@@ -111,6 +130,14 @@ class Settings:
                 raise TypeError(f"Hub({field.name}=…) must be {field.type}, not {value!r}")
             if is_number and value is not None and not cast("float", value) > 0:  # also NaN
                 raise ValueError(f"Hub({field.name}=…) must be more than 0, not {value!r}")
+        for name in ("max_messages_per_second", "max_handshakes_per_second"):
+            if getattr(self, name) == math.inf:
+                raise ValueError(f"Hub({name}=…) must be finite, not inf; None is no limit")
+        if self.when_user_is_full not in get_args(WhenUserIsFull):
+            raise ValueError(
+                'Hub(when_user_is_full=…) must be "replace" or "refuse", not '
+                f"{self.when_user_is_full!r}"
+            )
         if not 9 <= self.deflate_window <= 15:
             raise ValueError(f"Hub(deflate_window=…) must be 9 to 15, not {self.deflate_window!r}")
         if self.broker is not None and not callable(getattr(self.broker, "publish", None)):
@@ -142,6 +169,12 @@ class SettingsOptions(TypedDict, total=False):
     trusted_proxies: str | Iterable[str]
     max_message: int
     max_outbox: int
+    max_messages_per_second: float | None
+    max_bytes_per_second: int | None
+    max_handshakes_per_second: float | None
+    max_connections_per_address: int | None
+    max_connections_per_user: int | None
+    when_user_is_full: WhenUserIsFull
     compress_above: int | None
     deflate_window: int
     handshake_timeout: float

@@ -94,6 +94,9 @@ class Dispatch(Caller):
             self._work_on(rest)
         return False
 
+    def take_control(self) -> None:
+        """Take note of a ping, or of a pong that nobody asked for; see ``guard.Metered``."""
+
     async def wait_for_room(self) -> None:
         """Wait while too many messages wait for a running callback: backpressure for reading."""
         if self.ws.reason is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from backchannel.backlog import SLOW_CLIENT, SlowClient
 from backchannel.errors import InvalidMessage, TemplateError
+from backchannel.heartbeat import Heartbeat
 from backchannel.listener import Callback, Callbacks
 from backchannel.messages import Decoder, Frame, tag_reader
 from backchannel.template import NamePattern, Router, Template, near_misses
@@ -29,15 +31,21 @@ class Endpoint:
         slow_client: what is done about a client for which more than ``max_outbox`` waits:
             ``"close"`` (with 4001), ``"drop_oldest"`` or ``"drop_newest"`` messages, or
             ``"latest"``: of each channel only the latest message waits.
+        idle_timeout: seconds after which a client that sends no message is closed, with 4008;
+            pings do not count. None leaves it.
+
+    Attributes:
+        idle: looks at those connections; None where none of them is closed for that.
 
     Raises:
         TemplateError: the channel pattern is malformed.
-        ValueError: no such way to deal with slow clients.
+        TypeError: idle_timeout is no number.
+        ValueError: no such way to deal with slow clients, or an idle_timeout out of range.
     """
 
     __slots__ = (
-        "callbacks", "occupancy", "pattern", "read_tag", "share_channels", "slow_client",
-        "subprotocols", "tag", "template",
+        "callbacks", "idle", "idle_timeout", "occupancy", "pattern", "read_tag", "share_channels",
+        "slow_client", "subprotocols", "tag", "template",
     )  # fmt: skip
 
     def __init__(
@@ -50,14 +58,16 @@ class Endpoint:
         tag: str = "type",
         subprotocols: Iterable[str] = (),
         slow_client: SlowClient = "close",
+        idle_timeout: float | None = None,
     ):
         if slow_client not in SLOW_CLIENT:
             known = ", ".join(map(repr, SLOW_CLIENT))
             raise ValueError(f"slow_client is one of {known}, not {slow_client!r}")
         self.slow_client: SlowClient = slow_client
+        self.idle_timeout = _seconds(idle_timeout)
         self.template = template
         self.callbacks = callbacks
-        self.occupancy = Occupancy()
+        self.begin_anew()
         self.share_channels = share_channels
         self.subprotocols = (
             (subprotocols,) if isinstance(subprotocols, str) else tuple(subprotocols)
@@ -66,6 +76,12 @@ class Endpoint:
         self.read_tag: Decoder = tag_reader(tag)
         text = "{channel}" if channel is None and "channel" in template.variables else channel
         self.pattern = None if text is None else NamePattern(text, template.variables)
+
+    def begin_anew(self) -> None:
+        """Have no connections, and no timer: the hub starts, maybe in another event loop."""
+        self.occupancy = Occupancy()
+        seconds = self.idle_timeout
+        self.idle = None if seconds is None else Heartbeat(seconds, seconds)
 
     def choose_subprotocol(self, offered: Iterable[str]) -> str | None:
         """Return the first of the client's offers that this endpoint speaks."""
@@ -101,6 +117,18 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"{self.template.text} ({self.callbacks.name}, {self.callbacks.where})"
+
+
+def _seconds(value: float | None) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"idle_timeout is a number of seconds or None, not {value!r}")
+    if not 0 < value < math.inf:  # also NaN
+        raise ValueError(
+            f"idle_timeout is more than 0 seconds, or None to leave idle clients, not {value!r}"
+        )
+    return value
 
 
 class Endpoints:

@@ -21,6 +21,7 @@ from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.dispatch import Dispatch
 from backchannel.endpoint import Endpoint, Endpoints
 from backchannel.fanout import Encoder, Fanout
+from backchannel.guard import Guard
 from backchannel.listener import read_listener
 from backchannel.membership import Membership
 from backchannel.messages import encode
@@ -33,7 +34,6 @@ from backchannel.sent import Sent
 from backchannel.session.watch import watch_sessions
 from backchannel.session.web import Session, remember
 from backchannel.template import Template
-from backchannel.turn import Occupancy
 
 if TYPE_CHECKING:
     from backchannel.config import Settings
@@ -68,6 +68,7 @@ class HubCore:
         settings: what it was made with.
         roster: the live connections of this node.
         fanout: what a turn of the event loop sends.
+        guard: keeps the limits of what clients may do.
         node: this node's id, new at each start.
     """
 
@@ -80,6 +81,7 @@ class HubCore:
         self.dispatches: set[Dispatch] = set()
         self.endpoints = Endpoints(casefold=settings.casefold_channels)
         self.presence = Presence()
+        self.guard = Guard(settings)
         self.runtime = Runtime()
         self.is_stopping = False
         self._watches = False
@@ -123,12 +125,13 @@ class HubCore:
                 endpoint leads into the same channels on purpose; ``tag="msgType"`` the field that
                 ``@event`` methods are chosen by; ``subprotocols=["chat.v2"]`` what it speaks;
                 ``slow_client="latest"`` what is done when a client reads too slowly (``"close"``,
-                ``"drop_oldest"``, ``"drop_newest"``, or only the latest message of each channel).
+                ``"drop_oldest"``, ``"drop_newest"``, or only the latest message of each channel);
+                ``idle_timeout=300`` seconds after which a client that sends nothing is closed.
 
         Raises:
             TemplateError: the template is malformed or clashes with another endpoint's.
             ListenerError: the listener can't serve (signature, annotation, spelling).
-            ValueError: an option has no such value.
+            TypeError, ValueError: an option has no such value.
         """
         self._add(template, listener, _names_of_caller(2), options)
 
@@ -369,7 +372,8 @@ class HubCore:
         self.presence.forget()
         self._watches = False
         for endpoint in self.endpoints.all():
-            endpoint.occupancy = Occupancy()
+            endpoint.begin_anew()
+        self.guard = Guard(self.settings)
         self.is_stopping = False
         self.node = secrets.token_hex(4)
         HUB.debug("hub started as node %s with %d endpoints", self.node, len(list(self.endpoints)))

@@ -12,6 +12,11 @@ from backchannel.config import Settings, SettingsOptions
 
 NUMBERS = [f.name for f in dataclasses.fields(Settings) if f.type in {"int", "float"}]
 WHOLE = [f.name for f in dataclasses.fields(Settings) if f.type == "int"]
+LIMITS = [
+    f.name
+    for f in dataclasses.fields(Settings)
+    if f.type in {"int | None", "float | None"} and "_per_" in f.name
+]
 SWITCHES = [f.name for f in dataclasses.fields(Settings) if f.type == "bool"]
 
 
@@ -69,6 +74,42 @@ def test_a_number_that_is_not_more_than_0_is_refused_by_its_settings_name(name, 
 def test_what_is_no_number_is_refused_by_its_settings_name(name, value):
     with pytest.raises(TypeError, match=rf"Hub\({name}=…\) must be (int|float), not "):
         Settings(**{name: value})
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_is_off_unless_it_is_set(name):
+    assert getattr(Settings(), name) is None
+    assert getattr(Settings(**{name: None}), name) is None
+    assert getattr(Settings(**{name: 7}), name) == 7
+
+
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_limit_that_would_admit_nothing_is_refused_by_its_settings_name(name, value):
+    with pytest.raises(ValueError, match=rf"Hub\({name}=…\) must be more than 0, not {value}"):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("value", ["10", True, 1j])
+def test_a_limit_that_is_no_number_is_refused_by_its_settings_name(name, value):
+    with pytest.raises(TypeError, match=rf"Hub\({name}=…\) must be (int|float) \| None, not "):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["max_messages_per_second", "max_handshakes_per_second"])
+def test_a_rate_may_be_broken_but_not_endless(name):
+    assert getattr(Settings(**{name: 0.5}), name) == 0.5
+    for value in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=rf"Hub\({name}=…\) must be"):
+            Settings(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["newest", None, True, 1, []])
+def test_what_happens_to_a_full_user_is_one_of_two(value):
+    expected = r'Hub\(when_user_is_full=…\) must be "replace" or "refuse", not '
+    with pytest.raises(ValueError, match=expected):
+        Settings(when_user_is_full=value)
 
 
 @pytest.mark.parametrize("name", SWITCHES)

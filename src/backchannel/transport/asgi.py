@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any, Final
 from backchannel.backlog import new_backlog
 from backchannel.codes import ENDINGS
 from backchannel.connection import ABSENT, CloseReason, Connection
-from backchannel.dispatch import Dispatch
 from backchannel.errors import Reject
+from backchannel.guard import Place
 from backchannel.handshake import shake_hands
 from backchannel.observe import CONNECTION, HANDSHAKE, new_error_id
 from backchannel.request import Request
 from backchannel.transport.lossy import new_socket
+from backchannel.transport.meter import begin
 from backchannel.transport.native import EXTENSION, Giver, NativeSocket, Taken
 from backchannel.transport.outbox import Event, Outbox, Send
 
 if TYPE_CHECKING:
     from backchannel.app import Hub
+    from backchannel.dispatch import Dispatch
     from backchannel.endpoint import Endpoint
     from backchannel.messages import Frame
 
@@ -74,7 +76,33 @@ async def serve(
         params=params,
         proxies=hub.settings.networks(),
     )
-    channel = await _let_in(hub, endpoint, request, user)
+    place = hub.guard.enter(request.client)
+    if isinstance(place, Reject):
+        await refuse(scope, send, place, accepted=accepted)
+        return
+    try:
+        await _serve(
+            hub, endpoint, request, place, scope, receive, send,
+            user=user, accepted=accepted, stay=stay,
+        )  # fmt: skip
+    finally:
+        place.give_back(unless_held=True)
+
+
+async def _serve(
+    hub: Hub,
+    endpoint: Endpoint,
+    request: Request,
+    place: Place,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    user: object,
+    accepted: bool,
+    stay: bool,
+) -> None:
+    channel = await _let_in(hub, endpoint, request, place, user)
     if isinstance(channel, Reject):
         await refuse(scope, send, channel, accepted=accepted)
         return
@@ -100,9 +128,9 @@ async def serve(
     ws = Connection(
         hub, endpoint, request, link, context=context, channel=channel, subprotocol=subprotocol
     )
-    dispatch = Dispatch(hub, ws)
+    dispatch = hub.guard.dispatch(hub, ws, place)
     if isinstance(link, NativeSocket) and taken is not None:
-        link.begin(dispatch, taken)
+        begin(link, dispatch, taken)
         if stay:
             await asyncio.shield(dispatch.closed)
     elif isinstance(link, Outbox):
@@ -110,13 +138,16 @@ async def serve(
 
 
 async def _let_in(
-    hub: Hub, endpoint: Endpoint, request: Request, user: object
+    hub: Hub, endpoint: Endpoint, request: Request, place: Place, user: object
 ) -> str | Reject | None:
     """Shake hands; return the channel that the URL leads into, None, or who refuses."""
     refused = await shake_hands(request, endpoint.callbacks, hub.settings, user=user)
     if hub.is_stopping:
         return Reject(503, "The server is going away.")
-    return refused or choose_channel(hub, endpoint, request.params)
+    channel = refused or choose_channel(hub, endpoint, request.params)
+    if isinstance(channel, Reject):
+        return channel
+    return place.sit(request.user) or channel
 
 
 async def _live(dispatch: Dispatch, link: Outbox, receive: Receive) -> None:

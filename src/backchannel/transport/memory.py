@@ -13,8 +13,8 @@ import msgspec
 
 from backchannel.codes import check_close
 from backchannel.connection import ABSENT, CloseReason, Connection
-from backchannel.dispatch import Dispatch
 from backchannel.errors import ConnectionClosed, HandshakeRefused, Reject
+from backchannel.guard import Place
 from backchannel.handshake import shake_hands
 from backchannel.messages import Frame, encode
 from backchannel.request import Request, path_segments
@@ -23,6 +23,8 @@ from backchannel.transport.asgi import choose_channel
 
 if TYPE_CHECKING:
     from backchannel.app import Hub
+    from backchannel.dispatch import Dispatch
+    from backchannel.endpoint import Endpoint
 
 __all__ = ["MemoryClient"]
 
@@ -147,13 +149,29 @@ class MemoryClient:
             session=None if self._session is None else Session(self._session),
             proxies=hub.settings.networks(),
         )
+        place = hub.guard.enter(request.client)
+        if isinstance(place, Reject):
+            raise HandshakeRefused(place.status, place.text)
+        try:
+            await self._shake_hands(hub, endpoint, request, place)
+        finally:
+            place.give_back(unless_held=True)
+        if wait:
+            await self._connected().settled()
+        return self
+
+    async def _shake_hands(
+        self, hub: Hub, endpoint: Endpoint, request: Request, place: Place
+    ) -> None:
         # In a context of its own, as each connection has on a server.
         context = copy_context()
         shaking = shake_hands(request, endpoint.callbacks, hub.settings, user=self._user)
         answer = await asyncio.create_task(shaking, context=context)
         if hub.is_stopping:
             answer = Reject(503, "The server is going away.")
-        channel = answer or choose_channel(hub, endpoint, params)
+        channel = answer or choose_channel(hub, endpoint, request.params)
+        if not isinstance(channel, Reject):
+            channel = place.sit(request.user) or channel
         if isinstance(channel, Reject):
             raise HandshakeRefused(channel.status, channel.text)
         ws = Connection(
@@ -165,11 +183,8 @@ class MemoryClient:
             channel=channel,
             subprotocol=endpoint.choose_subprotocol(request.subprotocols),
         )
-        self._dispatch = Dispatch(hub, ws)
+        self._dispatch = hub.guard.dispatch(hub, ws, place)
         self._dispatch.start()
-        if wait:
-            await self._dispatch.settled()
-        return self
 
     async def send(self, message: Any) -> None:
         """Send a message as a client would: str as text, bytes as binary, all else as JSON.

@@ -286,6 +286,7 @@ class NativeSocket(asyncio.Protocol):
 
     def _take_control(self, event: frames.Event, dispatch: Dispatch) -> None:
         if isinstance(event, frames.Ping):
+            dispatch.take_control()
             if not self._closing:
                 self._push_control(frames.pong_frame(event.payload))
         elif isinstance(event, frames.Pong):
@@ -372,6 +373,8 @@ class NativeSocket(asyncio.Protocol):
         if self._awaits_pong:
             self._awaits_pong = False
             dispatch.ws.latency = perf_counter() - self._pinged_at
+        else:
+            dispatch.take_control()
 
 
 def _descriptor(transport: asyncio.Transport) -> int:
