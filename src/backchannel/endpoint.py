@@ -29,14 +29,16 @@ class Endpoint:
         slow_client: what is done about a client for which more than ``max_outbox`` waits:
             ``"close"`` (with 4001), ``"drop_oldest"`` or ``"drop_newest"`` messages, or
             ``"latest"``: of each channel only the latest message waits.
+        authenticate: asked instead of the hub's own; None leaves it at that one.
 
     Raises:
         TemplateError: the channel pattern is malformed.
+        TypeError: authenticate can't be called.
         ValueError: no such way to deal with slow clients.
     """
 
     __slots__ = (
-        "callbacks", "occupancy", "pattern", "read_tag", "share_channels", "slow_client",
+        "authenticate", "callbacks", "occupancy", "pattern", "read_tag", "share_channels", "slow_client",
         "subprotocols", "tag", "template",
     )  # fmt: skip
 
@@ -50,7 +52,11 @@ class Endpoint:
         tag: str = "type",
         subprotocols: Iterable[str] = (),
         slow_client: SlowClient = "close",
+        authenticate: Callable[[Any], Any] | None = None,
     ):
+        if authenticate is not None and not callable(authenticate):
+            raise TypeError(f"authenticate must be callable, not {authenticate!r}")
+        self.authenticate = authenticate
         if slow_client not in SLOW_CLIENT:
             known = ", ".join(map(repr, SLOW_CLIENT))
             raise ValueError(f"slow_client is one of {known}, not {slow_client!r}")

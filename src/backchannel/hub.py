@@ -17,9 +17,10 @@ from backchannel.change import Change
 from backchannel.channel import Channels, check_channel
 from backchannel.codes import check_close, meaning_of
 from backchannel.connection import ABSENT, CloseReason, Connection
-from backchannel.contracts import Broker, Publication, Receipt, Target
+from backchannel.contracts import Broker, Publication, Receipt, Target, TicketStore
 from backchannel.dispatch import Dispatch
 from backchannel.endpoint import Endpoint, Endpoints
+from backchannel.expiry import Expiry
 from backchannel.fanout import Encoder, Fanout
 from backchannel.listener import read_listener
 from backchannel.membership import Membership
@@ -31,6 +32,7 @@ from backchannel.roster import Roster
 from backchannel.runtime import Runtime
 from backchannel.sent import Sent
 from backchannel.template import Template
+from backchannel.tickets import MemoryTickets, check_ttl, key_of, new_ticket
 from backchannel.turn import Occupancy
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ class HubCore:
         settings: what it was made with.
         roster: the live connections of this node.
         fanout: what a turn of the event loop sends.
+        expiry: ends the connections whose identity holds until a time.
+        tickets: those that wait to be used.
         node: this node's id, new at each start.
     """
 
@@ -78,6 +82,8 @@ class HubCore:
         self.dispatches: set[Dispatch] = set()
         self.endpoints = Endpoints(casefold=settings.casefold_channels)
         self.presence = Presence()
+        self.expiry = Expiry()
+        self.tickets: TicketStore = MemoryTickets()
         self.runtime = Runtime()
         self.is_stopping = False
         self._broker = broker
@@ -120,7 +126,8 @@ class HubCore:
                 endpoint leads into the same channels on purpose; ``tag="msgType"`` the field that
                 ``@event`` methods are chosen by; ``subprotocols=["chat.v2"]`` what it speaks;
                 ``slow_client="latest"`` what is done when a client reads too slowly (``"close"``,
-                ``"drop_oldest"``, ``"drop_newest"``, or only the latest message of each channel).
+                ``"drop_oldest"``, ``"drop_newest"``, or only the latest message of each channel);
+                ``authenticate=`` is asked instead of the hub's own.
 
         Raises:
             TemplateError: the template is malformed or clashes with another endpoint's.
@@ -263,6 +270,28 @@ class HubCore:
 
     # ── what else an application asks for ─────────────────────────────────────────────────────
 
+    async def ticket(self, user: object, ttl: float = 30) -> str:
+        """Return a ticket, with which a client may connect once as this user.
+
+        It goes into the URL, as ``?ticket=…``; then ``authenticate`` is not asked. It is used up
+        by the first handshake that brings it from an origin that may connect, even where a later
+        check refuses that one.
+
+        Args:
+            user: a user id; 42 and "42" are the same user.
+            ttl: seconds it may wait to be used.
+
+        Raises:
+            TypeError, ValueError: the user is None, empty, or no str or int; the ttl is no number
+                of seconds above 0.
+            RuntimeError: too many tickets wait to be used.
+        """
+        name = user_id(user)
+        check_ttl(ttl)
+        ticket = new_ticket()
+        await self.tickets.put(key_of(ticket), name, ttl)
+        return ticket
+
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine until it ends or the hub stops. What it raises is logged.
 
@@ -331,6 +360,7 @@ class HubCore:
         self.membership = Membership(self.roster, self.fanout, Channels())
         self.dispatches.clear()
         self.presence.forget()
+        self.expiry = Expiry()
         for endpoint in self.endpoints.all():
             endpoint.occupancy = Occupancy()
         self.is_stopping = False

@@ -80,7 +80,7 @@ async def serve(
     if isinstance(channel, Reject):
         await refuse(scope, send, channel, accepted=accepted)
         return
-    subprotocol = endpoint.choose_subprotocol(request.subprotocols)
+    subprotocol = endpoint.choose_subprotocol(request.subprotocols) or request.subprotocol
     extensions: Mapping[str, Any] = scope.get("extensions") or {}
     giver: Giver | None = None if accepted else extensions.get(EXTENSION)
     deflates = False
@@ -115,7 +115,7 @@ async def _let_in(
     hub: Hub, endpoint: Endpoint, request: Request, user: object
 ) -> str | Reject | None:
     """Shake hands; return the channel that the URL leads into, None, or who refuses."""
-    refused = await shake_hands(request, endpoint.callbacks, hub.settings, user=user)
+    refused = await shake_hands(request, endpoint, hub.settings, hub.tickets, user=user)
     if hub.is_stopping:
         return Reject(503, "The server is going away.")
     return refused or choose_channel(hub, endpoint, request.params)

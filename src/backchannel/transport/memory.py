@@ -149,7 +149,7 @@ class MemoryClient:
         )
         # In a context of its own, as each connection has on a server.
         context = copy_context()
-        shaking = shake_hands(request, endpoint.callbacks, hub.settings, user=self._user)
+        shaking = shake_hands(request, endpoint, hub.settings, hub.tickets, user=self._user)
         answer = await asyncio.create_task(shaking, context=context)
         if hub.is_stopping:
             answer = Reject(503, "The server is going away.")
@@ -163,7 +163,7 @@ class MemoryClient:
             self._link,
             context=context,
             channel=channel,
-            subprotocol=endpoint.choose_subprotocol(request.subprotocols),
+            subprotocol=endpoint.choose_subprotocol(request.subprotocols) or request.subprotocol,
         )
         self._dispatch = Dispatch(hub, ws)
         self._dispatch.start()
