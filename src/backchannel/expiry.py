@@ -1,8 +1,8 @@
 """Connections whose token ends at a known time, ended by one timer for all of them.
 
 That time is the wall clock's, as tokens have it, and the event loop's timers are not: they stand
-still while a machine sleeps, and know nothing of a clock that is set. So the clock is looked at again
-at least every ``LONGEST_NAP`` seconds, and nobody is ended before it says so.
+still while a machine sleeps, and know nothing of a clock that is set. So the clock is looked at
+again at least every ``LONGEST_NAP`` seconds, and nobody is ended before it says so.
 """
 
 from __future__ import annotations

@@ -39,8 +39,7 @@ async def hears(client):
 
 async def ended(client):
     with pytest.raises(ConnectionClosed) as closed:
-        while True:
-            await asyncio.wait_for(client.recv(), PATIENCE)
+        await asyncio.wait_for(client.recv(), PATIENCE)
     return closed.value.rcvd.code, closed.value.rcvd.reason
 
 

@@ -58,10 +58,10 @@ def base64url(data):
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def by_hand(payload, secret=SECRET.encode(), *, header=b'{"alg":"HS256","typ":"JWT"}'):
+def by_hand(payload, secret=SECRET, *, header=b'{"alg":"HS256","typ":"JWT"}'):
     """Return a token signed by hand, as no library would make it."""
     body = f"{base64url(header)}.{base64url(payload)}"
-    return f"{body}.{base64url(hmac.digest(secret, body.encode(), hashlib.sha256))}"
+    return f"{body}.{base64url(hmac.digest(secret.encode(), body.encode(), hashlib.sha256))}"
 
 
 def pem(public_key):
@@ -197,7 +197,11 @@ async def test_another_claim_may_name_the_user_and_an_int_is_an_id():
 @pytest.mark.parametrize("algorithm", ["RS256", "PS256", "ES256"])
 async def test_asymmetric_algorithms(rsa_key, algorithm):
     private = rsa_key if algorithm != "ES256" else ec.generate_private_key(ec.SECP256R1())
-    for key in (pem(private.public_key()), pem(private.public_key()).encode(), private.public_key()):
+    for key in (
+        pem(private.public_key()),
+        pem(private.public_key()).encode(),
+        private.public_key(),
+    ):
         assert JWT(key, [algorithm], **ACCEPTS).verify(token(private, algorithm)).id == "ana"
 
 
@@ -299,7 +303,9 @@ def test_verify_takes_anything_that_a_client_may_send(bad):
 def test_the_answer_names_the_scheme_and_shows_nothing_of_the_token():
     bad = token(exp=1)
     with pytest.raises(Reject) as error:
-        JWT(SECRET, ["HS256"], **ACCEPTS)(handshake(headers=[(b"authorization", f"Bearer {bad}".encode())]))
+        JWT(SECRET, ["HS256"], **ACCEPTS)(
+            handshake(headers=[(b"authorization", f"Bearer {bad}".encode())])
+        )
     assert error.value.status == 401
     assert error.value.headers == {"WWW-Authenticate": 'Bearer error="invalid_token"'}
     assert error.value.__cause__ is None
@@ -311,11 +317,11 @@ async def test_an_asymmetric_key_is_not_taken_for_a_secret(rsa_key):
     public = pem(rsa_key.public_key())
     hub = Hub(authenticate=JWT(public, ["RS256"]))
     hub.add("/ws", Room)
-    forged = by_hand(json.dumps(claims(aud=None, iss=None)).encode(), public.encode())
+    forged = by_hand(json.dumps(claims(aud=None, iss=None)).encode(), public)
     wanted = (401, "The token's algorithm is not accepted here.")
     assert await refused(hub, headers=bearer(forged)) == wanted
     forged = by_hand(
-        json.dumps(claims(aud=None, iss=None)).encode(), public.encode(), header=b'{"alg":"RS256"}'
+        json.dumps(claims(aud=None, iss=None)).encode(), public, header=b'{"alg":"RS256"}'
     )
     assert await refused(hub, headers=bearer(forged)) == (401, FORGED)
     await hub.stop()
@@ -390,7 +396,9 @@ def test_what_a_token_says_can_not_be_changed_and_is_not_shown():
         (SECRET, ["HS256"], {"subprotocol": "a,b"}, "name of a subprotocol"),
     ],
 )  # fmt: skip
-def test_what_would_be_insecure_is_refused_when_it_is_made(rsa_key, key, algorithms, options, words):
+def test_what_would_be_insecure_is_refused_when_it_is_made(
+    rsa_key, key, algorithms, options, words
+):
     key = pem(rsa_key.public_key()) if key == "PEM" else key
     with pytest.raises(ValueError, match=words) as error:
         JWT(key, algorithms, **options)
@@ -473,7 +481,9 @@ def test_starlettes_user(user, id_):
     assert who.expires_at is None
 
 
-@pytest.mark.parametrize("user", [UnauthenticatedUser(), None, SimpleNamespace(identity="ana")], ids=repr)
+@pytest.mark.parametrize(
+    "user", [UnauthenticatedUser(), None, SimpleNamespace(identity="ana")], ids=repr
+)
 def test_who_is_not_authenticated_is_anonymous(user):
     assert starlette_user()(handshake(user=user)) is None
 

@@ -101,7 +101,10 @@ async def test_two_tickets_are_refused_and_neither_is_used_up(hub):
     hub.add("/ws", Room)
     one, two = await hub.ticket("ana"), await hub.ticket("bob")
     for url in (f"/ws?ticket={one}&ticket={two}", f"/ws?ticket=x&ticket={two}"):
-        assert await refused(hub, url) == (401, "The URL has more than one ticket; it may have one.")
+        assert await refused(hub, url) == (
+            401,
+            "The URL has more than one ticket; it may have one.",
+        )
     for ticket, user in ((one, "ana"), (two, "bob")):
         async with hub.test_client(f"/ws?ticket={ticket}") as client:
             assert client.connection.user == user
@@ -118,7 +121,9 @@ async def test_a_ticket_of_another_hub_is_worth_nothing(hub):
     await other.stop()
 
 
-@pytest.mark.parametrize("query", ["ticket=concert", "ticket=", "Ticket=bct_x", "t=bct_x", "ticket=xbct_"])
+@pytest.mark.parametrize(
+    "query", ["ticket=concert", "ticket=", "Ticket=bct_x", "t=bct_x", "ticket=xbct_"]
+)
 async def test_other_fields_are_the_applications_own(query):
     hub = Hub(authenticate=lambda request: "ana")
     hub.add("/ws", Room)
