@@ -27,9 +27,10 @@ def id_of(identity: object, what: str = "authenticate returned") -> str:
         value = getattr(identity, name, None)
         if value is not None:
             return user_id(value if isinstance(value, str | int) else str(value))
+    kind = type(identity).__qualname__  # what is in it may be a credential
     raise TypeError(
-        f"{what} {identity!r}; return None (anonymous), a user id (str or int), or "
-        "an object with an id, pk or user_id"
+        f"{what} a {kind} that names nobody; a user is a user id (str or int), or an object with "
+        "an id, pk or user_id; None is anonymous"
     )
 
 

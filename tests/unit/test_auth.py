@@ -559,7 +559,7 @@ async def test_with_starlettes_middleware_around_the_hub():
 # ── at an endpoint ────────────────────────────────────────────────────────────────────────────
 
 
-async def test_an_endpoints_own_authenticate_wins_over_the_hubs(style):
+async def test_an_endpoints_own_authenticate_wins_over_the_hubs():
     asked = []
 
     def by_hub(request):
