@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from backchannel.codes import check_close
 from backchannel.contracts import Receipt
+from backchannel.identity import expiry_of, id_of
 from backchannel.messages import Frame, encode
 from backchannel.observe import CONNECTION, TRACE, excerpt
 from backchannel.request import Facts
@@ -161,7 +162,7 @@ class Connection:
 
     @property
     def identity(self) -> Any:
-        """The object that ``authenticate`` returned."""
+        """The object that ``authenticate`` returned, or the one that it was renewed with."""
         return self._facts.identity
 
     @property
@@ -279,6 +280,30 @@ class Connection:
         check_close(code, reason)
         ending = CloseReason(code, reason, "server")
         return self.hub.runtime.do(lambda: Receipt(int(self._dispatch.end(ending))))
+
+    def renew(self, identity: Any) -> Sent:
+        """Take a newer identity of the same user; with it comes a new time to end.
+
+        Args:
+            identity: what ``authenticate`` would return now, such as ``jwt.verify(token)``. The
+                connection ends when its ``expires_at`` comes, and never where it has none.
+
+        Returns:
+            ``.reached`` is 1, or 0 when the connection has ended.
+
+        Raises:
+            ValueError: it is another user's, or has expired.
+            TypeError: it names nobody, or its ``expires_at`` is no time.
+        """
+        if id_of(identity, "ws.renew got") != self.user:  # neither is shown: it may be a token
+            raise ValueError(
+                "ws.renew: this identity is another user's than the connection's; for another user "
+                "the client has to connect anew"
+            )
+        until = expiry_of(identity)
+        if until is not None and until <= time():
+            raise ValueError("ws.renew: this identity has expired already")
+        return self.hub.runtime.do(lambda: Receipt(int(self._dispatch.renew(identity, until))))
 
     def subscribe(self, channel: str) -> Change:
         """Enter a channel.

@@ -22,6 +22,7 @@ __all__ = [
     "Sessions",
     "Target",
     "TargetKind",
+    "TicketStore",
 ]
 
 TargetKind = Literal["channel", "user", "session", "connection", "everyone"]
@@ -159,4 +160,29 @@ class Link(Protocol):
 
     async def finished(self) -> None:
         """Wait until the close has left or was given up; only the end of a hub waits for it."""
+        ...
+
+
+class TicketStore(Protocol):
+    """Keeps one-time tickets until they are used: those of one hub, on all its nodes.
+
+    Failure: both may raise when the store can't be reached; a handshake is refused then.
+    """
+
+    async def put(self, key: bytes, user: str, ttl: float) -> None:
+        """Keep a ticket.
+
+        Args:
+            key: a hash of it; the ticket itself is kept nowhere.
+            user: whose it is.
+            ttl: seconds after which it is worth nothing.
+        """
+        ...
+
+    async def take(self, key: bytes) -> str | None:
+        """Return whose ticket it is and forget it, in one step: of two that ask, one gets it.
+
+        Returns:
+            None where there is none, it was taken already, or it has expired.
+        """
         ...

@@ -21,6 +21,7 @@ from backchannel.codes import fit_reason, meaning_of
 from backchannel.connection import CloseReason, Connection
 from backchannel.errors import InvalidMessage, Reject
 from backchannel.handshake import refusal
+from backchannel.identity import expiry_of
 from backchannel.inbox import Call, Rest, nothing
 from backchannel.messages import Frame as Message
 from backchannel.observe import CONNECTION, LISTENER, TRACE, address, excerpt
@@ -65,6 +66,8 @@ class Dispatch(Caller):
         """Begin the connection's life: on_first_open, on_open, the automatic subscription."""
         TRACE.look()
         self._hub.dispatches.add(self)
+        if (identity := self.ws.identity) is not None:
+            self._hub.expiry.set(self, expiry_of(identity))
         if self._opens_at_once():
             if rest := self.ws._context.run(step, self._open()):
                 self._work_on(Rest(functools.partial(awaiting, rest)))
@@ -125,6 +128,7 @@ class Dispatch(Caller):
         CONNECTION.info("%s ended by the %s: %s", ws, reason.by, words)
         self._hub.fanout.leaving(ws, ws._channels)
         self._hub.roster.remove(ws)
+        self._hub.expiry.discard(self)
         ws._link.close(reason.code, reason.text)
         keep = not self._hub.settings.cancel_on_close and reason.by == "client" and self._opened
         self._give_up(keep_messages=keep)
@@ -134,6 +138,26 @@ class Dispatch(Caller):
                 task.cancel()
         closing = self._close(own_wish=inside or self._has_more())
         self._hub.runtime.keep(closing, ws._context)
+        return True
+
+    def expire(self) -> None:
+        """End the connection: the time has come that its identity holds until."""
+        self.end(CloseReason(4007, meaning_of(4007), "server"))
+
+    def renew(self, identity: object, until: float | None) -> bool:
+        """Take a newer identity of the same user.
+
+        Args:
+            identity: the newer one.
+            until: seconds since the epoch; None is for ever.
+
+        Returns:
+            False when the connection has ended.
+        """
+        if self.ws.reason is not None:
+            return False
+        self.ws._facts.identity = identity
+        self._hub.expiry.set(self, until)
         return True
 
     def change_now(self, name: str, *, entering: bool) -> Change | None:
@@ -279,7 +303,7 @@ class Dispatch(Caller):
         return None
 
     def _invalid(self, error: InvalidMessage) -> Rest | None:
-        CONNECTION.debug("%s invalid message: %r", self.ws, error.text)
+        CONNECTION.debug("%s invalid message: %s", self.ws, excerpt(error.text))
         callback = self.endpoint.callbacks.on_invalid
         if callback is None:
             return None

@@ -33,19 +33,20 @@ class Endpoint:
             ``"latest"``: of each channel only the latest message waits.
         idle_timeout: seconds after which a client that sends no message is closed, with 4008;
             pings do not count. None leaves it.
+        authenticate: asked instead of the hub's own; None leaves it at that one.
 
     Attributes:
         idle: looks at those connections; None where none of them is closed for that.
 
     Raises:
         TemplateError: the channel pattern is malformed.
-        TypeError: idle_timeout is no number.
+        TypeError: idle_timeout is no number, or authenticate can't be called.
         ValueError: no such way to deal with slow clients, or an idle_timeout out of range.
     """
 
     __slots__ = (
-        "callbacks", "idle", "idle_timeout", "occupancy", "pattern", "read_tag", "share_channels",
-        "slow_client", "subprotocols", "tag", "template",
+        "authenticate", "callbacks", "idle", "idle_timeout", "occupancy", "pattern", "read_tag",
+        "share_channels", "slow_client", "subprotocols", "tag", "template",
     )  # fmt: skip
 
     def __init__(
@@ -59,7 +60,11 @@ class Endpoint:
         subprotocols: Iterable[str] = (),
         slow_client: SlowClient = "close",
         idle_timeout: float | None = None,
+        authenticate: Callable[[Any], Any] | None = None,
     ):
+        if authenticate is not None and not callable(authenticate):
+            raise TypeError(f"authenticate must be callable, not {authenticate!r}")
+        self.authenticate = authenticate
         if slow_client not in SLOW_CLIENT:
             known = ", ".join(map(repr, SLOW_CLIENT))
             raise ValueError(f"slow_client is one of {known}, not {slow_client!r}")

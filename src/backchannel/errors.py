@@ -11,6 +11,7 @@ Exception
     ├── HandshakeRefused      the test client was not let in
     └── ConnectionClosed      the test client's connection has ended
 └── Reject                    raised or returned by a callback to refuse
+    └── InvalidToken          a token that is not accepted: 401
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = [
     "ConnectionClosed",
     "HandshakeRefused",
     "InvalidMessage",
+    "InvalidToken",
     "ListenerError",
     "Reject",
     "SessionReadOnly",
@@ -139,3 +141,17 @@ class Reject(Exception):  # noqa: N818 - not an error: an answer
         self.status = number
         self.text = said
         self.headers = headers or {}
+
+
+class InvalidToken(Reject):  # noqa: N818
+    """A token is not accepted. Raised in a handshake, the answer is 401.
+
+    Args:
+        text: why, in general terms, safe to show to the client.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(401, text, {"WWW-Authenticate": 'Bearer error="invalid_token"'})
+
+    def __str__(self) -> str:
+        return self.text

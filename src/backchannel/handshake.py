@@ -6,22 +6,27 @@ import asyncio
 import contextlib
 import functools
 import traceback
+from time import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from backchannel.connection import ABSENT
-from backchannel.errors import Reject, SessionUnavailable
+from backchannel.errors import InvalidToken, Reject, SessionUnavailable
+from backchannel.identity import expiry_of, id_of
 from backchannel.listener import where_defined
 from backchannel.observe import HANDSHAKE, address, new_error_id, report_slow, timed
-from backchannel.request import Request, user_id
+from backchannel.request import Request
 from backchannel.session.scope import in_scope
 from backchannel.session.web import NO_SESSION
 from backchannel.threads import call_in_thread
+from backchannel.tickets import key_of, tickets_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backchannel.config import Settings
+    from backchannel.contracts import TicketStore
+    from backchannel.endpoint import Endpoint
     from backchannel.listener import Callback, Callbacks
 
 __all__ = ["check_origin", "refusal", "shake_hands"]
@@ -108,15 +113,23 @@ _NO_LIMIT: Final = contextlib.nullcontext()
 
 
 async def shake_hands(
-    request: Request, callbacks: Callbacks, settings: Settings, *, user: object = ABSENT
+    request: Request,
+    endpoint: Endpoint,
+    settings: Settings,
+    tickets: TicketStore,
+    *,
+    user: object = ABSENT,
 ) -> Reject | None:
     """Make every check before the 101.
 
+    The origin comes first, so that a page of another site can't use up a ticket.
+
     Args:
         request: the handshake; its user and identity are filled in.
-        callbacks: the endpoint's listener.
+        endpoint: where it leads; its own ``authenticate`` wins over the hub's.
         settings: the hub's.
-        user: who it is, when the caller knows already; then ``authenticate`` is not asked.
+        tickets: the hub's; a ticket in the URL is used up, and ``authenticate`` not asked.
+        user: who it is, when the caller knows already; then nobody else is asked.
 
     Returns:
         Who is refused, and how; None lets the client in. A check that raises or takes too long
@@ -124,15 +137,20 @@ async def shake_hands(
     """
     if refused := check_origin(request, settings):
         return refused
+    callbacks = endpoint.callbacks
+    asked = settings.authenticate if endpoint.authenticate is None else endpoint.authenticate
+    offered = tickets_in(request) if user is ABSENT else []
     limit: contextlib.AbstractAsyncContextManager[object] = _NO_LIMIT
     may_wait = settings.session is not None or "session_handler" in request.scope
-    if may_wait or callbacks.on_handshake or settings.authenticate:
+    if may_wait or callbacks.on_handshake or asked is not None or offered:
         limit = asyncio.timeout(settings.handshake_timeout)
     try:
         async with limit:
             refused = await _find_session(request, settings)
-            if refused is None:
-                refused = await _identify(request, settings, user)
+            if refused is None and offered:
+                refused = await _redeem(request, offered, tickets)
+            elif refused is None:
+                refused = await _identify(request, settings, asked, user)
             if refused is None and callbacks.on_handshake:
                 refused = await _ask(callbacks.on_handshake, settings, request)
     except Exception as error:  # noqa: BLE001 - the application may raise anything
@@ -159,26 +177,44 @@ async def _find_session(request: Request, settings: Settings) -> Reject | None:
     return None
 
 
-async def _identify(request: Request, settings: Settings, user: object) -> Reject | None:
+async def _identify(
+    request: Request, settings: Settings, asked: Callable[..., Any] | None, user: object
+) -> Reject | None:
+    refused = None
     if user is not ABSENT:
-        _note(request, user)
-    elif settings.authenticate is not None:
+        refused = _note(request, user)
+    elif asked is not None:
         try:
-            identity = await _call(_Check(settings.authenticate), settings, request)
+            identity = await _call(_Check(asked), settings, request)
         except Reject as answer:
             return answer
-        if (refused := refusal(identity, Reject(401, "Not authenticated."))) is not None:
-            return refused
-        _note(request, identity)
-    if settings.require_user and request.user is None:
+        refused = refusal(identity, Reject(401, "Not authenticated."))
+        if refused is None:
+            refused = _note(request, identity)
+    if refused is None and settings.require_user and request.user is None:
         return Reject(401, "Not authenticated.")
+    return refused
+
+
+def _note(request: Request, identity: object) -> Reject | None:
+    """Note who it is; who it was until a time that is past is refused."""
+    if identity is None:
+        return None
+    request.identity = identity
+    request.user = id_of(identity)
+    until = expiry_of(identity)
+    return InvalidToken("The token has expired.") if until is not None and until <= time() else None
+
+
+async def _redeem(request: Request, offered: list[str], tickets: TicketStore) -> Reject | None:
+    """Use up the ticket in the URL; whatever is refused later, it is gone."""
+    if len(offered) > 1:
+        return Reject(401, "The URL has more than one ticket; it may have one.")
+    user = await tickets.take(key_of(offered[0]))
+    if user is None:
+        return Reject(401, "The ticket is not valid: unknown, used already, or expired.")
+    request.user = request.identity = user
     return None
-
-
-def _note(request: Request, identity: object) -> None:
-    if identity is not None:
-        request.identity = identity
-        request.user = _id_of(identity)
 
 
 async def _ask(callback: Callback, settings: Settings, request: Request) -> Reject | None:
@@ -250,19 +286,6 @@ async def _report(
     if settings.debug:
         text += "\n\n" + "".join(traceback.format_exception(error))
     return Reject(status, text)
-
-
-def _id_of(identity: object) -> str:
-    if isinstance(identity, str | int):
-        return user_id(identity)
-    for name in ("id", "pk", "user_id"):
-        value = getattr(identity, name, None)
-        if value is not None:
-            return user_id(value if isinstance(value, str | int) else str(value))
-    raise TypeError(
-        f"authenticate returned {identity!r}; return None (anonymous), a user id (str or int), or "
-        "an object with an id, pk or user_id"
-    )
 
 
 def refusal(answer: object, default: Reject) -> Reject | None:

@@ -17,9 +17,10 @@ from backchannel.change import Change
 from backchannel.channel import Channels, check_channel
 from backchannel.codes import check_close, meaning_of
 from backchannel.connection import ABSENT, CloseReason, Connection
-from backchannel.contracts import Broker, Publication, Receipt, Target
+from backchannel.contracts import Broker, Publication, Receipt, Target, TicketStore
 from backchannel.dispatch import Dispatch
 from backchannel.endpoint import Endpoint, Endpoints
+from backchannel.expiry import Expiry
 from backchannel.fanout import Encoder, Fanout
 from backchannel.guard import Guard
 from backchannel.listener import read_listener
@@ -34,6 +35,7 @@ from backchannel.sent import Sent
 from backchannel.session.watch import watch_sessions
 from backchannel.session.web import Session, remember
 from backchannel.template import Template
+from backchannel.tickets import MemoryTickets, check_ttl, key_of, new_ticket
 
 if TYPE_CHECKING:
     from backchannel.config import Settings
@@ -69,6 +71,8 @@ class HubCore:
         roster: the live connections of this node.
         fanout: what a turn of the event loop sends.
         guard: keeps the limits of what clients may do.
+        expiry: ends the connections whose identity holds until a time.
+        tickets: those that wait to be used.
         node: this node's id, new at each start.
     """
 
@@ -82,6 +86,8 @@ class HubCore:
         self.endpoints = Endpoints(casefold=settings.casefold_channels)
         self.presence = Presence()
         self.guard = Guard(settings)
+        self.expiry = Expiry()
+        self.tickets: TicketStore = MemoryTickets()
         self.runtime = Runtime()
         self.is_stopping = False
         self._watches = False
@@ -127,6 +133,7 @@ class HubCore:
                 ``slow_client="latest"`` what is done when a client reads too slowly (``"close"``,
                 ``"drop_oldest"``, ``"drop_newest"``, or only the latest message of each channel);
                 ``idle_timeout=300`` seconds after which a client that sends nothing is closed.
+                ``authenticate=`` is asked instead of the hub's own.
 
         Raises:
             TemplateError: the template is malformed or clashes with another endpoint's.
@@ -290,6 +297,28 @@ class HubCore:
 
     # ── what else an application asks for ─────────────────────────────────────────────────────
 
+    async def ticket(self, user: object, ttl: float = 30) -> str:
+        """Return a ticket, with which a client may connect once as this user.
+
+        It goes into the URL, as ``?ticket=…``; then ``authenticate`` is not asked. It is used up
+        by the first handshake that brings it from an origin that may connect, even where a later
+        check refuses that one.
+
+        Args:
+            user: a user id; 42 and "42" are the same user.
+            ttl: seconds it may wait to be used.
+
+        Raises:
+            TypeError, ValueError: the user is None, empty, or no str or int; the ttl is no number
+                of seconds above 0.
+            RuntimeError: too many tickets wait to be used.
+        """
+        name = user_id(user)
+        check_ttl(ttl)
+        ticket = new_ticket()
+        await self.tickets.put(key_of(ticket), name, ttl)
+        return ticket
+
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine until it ends or the hub stops. What it raises is logged.
 
@@ -371,6 +400,7 @@ class HubCore:
         self.dispatches.clear()
         self.presence.forget()
         self._watches = False
+        self.expiry = Expiry()
         for endpoint in self.endpoints.all():
             endpoint.begin_anew()
         self.guard = Guard(self.settings)

@@ -1,6 +1,6 @@
 """What the application is told: log lines under ``backchannel.*``, and slow callbacks by name.
 
-Contents of messages are logged at debug level only.
+Contents of messages are logged at debug level only, tokens and tickets nowhere.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import inspect
 import logging
+import re
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -33,6 +34,10 @@ HUB: Final = logging.getLogger("backchannel.hub")
 HANDSHAKE: Final = logging.getLogger("backchannel.handshake")
 CONNECTION: Final = logging.getLogger("backchannel.connection")
 LISTENER: Final = logging.getLogger("backchannel.listener")
+
+
+_CREDENTIAL: Final = re.compile(r"bct_[\w-]*|ey(?:J|Ai)[\w-]{10,}(?:\.[\w-]*){0,2}", re.ASCII)
+"""A one-time ticket, or a JWT (base64 of ``{"`` or ``{ "``), also the beginning of one."""
 
 
 class _Trace:
@@ -61,8 +66,11 @@ def new_error_id() -> str:
 
 
 def excerpt(frame: str | bytes, limit: int = 200) -> str:
-    """Return a message for a debug line: on one line, cut after ``limit`` characters."""
-    text = repr(frame[:limit])
+    """Return a message for a debug line: on one line, cut after ``limit`` characters.
+
+    JWTs and tickets in it are left out, since clients may send new ones.
+    """
+    text = _CREDENTIAL.sub("[hidden]", repr(frame[:limit]))
     return f"{text}… ({len(frame)})" if len(frame) > limit else text
 
 

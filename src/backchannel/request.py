@@ -72,6 +72,8 @@ class Request:
         user: user id, set once ``authenticate`` has run; None is anonymous.
         identity: the object that ``authenticate`` returned.
         subprotocols: what the client offers, in its order of preference.
+        subprotocol: what ``authenticate`` wants to be answered, one of these; the endpoint's own
+            choice comes before it.
         app: the framework's application object, or None.
         scope: the ASGI scope itself.
     """
@@ -88,6 +90,7 @@ class Request:
         "path",
         "scope",
         "session",
+        "subprotocol",
         "subprotocols",
         "user",
     )  # fmt: skip
@@ -108,6 +111,7 @@ class Request:
         self.user: str | None = None
         self.identity: Any = None
         self.subprotocols: tuple[str, ...] = tuple(scope.get("subprotocols") or ())
+        self.subprotocol: str | None = None
         self.app: Any = scope.get("app")
         self._headers: MultiMapping | None = None
         self._query: MultiMapping | None = None

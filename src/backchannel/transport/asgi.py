@@ -106,7 +106,7 @@ async def _serve(
     if isinstance(channel, Reject):
         await refuse(scope, send, channel, accepted=accepted)
         return
-    subprotocol = endpoint.choose_subprotocol(request.subprotocols)
+    subprotocol = endpoint.choose_subprotocol(request.subprotocols) or request.subprotocol
     extensions: Mapping[str, Any] = scope.get("extensions") or {}
     giver: Giver | None = None if accepted else extensions.get(EXTENSION)
     deflates = False
@@ -141,7 +141,7 @@ async def _let_in(
     hub: Hub, endpoint: Endpoint, request: Request, place: Place, user: object
 ) -> str | Reject | None:
     """Shake hands; return the channel that the URL leads into, None, or who refuses."""
-    refused = await shake_hands(request, endpoint.callbacks, hub.settings, user=user)
+    refused = await shake_hands(request, endpoint, hub.settings, hub.tickets, user=user)
     if hub.is_stopping:
         return Reject(503, "The server is going away.")
     channel = refused or choose_channel(hub, endpoint, request.params)

@@ -165,7 +165,7 @@ class MemoryClient:
     ) -> None:
         # In a context of its own, as each connection has on a server.
         context = copy_context()
-        shaking = shake_hands(request, endpoint.callbacks, hub.settings, user=self._user)
+        shaking = shake_hands(request, endpoint, hub.settings, hub.tickets, user=self._user)
         answer = await asyncio.create_task(shaking, context=context)
         if hub.is_stopping:
             answer = Reject(503, "The server is going away.")
@@ -181,7 +181,7 @@ class MemoryClient:
             self._link,
             context=context,
             channel=channel,
-            subprotocol=endpoint.choose_subprotocol(request.subprotocols),
+            subprotocol=endpoint.choose_subprotocol(request.subprotocols) or request.subprotocol,
         )
         self._dispatch = hub.guard.dispatch(hub, ws, place)
         self._dispatch.start()

@@ -1,0 +1,132 @@
+"""Tokens and tickets on real sockets, by both transports of uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import jwt
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+SECRET = "a secret for tests that is long enough for HS256"
+COMMANDS = {
+    "portable": "uvicorn signed:app --port {port} --ws websockets-sansio --log-level warning",
+    "native": "uvicorn signed:app --port {port} --log-level warning "
+    "--ws backchannel.transport.uvicorn:Protocol",
+}
+NOT_VALID = (401, "The ticket is not valid: unknown, used already, or expired.", None)
+PATIENCE = 15.0
+
+
+@pytest.fixture(params=COMMANDS)
+def server(start, request):
+    return start(request.param, COMMANDS[request.param], env={"SECRET": SECRET})
+
+
+def token(seconds=600, secret=SECRET, **said):
+    return jwt.encode({"sub": "ana", "exp": int(time.time()) + seconds, **said}, secret, "HS256")
+
+
+def bearer(text):
+    return {"additional_headers": {"Authorization": f"Bearer {text}"}}
+
+
+async def hears(client):
+    return json.loads(await asyncio.wait_for(client.recv(), PATIENCE))
+
+
+async def ended(client):
+    with pytest.raises(ConnectionClosed) as closed:
+        await asyncio.wait_for(client.recv(), PATIENCE)
+    return closed.value.rcvd.code, closed.value.rcvd.reason
+
+
+async def refused(server, path="/ws/me", **options):
+    with pytest.raises(InvalidStatus) as caught:
+        await server.connect(path, **options).__aenter__()
+    answer = caught.value.response
+    return answer.status_code, answer.body.decode(), answer.headers.get("www-authenticate")
+
+
+async def new_ticket(server, user="ana"):
+    return (await server.request("POST", "/ticket", params={"user": user})).text
+
+
+async def test_a_token_by_header_by_cookie_and_by_subprotocol(server):
+    good = token()
+    for path, options, subprotocol in (
+        ("/ws/me", bearer(good), None),
+        ("/ws/me", {"additional_headers": {"Cookie": f"a=b; token={good}"}}, None),
+        ("/ws/me", {"subprotocols": ["backchannel.jwt", good]}, "backchannel.jwt"),
+        ("/ws/spoken", {"subprotocols": ["backchannel.jwt", good]}, "backchannel.jwt"),
+        ("/ws/spoken", {"subprotocols": ["backchannel.jwt", good, "chat.v1"]}, "chat.v1"),
+    ):
+        async with server.connect(path, **options) as client:
+            assert await hears(client) == {"user": "ana"}
+            assert client.subprotocol == subprotocol
+
+
+async def test_a_bad_token_is_answered_with_401_and_why(server):
+    wrong = 'Bearer error="invalid_token"'
+    for options, answer in (
+        (bearer(token(-1)), (401, "The token has expired.", wrong)),
+        (bearer(token(secret=SECRET[::-1])), (401, "The token's signature is not valid.", wrong)),
+        (bearer(token()[:30]), (401, "The token is malformed.", wrong)),
+        (
+            {"subprotocols": ["backchannel.jwt", token(aud="mail")]},
+            (401, "The token is for another audience.", wrong),
+        ),
+        ({}, (401, "Not authenticated.", None)),
+    ):
+        assert await refused(server, **options) == answer
+
+
+async def test_a_connection_ends_with_its_token_unless_that_was_renewed(server):
+    soon = int(time.time()) + 3
+    async with (
+        server.connect("/ws/me", **bearer(token(exp=soon))) as renewed,
+        server.connect("/ws/me", **bearer(token(exp=soon))) as other,
+    ):
+        await hears(renewed)
+        until = int(time.time()) + 600
+        await renewed.send(json.dumps({"type": "renew", "token": token(exp=until)}))
+        assert await hears(renewed) == {"until": until}
+        await hears(other)
+        assert await ended(other) == (4007, "token expired")
+        assert soon <= time.time() < soon + 5
+        await renewed.send(json.dumps({"type": "renew", "token": token(exp=soon)}))
+        assert await hears(renewed) == {"error": "The token has expired."}
+
+
+async def test_a_ticket_is_worth_one_handshake(server):
+    ticket = await new_ticket(server)
+    stranger = {"origin": "https://evil.example"}
+    assert (await refused(server, f"/ws/me?ticket={ticket}", **stranger))[0] == 403
+    async with server.connect(f"/ws/me?ticket={ticket}") as client:
+        assert await hears(client) == {"user": "ana"}
+    assert await refused(server, f"/ws/me?ticket={ticket}") == NOT_VALID
+    assert await refused(server, f"/ws/me?ticket={ticket}", **bearer(token())) == NOT_VALID
+
+
+async def test_no_token_and_no_ticket_stands_in_the_log(server):
+    good, late, fresh = token(600), token(-5), token(1200)
+    ticket, bad = await new_ticket(server), "bct_" + "A" * 32
+    for options in (bearer(good), {"subprotocols": ["backchannel.jwt", good]}):
+        async with server.connect("/ws/me", **options) as client:
+            await hears(client)
+            for sent in (fresh, late):
+                await client.send(json.dumps({"type": "renew", "token": sent}))
+                await hears(client)
+    await refused(server, **bearer(late))
+    async with server.connect(f"/ws/me?ticket={ticket}") as client:
+        await hears(client)
+    for used in (ticket, bad):
+        await refused(server, f"/ws/me?ticket={used}")
+    printed = server.printed()
+    assert "received" in printed
+    assert "[hidden]" in printed
+    assert "refused '/ws/me' with 401" in printed
+    for secret in (*good.split("."), *late.split("."), *fresh.split("."), ticket, bad):
+        assert secret[5:25] not in printed
