@@ -102,6 +102,23 @@ class Audience:
         """
         return self._hub.change_all(self._members, channel, entering=False)
 
+    async def recheck(self) -> list[Info]:
+        """Ask the rules again about everyone in this audience; who has lost access is taken out.
+
+        Of ``hub.channel("cars")`` that channel is asked about, of any other audience every channel
+        that its connections are in. Only the rules are asked: ``on_subscribe`` may greet. They are
+        asked at once, also while a callback of the connection runs. Whom a rule refuses, or raises
+        about, leaves the channel as by ``unsubscribe``. A connection that loses the channel of its
+        URL is closed with 1008 and Reject's text, since it is there for nothing else.
+
+        Returns:
+            Who was taken out of a channel or closed, each once, in the order they came.
+
+        Raises:
+            RuntimeError: awaited outside the hub's event loop.
+        """
+        return [self._hub.info(ws) for ws in await self._hub.recheck(self.target)]
+
     async def connections(self) -> list[Info]:
         """Return the connections in this audience, in the order they came."""
         return [self._hub.info(ws) for ws in self._members()]

@@ -180,9 +180,22 @@ class Dispatch(Caller):
             return None
         if isinstance(done, bool):
             return SETTLED[done]
-        change = Change(self, lambda: done)
+        return self._go_on_with(lambda: done, first=inside)
+
+    def expel(self, name: str) -> Change:
+        """Take this connection out of a channel at once; on_unsubscribe is told in its turn."""
+        if (done := self.change_now(name, entering=False)) is not None:
+            return done
+        membership = self._hub.membership
+        membership.expel(self.ws, name)
+        telling = functools.partial(membership.left, self, name)
+        return self._go_on_with(telling, first=self._is_inside())
+
+    def _go_on_with(self, work: Callable[[], Work], *, first: bool) -> Change:
+        """Do in its turn what has begun and must come to its end."""
+        change = Change(self, work)
         change.has_begun = True
-        self._queue(change, first=inside)
+        self._queue(change, first=first)
         return change
 
     def take(self, change: Change, *, at_once: bool) -> None:
@@ -323,7 +336,7 @@ class Dispatch(Caller):
         return (
             self.endpoint.callbacks.opening_is_immediate
             and self.endpoint.occupancy.is_calm
-            and (channel is None or self._hub.membership.is_immediate(self, channel))
+            and (channel is None or self._hub.membership.enters_at_once(self, channel))
         )
 
     async def _open(self) -> None:

@@ -5,7 +5,7 @@ Exception
     ├── InvalidMessage        a client's message; handed to ``on_invalid``
     ├── UnsendableMessage     also TypeError: what was to be sent has no JSON form
     ├── TemplateError         also ValueError: a URL template or channel pattern
-    ├── ListenerError         also TypeError: a listener that can't be registered
+    ├── ListenerError         also TypeError: a listener or rule that can't be registered
     ├── SessionReadOnly       also TypeError: a session that a socket can't write
     ├── SessionUnavailable    the store of the web sessions does not answer
     ├── HandshakeRefused      the test client was not let in
@@ -71,7 +71,7 @@ class TemplateError(BackchannelError, ValueError):
 
 
 class ListenerError(BackchannelError, TypeError):
-    """A listener or function can't serve as an endpoint."""
+    """A listener or function can't serve as an endpoint, or as what a rule asks."""
 
 
 class SessionReadOnly(BackchannelError, TypeError):  # noqa: N818
@@ -118,7 +118,7 @@ class Reject(Exception):  # noqa: N818 - not an error: an answer
 
     In ``on_handshake`` and ``authenticate`` it becomes the HTTP response; in ``on_open`` and for
     the automatic subscription the connection is closed with 1008 and the text; in a later
-    ``on_subscribe`` it refuses the subscription.
+    ``on_subscribe`` it refuses the subscription. In rules it does what it does in ``on_subscribe``.
 
     Args:
         status: HTTP status from 300 to 599, used before the 101 only. A str is taken as the text.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from logging import DEBUG
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from backchannel.access import Access
 from backchannel.audience import Addressees, Audience, Changes, Info, targets
 from backchannel.change import Change
 from backchannel.channel import Channels, check_channel
@@ -30,6 +31,7 @@ from backchannel.observe import HUB, LISTENER, excerpt
 from backchannel.presence import Presence
 from backchannel.request import user_id
 from backchannel.roster import Roster
+from backchannel.rules import Rules
 from backchannel.runtime import Runtime
 from backchannel.sent import Sent
 from backchannel.session.watch import watch_sessions
@@ -63,7 +65,7 @@ class Health:
     problems: tuple[str, ...]
 
 
-class HubCore:
+class HubCore(Access):
     """One application's connection manager, without what carries its bytes.
 
     Attributes:
@@ -81,7 +83,8 @@ class HubCore:
         self.node = ""
         self.roster = Roster()
         self.fanout = _fanout(settings)
-        self.membership = Membership(self.roster, self.fanout, Channels())
+        self.rules = Rules()
+        self.membership = Membership(self.roster, self.fanout, Channels(), self.rules)
         self.dispatches: set[Dispatch] = set()
         self.endpoints = Endpoints(casefold=settings.casefold_channels)
         self.presence = Presence()
@@ -396,7 +399,7 @@ class HubCore:
         self.runtime.bind()
         self.roster = Roster()
         self.fanout = _fanout(self.settings)
-        self.membership = Membership(self.roster, self.fanout, Channels())
+        self.membership = Membership(self.roster, self.fanout, Channels(), self.rules)
         self.dispatches.clear()
         self.presence.forget()
         self._watches = False
@@ -452,9 +455,9 @@ class HubCore:
             return done
         change = Change(dispatch, functools.partial(self._apply, dispatch, name, entering))
         if is_here:
-            self._take(change, dispatch, name)
+            self._take(change, dispatch, name, entering)
         else:
-            self.runtime.loop.call_soon_threadsafe(self._take, change, dispatch, name)
+            self.runtime.loop.call_soon_threadsafe(self._take, change, dispatch, name, entering)
         return change
 
     def change_all(
@@ -470,8 +473,9 @@ class HubCore:
 
         return Changes(self.runtime.do(begin), changes)
 
-    def _take(self, change: Change, dispatch: Dispatch, name: str) -> None:
-        dispatch.take(change, at_once=self.membership.is_immediate(dispatch, name))
+    def _take(self, change: Change, dispatch: Dispatch, name: str, entering: bool) -> None:
+        ask = self.membership.enters_at_once if entering else self.membership.is_immediate
+        dispatch.take(change, at_once=ask(dispatch, name))
 
     async def _apply(self, dispatch: Dispatch, name: str, entering: bool) -> bool:
         if not entering:

@@ -26,9 +26,11 @@ __all__ = [
     "Callbacks",
     "Listener",
     "event",
+    "read_callback",
     "read_listener",
     "threaded",
     "where_defined",
+    "written_at",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -261,7 +263,7 @@ def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
         function = getattr(kind, name)
         if function is getattr(Listener, name) and name != "on_invalid":
             continue
-        found[name] = _read_callback(getattr(listener, name), f"{kind.__name__}.{name}", parameters)
+        found[name] = read_callback(getattr(listener, name), f"{kind.__name__}.{name}", parameters)
     if message := found.get("on_message"):
         found["on_message"] = _with_decoder(message, names, kind)
     found["events"] = _read_events(listener, names)
@@ -276,8 +278,8 @@ def _read_function(function: Callable[..., Any], names: Mapping[str, Any]) -> Ca
     while isinstance(named, functools.partial):
         named = typing.cast("Any", named.func)  # pyright: ignore[reportUnknownMemberType]
     name = getattr(named, "__name__", type(named).__name__)
-    callback = _with_decoder(_read_callback(function, name, "ws, message"), names)
-    on_invalid = _read_callback(Listener().on_invalid, f"{name}.on_invalid", "ws, error")
+    callback = _with_decoder(read_callback(function, name, "ws, message"), names)
+    on_invalid = read_callback(Listener().on_invalid, f"{name}.on_invalid", "ws, error")
     return Callbacks(name=name, where=callback.where, on_message=callback, on_invalid=on_invalid)
 
 
@@ -292,10 +294,10 @@ def _read_events(listener: Listener, names: Mapping[str, Any]) -> dict[str, Call
         function = getattr(listener, attribute)
         label = f"{kind.__name__}.{attribute}"
         if len(_positional(function)) == 1:
-            callback = _read_callback(function, label, "ws")
+            callback = read_callback(function, label, "ws")
             found[name] = _replaced(callback, function=_without_message(callback.function))
         else:
-            callback = _read_callback(function, label, "ws, message")
+            callback = read_callback(function, label, "ws, message")
             found[name] = _with_decoder(callback, names, kind)
     return found
 
@@ -316,8 +318,21 @@ def _event_of(kind: type[Listener], attribute: str) -> str | None:
     return getattr(function, "_backchannel_event", None) if name is None else name
 
 
-def _read_callback(function: Callable[..., Any], name: str, parameters: str) -> Callback:
-    wanted = parameters.split(", ")
+def read_callback(
+    function: Callable[..., Any], name: str, parameters: str, named: Iterable[str] = ()
+) -> Callback:
+    """Read one callable of an application.
+
+    Args:
+        function: def, async def or @threaded def, or anything made of one.
+        name: for logs and errors.
+        parameters: what it is called with by position, such as ``"ws, message"``.
+        named: what it is called with by name, besides.
+
+    Raises:
+        ListenerError: it does not take these, or has a yield, or is both @threaded and async.
+    """
+    wanted, by_name = parameters.split(", "), dict.fromkeys(named)
     layers = list(_layers(function))
     label = _placed(name, layers[-1])
     try:
@@ -325,10 +340,10 @@ def _read_callback(function: Callable[..., Any], name: str, parameters: str) -> 
     except (TypeError, ValueError) as error:
         raise ListenerError(f"{label}: its signature can't be read: {error}") from error
     try:
-        signature.bind(*wanted)
+        signature.bind(*wanted, **by_name)
     except TypeError as error:
         raise ListenerError(
-            f"{label} must take ({parameters}), but takes {signature}: {error}"
+            f"{label} must take ({', '.join([*wanted, *by_name])}), but takes {signature}: {error}"
         ) from error
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ListenerError(
@@ -420,12 +435,18 @@ def where_defined(thing: Any) -> str:
     """Return file and line of a definition, the file relative to the working directory."""
     try:
         code: types.CodeType | None = getattr(thing, "__code__", None)
-        path = Path(inspect.getsourcefile(thing) or (code.co_filename if code else "?"))
+        file = inspect.getsourcefile(thing) or (code.co_filename if code else "?")
         line = inspect.getsourcelines(thing)[1] if isinstance(thing, type) else None
     except (OSError, TypeError):
         return "?"
     if line is None and code is not None:
         line = code.co_firstlineno
+    return written_at(file, line)
+
+
+def written_at(file: str, line: int | None) -> str:
+    """Return file and line as people read them, the file relative to the working directory."""
+    path = Path(file)
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     return f"{path}:{line or '?'}"

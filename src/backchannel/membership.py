@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from backchannel.fanout import Fanout
     from backchannel.listener import Callback
     from backchannel.roster import Roster
+    from backchannel.rules import Rules
     from backchannel.turn import Step
 
 __all__ = ["Membership"]
@@ -29,19 +30,31 @@ _REFUSED: Final = Reject(403, "refused")
 class Membership:
     """Entering and leaving, for one hub.
 
-    A connection that is asked about a channel holds it, so that the channel neither opens twice
-    nor closes under it; a slow on_subscribe of one does not keep another waiting.
+    A rule is asked first: whom it refuses opens no channel. A connection that on_subscribe is then
+    asked about holds the channel, so that it neither opens twice nor closes under it; a slow
+    on_subscribe of one does not keep another waiting.
+
+    Attributes:
+        rechecks: how often someone has asked for a recheck. Who is on the way in meanwhile is in
+            no channel yet, where it would be found, so its rule is asked again before it enters.
     """
 
-    __slots__ = ("_channels", "_fanout", "_roster")
+    __slots__ = ("_channels", "_fanout", "_roster", "_rules", "rechecks")
 
-    def __init__(self, roster: Roster, fanout: Fanout, channels: Channels):
+    def __init__(self, roster: Roster, fanout: Fanout, channels: Channels, rules: Rules):
         self._roster = roster
         self._fanout = fanout
         self._channels = channels
+        self._rules = rules
+        self.rechecks = 0
+
+    def enters_at_once(self, dispatch: Dispatch, name: str) -> bool:
+        """Tell whether entering would not have to wait for anything."""
+        asking = self._rules.asking(name) if self._rules.some else None
+        return (asking is None or asking.returns_at_once) and self.is_immediate(dispatch, name)
 
     def is_immediate(self, dispatch: Dispatch, name: str) -> bool:
-        """Tell whether entering or leaving would not have to wait for anything."""
+        """Tell whether leaving would not have to wait, nor entering once the rule was asked."""
         if not dispatch.endpoint.callbacks.membership_is_immediate:
             return False
         channel = self._channels.find(name)
@@ -56,9 +69,9 @@ class Membership:
         )
 
     def enter_now(self, dispatch: Dispatch, name: str) -> bool | Coroutine[Any, Any, bool] | None:
-        """Ask on_subscribe and enter, where that is plain; return whether it is in.
+        """Ask the rule and on_subscribe and enter, where that is plain; return whether it is in.
 
-        A coroutine that on_subscribe returned, though it is a def, is what is left to do; None says
+        A coroutine that one of them returned, though it is a def, is what is left to do; None says
         that this is not plain.
         """
         if not self._is_plain(dispatch, channel := self._channels.find(name)):
@@ -66,6 +79,14 @@ class Membership:
         ws = dispatch.ws
         if name in ws._channels:
             return True
+        if self._rules.some and (asking := self._rules.asking(name)) is not None:
+            if not asking.returns_at_once:
+                return None
+            answer = dispatch.call_def(asking, ws, name)
+            if inspect.iscoroutine(answer):
+                return self._ask_later(dispatch, name, asking, answer, self.rechecks)
+            if self._stays_out(ws, name, answer):
+                return name in ws._channels
         if channel is None or not channel.holders:
             channel = self._channels.hold(name, dispatch.endpoint)
         channel.holders += 1
@@ -74,7 +95,7 @@ class Membership:
         if callback is not None:
             answer = dispatch.call_def(callback, ws, name)
             if answer is not None and inspect.iscoroutine(answer):
-                return self._enter_later(dispatch, channel, callback, answer)
+                return self._enter_later(dispatch, channel, callback, answer, self.rechecks)
         if self._is_let_in(dispatch, name, answer):
             return True
         self._let_go(channel)
@@ -87,11 +108,22 @@ class Membership:
             channel.is_open = False
             self._channels.drop_if_free(channel)
 
+    async def _ask_later(
+        self, dispatch: Dispatch, name: str, asking: Callback, coroutine: Any, seen: int
+    ) -> bool:
+        """Await what a rule that is a def returned, then go on as usual."""
+        answer = await dispatch.call_safely_with(asking, coroutine)
+        if not self._stays_out(dispatch.ws, name, answer):
+            await self._enter_admitted(dispatch, name, seen)
+        return name in dispatch.ws._channels
+
     async def _enter_later(
-        self, dispatch: Dispatch, channel: Channel, callback: Callback, asking: Any
+        self, dispatch: Dispatch, channel: Channel, callback: Callback, asking: Any, seen: int
     ) -> bool:
         name = channel.name
         answer = await dispatch.call_safely_with(callback, asking)
+        if seen != self.rechecks and refusal(answer, _REFUSED) is None:
+            answer = await self._ask_again(dispatch, name, seen)
         if self._is_let_in(dispatch, name, answer):
             return True
         await self._release(dispatch, channel)
@@ -100,13 +132,19 @@ class Membership:
     def _is_let_in(self, dispatch: Dispatch, name: str, answer: object) -> bool:
         """Let a connection in, unless the answer refuses or it is in by another call already."""
         ws = dispatch.ws
-        if name in ws._channels:
-            return False
-        if ws.reason is not None or (answer is not None and refusal(answer, _REFUSED) is not None):
-            CONNECTION.debug("%s was refused %r", ws, name)
+        if self._stays_out(ws, name, answer):
             return False
         self._enter(ws, name)
         return True
+
+    def _stays_out(self, ws: Connection, name: str, answer: object) -> bool:
+        """Tell whether this is the end of it: refused, ended, or in by another call already."""
+        if name in ws._channels:
+            return True
+        if ws.reason is not None or (answer is not None and refusal(answer, _REFUSED) is not None):
+            CONNECTION.debug("%s was refused %r", ws, name)
+            return True
+        return False
 
     def _enter(self, ws: Connection, name: str) -> None:
         self._roster.enter(ws, name)
@@ -149,17 +187,33 @@ class Membership:
             await self._release(dispatch, channel)
         return True
 
+    def expel(self, ws: Connection, name: str) -> None:
+        """Take a connection out of a channel that it is in; ``left`` does the rest."""
+        self._leave(ws, name)
+
     async def enter(self, dispatch: Dispatch, name: str) -> Reject | None:
-        """Ask on_subscribe and enter; return who refused, None when it is in."""
+        """Ask the rule and on_subscribe and enter; return who refused, None when it is in."""
         ws = dispatch.ws
         if name in ws._channels:
             return None
+        seen = self.rechecks
+        refused = await self.ask_rule(dispatch, name) if self._rules.some else None
+        if self._stays_out(ws, name, refused):
+            return None if name in ws._channels else refused
+        return await self._enter_admitted(dispatch, name, seen)
+
+    async def _enter_admitted(self, dispatch: Dispatch, name: str, seen: int) -> Reject | None:
+        """Enter as far as the rule is concerned, which was asked after so many rechecks."""
+        ws = dispatch.ws
         channel = self._channels.hold(name, dispatch.endpoint)
         stays, refused = False, None
         try:
             await channel.enter(self._opening(dispatch, channel))
             if name not in ws._channels:
-                refused = await self._ask(dispatch, name)
+                on_subscribe = dispatch.endpoint.callbacks.on_subscribe
+                refused = await self.ask(dispatch, on_subscribe, name)
+            if refused is None and seen != self.rechecks:
+                refused = await self._ask_again(dispatch, name, seen)
             if name in ws._channels:  # a callback about this very channel has let it in
                 return None
             if refused is None and ws.reason is None:
@@ -177,20 +231,34 @@ class Membership:
         if name not in dispatch.ws._channels:
             return False
         self._leave(dispatch.ws, name)
-        await self.left(dispatch, name)
-        return True
+        return await self.left(dispatch, name)
 
-    async def left(self, dispatch: Dispatch, name: str) -> None:
-        """Tell on_unsubscribe of a channel that the connection is out of already."""
+    async def left(self, dispatch: Dispatch, name: str) -> bool:
+        """Tell on_unsubscribe of a channel that the connection is out of already; return True."""
         on_unsubscribe = dispatch.endpoint.callbacks.on_unsubscribe
         try:
             await dispatch.call_safely(on_unsubscribe, dispatch.ws, name)
         finally:
             if channel := self._channels.find(name):
                 await self._release(dispatch, channel)
+        return True
 
-    async def _ask(self, dispatch: Dispatch, name: str) -> Reject | None:
-        callback = dispatch.endpoint.callbacks.on_subscribe
+    async def ask_rule(self, dispatch: Dispatch, name: str) -> Reject | None:
+        """Ask the rule that holds for a channel now; return how it refused, None if it did not."""
+        return await self.ask(dispatch, self._rules.asking(name), name)
+
+    async def _ask_again(self, dispatch: Dispatch, name: str, seen: int) -> Reject | None:
+        """Ask the rule until nobody has asked for a recheck since it was asked."""
+        refused = None
+        while refused is None and seen != self.rechecks:
+            seen = self.rechecks
+            refused = await self.ask_rule(dispatch, name)
+        return refused
+
+    async def ask(
+        self, dispatch: Dispatch, callback: Callback | None, name: str
+    ) -> Reject | None:
+        """Ask a callback about a channel; return how it refused, None if it did not."""
         default = Reject(403, f"subscription to {name!r} refused")
         if callback is None:
             return None

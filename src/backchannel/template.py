@@ -223,48 +223,63 @@ class NamePattern:
 
     Args:
         text: literal text with ``{name}`` variables.
-        variables: the names that may be used: those of the URL template.
+        variables: the names that may be used: those of the URL template. None, for a rule, admits
+            any name, each of them once.
 
     Raises:
         TemplateError: malformed, or with a variable that the template does not have.
     """
 
-    __slots__ = ("_regex", "_variables", "literal_length", "names", "text")
+    __slots__ = ("_literals", "_variables", "literal_length", "names", "text")
 
-    def __init__(self, text: str, variables: Iterable[str]):
-        known = list(variables)
+    def __init__(self, text: str, variables: Iterable[str] | None):
+        label = f"rule {text!r}" if variables is None else f"channel={text!r}"
         try:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
-            raise TemplateError(f"channel={text!r} is malformed: {error}") from error
+            raise TemplateError(f"{label} is malformed: {error}") from error
         self.text = text
-        self._variables = known
+        self._variables = None if variables is None else list(variables)
         self.names = tuple(name for _, name, _, _ in parts if name is not None)
         for _, name, spec, conversion in parts:
             if spec or conversion:
                 raise TemplateError(
-                    f"channel={text!r}: {{{name}}} must be the name alone, without '!' and ':'; "
-                    "its kind stands in the URL template"
+                    f"{label}: {{{name}}} must be the name alone, without '!' and ':'"
+                    + ("" if variables is None else "; its kind stands in the URL template")
                 )
-            if name is not None and name not in known:
+        self._check_names(label)
+        literals = [""]
+        for literal, name, *_ in parts:  # an escaped brace ends a part without a variable
+            literals[-1] += literal
+            if name is not None:
+                literals.append("")
+        self._literals = tuple(literals)
+        self.literal_length = sum(map(len, literals))
+
+    def _check_names(self, label: str) -> None:
+        known = self._variables
+        for name in self.names:
+            if known is not None and name not in known:
                 raise TemplateError(
-                    f"channel={text!r}: {{{name}}} is no variable of the URL template, which has "
+                    f"{label}: {{{name}}} is no variable of the URL template, which has "
                     f"{', '.join(known) or 'none'}"
                 )
-        self.literal_length = sum(len(literal) for literal, *_ in parts)
-        self._regex = re.compile(
-            "".join(re.escape(lit) + (".+" if name is not None else "") for lit, name, *_ in parts),
-            re.DOTALL,
-        )
+            if known is None and not name.isidentifier():
+                raise TemplateError(
+                    f"{label}: {{{name}}} is no name for a variable; write it as in Python, such "
+                    "as {id}"
+                )
+            if known is None and self.names.count(name) > 1:
+                raise TemplateError(f"{label} has the variable {{{name}}} twice")
 
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the name for a connection's URL variables."""
         return self.text.format_map({name: values[name] for name in self.names})
 
     @property
-    def shape(self) -> str:
-        """What two patterns share when they make the same names."""
-        return self._regex.pattern
+    def shape(self) -> tuple[str, ...]:
+        """What two patterns share when they make the same names: the text around variables."""
+        return self._literals
 
     def casefolded(self) -> NamePattern:
         """Return the pattern for a hub that ignores the case of channel names."""
@@ -278,4 +293,52 @@ class NamePattern:
 
     def matches(self, name: str) -> bool:
         """Tell whether the pattern could have made a name."""
-        return self._regex.fullmatch(name) is not None
+        return self.read(name) is not None
+
+    def read(self, name: str) -> dict[str, str] | None:
+        """Return the variables of a name; None when the pattern could not have made it.
+
+        Each variable ends where the text after it first occurs; the last one takes what is left.
+        So the time it takes grows with the name's length alone, and clients choose names.
+        """
+        first, *others = self._literals
+        if not others:
+            return {} if name == first else None
+        *between, last = others
+        end = len(name) - len(last)
+        if not (name.startswith(first) and name.endswith(last)):
+            return None
+        at, values = len(first), list[str]()
+        for literal in between:
+            stop = name.find(literal, at + 1, end)
+            if stop < 0:
+                return None
+            values.append(name[at:stop])
+            at = stop + len(literal)
+        return dict(zip(self.names, [*values, name[at:end]], strict=True)) if at < end else None
+
+    def common_name(self, other: NamePattern) -> str | None:
+        """Return a name that both patterns could have made; None when there is none."""
+        ours, theirs = self._steps(), other._steps()
+        todo, seen = [(0, 0, "")], set[tuple[int, int]]()
+        while todo:
+            i, j, name = todo.pop()
+            if i == len(ours) and j == len(theirs):
+                return name
+            if i == len(ours) or j == len(theirs) or (i, j) in seen:
+                continue
+            seen.add((i, j))
+            mine, its = ours[i], theirs[j]
+            if mine is None or its is None or mine == its:
+                name += mine or its or "x"
+                # A variable may take one more character, or have had its last.
+                ways = [(i + 1, j + 1)]
+                ways += [(i, j + 1)] if mine is None else []
+                ways += [(i + 1, j)] if its is None else []
+                todo += [(*way, name) for way in reversed(ways)]
+        return None
+
+    def _steps(self) -> list[str | None]:
+        """Return its characters one by one; None stands for a variable."""
+        first, *others = self._literals
+        return [*first, *(step for literal in others for step in (None, *literal))]

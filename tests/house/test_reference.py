@@ -14,7 +14,9 @@ from backchannel.hub import Health
 PAGE = (Path(__file__).resolve().parents[2] / "docs/reference.md").read_text()
 # What the package's own parts need of each other.
 INTERNAL = {
-    Hub: {"change", "change_all", "check_channel", "grace", "info", "publish", "watch"},
+    Hub: {
+        "change", "change_all", "check_channel", "grace", "info", "publish", "recheck", "watch",
+    },  # fmt: skip
     Audience: {"belongs_to", "target"},
 }
 SECTIONS = {

@@ -1,0 +1,157 @@
+"""Who may be in which channel, and publish to it, by rules: asked on demand, and asked again."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from backchannel.channel import check_channel
+from backchannel.listener import written_at
+from backchannel.observe import CONNECTION
+from backchannel.rules import read_rule
+from backchannel.stepping import InContext
+
+if TYPE_CHECKING:
+    from backchannel.change import Change
+    from backchannel.config import Settings
+    from backchannel.connection import Connection
+    from backchannel.contracts import Target
+    from backchannel.membership import Membership
+    from backchannel.roster import Roster
+    from backchannel.rules import Rules
+    from backchannel.runtime import Runtime
+
+__all__ = ["Access"]
+
+AT_ONCE: Final = 16
+"""Connections that a recheck asks about at the same time, where rules have to wait."""
+
+SLICE: Final = 0.005 / AT_ONCE
+"""Seconds each of these goes on before others have their turn: 5 ms for all of them."""
+
+
+class Access:
+    """What a hub has to do with rules.
+
+    Attributes:
+        rules: its rules.
+    """
+
+    settings: Settings
+    roster: Roster
+    membership: Membership
+    runtime: Runtime
+    rules: Rules
+
+    def rule(
+        self,
+        pattern: str,
+        *,
+        subscribe: Callable[..., Any] | None = None,
+        publish: Callable[..., Any] | None = None,
+    ) -> None:
+        """Say who may enter the channels of a pattern, and who may publish to them.
+
+        Of the rules that fit a channel's name the most specific one, which has the most text of
+        its own, holds alone. It is asked before ``on_subscribe``, whatever way a connection comes:
+        by its URL, ``ws.subscribe``, an audience, a thread. Both must admit. Who is in a channel
+        already is not asked about again, unless by ``recheck``.
+
+        Args:
+            pattern: text with ``{name}`` variables, such as ``"thread:{id}"``.
+            subscribe: ``def``, ``async def`` or ``@threaded def``, called with the connection and
+                by name with what it names of ``channel`` (the whole name) and the pattern's
+                variables (each a str), as in ``may_see(ws, id)``. False, Reject or raising
+                refuses, anything else admits. Left out, everyone may enter.
+            publish: the same for publishing; it is asked by ``may_publish``. Left out, no client
+                may.
+
+        Raises:
+            TemplateError: the pattern is malformed or fits no channel, has a rule already, or is
+                as specific as another one that could fit the same name.
+            ListenerError: what is to be asked takes something that rules do not have to give.
+            TypeError: the pattern is no str.
+        """
+        caller = sys._getframe(1)
+        where = written_at(caller.f_code.co_filename, caller.f_lineno)
+        casefold = self.settings.casefold_channels
+        self.rules.add(
+            read_rule(pattern, where, subscribe=subscribe, publish=publish, casefold=casefold)
+        )
+
+    async def may_publish(self, ws: Connection, channel: str) -> bool:
+        """Tell whether a rule lets a client publish to a channel: for listeners that pass it on.
+
+        Clients publish through listeners alone, and what a listener sends is the server's own
+        word, so that no rule is asked about it. A listener that sends what a client says to a
+        channel that the client names asks this before it does.
+
+        Args:
+            ws: the client's connection.
+            channel: the channel's name.
+
+        Returns:
+            False where no rule says ``publish=``, where it refuses or raises, and for a
+            connection that has ended. Whether it is in the channel is up to the rule.
+
+        Raises:
+            TypeError, ValueError: no valid channel name, or a connection of another hub.
+        """
+        name = check_channel(channel, casefold=self.settings.casefold_channels)
+        if ws.hub is not self:
+            raise ValueError(f"{ws!r} belongs to another hub")
+        rule = self.rules.find(name)
+        if rule is None or rule.publish is None or ws.reason is not None:
+            return False
+        asking = self.membership.ask(ws._dispatch, rule.publish, name)
+        refused = await InContext(asking, ws._context.copy())
+        return refused is None and ws.reason is None
+
+    async def recheck(self, target: Target) -> list[Connection]:
+        """Ask the rules again about those in an audience; see ``Audience.recheck``."""
+        if self.runtime.is_alive and self.runtime.is_elsewhere():
+            raise RuntimeError("recheck() must be awaited in the hub's event loop")
+        self.membership.rechecks += 1
+        members = list(self.roster.members(target))
+        pairs = [
+            (ws, name)
+            for ws in members
+            for name in ([target.key] if target.kind == "channel" else sorted(ws._channels))
+            if self.rules.asking(name) is not None
+        ]
+        lost: set[Connection] = set()
+        changes: list[Change] = []
+        todo = iter(pairs)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(AT_ONCE, len(pairs))):
+                group.create_task(self._check(todo, lost, changes))
+        for change in changes:  # only now, since a busy connection takes its time
+            await change
+        return [ws for ws in members if ws in lost]
+
+    async def _check(
+        self,
+        todo: Iterator[tuple[Connection, str]],
+        lost: set[Connection],
+        changes: list[Change],
+    ) -> None:
+        """Take from what is to be asked about until nothing is left; note who has lost access."""
+        began = perf_counter()
+        for ws, name in todo:
+            if ws.reason is None and name in ws._channels:
+                # In a copy of its context, where a callback of this connection may be under way.
+                asking = self.membership.ask_rule(ws._dispatch, name)
+                refused = await InContext(asking, ws._context.copy())
+                if refused is not None and ws.reason is None and name in ws._channels:
+                    CONNECTION.info("%s has lost access to %r", ws, name)
+                    lost.add(ws)
+                    if name == ws.channel:
+                        ws._dispatch._refuse(refused)
+                    else:
+                        changes.append(ws._dispatch.expel(name))
+            if perf_counter() - began > SLICE:
+                await asyncio.sleep(0)
+                began = perf_counter()

@@ -1,0 +1,193 @@
+"""Rules: who may enter the channels of a pattern, and publish to them; and which of them holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from backchannel.channel import check_channel
+from backchannel.errors import ListenerError, TemplateError
+from backchannel.listener import Callback, read_callback
+from backchannel.template import NamePattern
+
+__all__ = ["Rule", "Rules", "read_rule"]
+
+KEPT: Final = 4096
+"""Channel names of which it is kept which rule holds for them; then it is found out anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What holds for the channels of a pattern.
+
+    Args:
+        pattern: of their names.
+        where: file and line of its registration.
+        subscribe: asked before a connection enters one of them; None lets it pass.
+        publish: asked whether a client may publish to one of them; None refuses.
+    """
+
+    pattern: NamePattern
+    where: str
+    subscribe: Callback | None = None
+    publish: Callback | None = None
+
+    def __str__(self) -> str:
+        return f"{self.pattern.text!r} ({self.where})"
+
+
+class Rules:
+    """The rules of a hub, of which the most specific one that fits a name holds alone.
+
+    The more text of its own a pattern has, the more specific it is, as with the patterns of
+    endpoints. Two that have as much and could fit the same name are refused, so that there is
+    never a tie.
+
+    Attributes:
+        some: there is at least one.
+    """
+
+    __slots__ = ("_found", "_rules", "some")
+
+    def __init__(self) -> None:
+        self.some = False
+        self._rules: list[Rule] = []  # from the most specific to the least
+        self._found: dict[str, Rule | None] = {}
+
+    def __iter__(self) -> Iterator[Rule]:
+        """Iterate from the most specific to the least."""
+        return iter(self._rules)
+
+    def add(self, rule: Rule) -> None:
+        """Add a rule; it holds from now on.
+
+        Raises:
+            TemplateError: there is one for the same names, or one that is as specific and could
+                fit the same name.
+        """
+        for other in self._rules:
+            if other.pattern.shape == rule.pattern.shape:
+                raise TemplateError(
+                    f"rules {other} and {rule} are for the same channels: there is one rule for "
+                    "each pattern, so put into one what both say"
+                )
+            if other.pattern.literal_length != rule.pattern.literal_length:
+                continue
+            if (name := other.pattern.common_name(rule.pattern)) is not None:
+                raise TemplateError(
+                    f"rules {other} and {rule} both fit a channel such as {name!r}, and with as "
+                    "much text of their own neither is the more specific: give one of them more, "
+                    "such as a prefix"
+                )
+        self._rules.append(rule)
+        self._rules.sort(key=lambda rule: rule.pattern.literal_length, reverse=True)
+        self._found.clear()
+        self.some = True
+
+    def find(self, name: str) -> Rule | None:
+        """Return the rule that holds for a channel, or None."""
+        try:
+            return self._found[name]
+        except KeyError:
+            found = next((rule for rule in self._rules if rule.pattern.matches(name)), None)
+        if len(self._found) >= KEPT:  # clients may choose names: they must not fill the memory
+            self._found.clear()
+        self._found[name] = found
+        return found
+
+    def asking(self, name: str) -> Callback | None:
+        """Return what is to be asked before anyone enters a channel, or None."""
+        rule = self.find(name)
+        return None if rule is None else rule.subscribe
+
+
+def read_rule(
+    text: str, where: str, *, subscribe: object, publish: object, casefold: bool = False
+) -> Rule:
+    """Read a rule and check it thoroughly.
+
+    Args:
+        text: the pattern, with ``{name}`` variables.
+        where: file and line of its registration.
+        subscribe: what is asked before a connection enters; None lets it pass.
+        publish: what is asked whether a client may publish; None refuses.
+        casefold: True when the hub ignores the case of channel names.
+
+    Raises:
+        TypeError: the pattern is no str.
+        TemplateError: the pattern is malformed, or no channel's name can fit it.
+        ListenerError: what is to be asked can't be called with what rules have to give.
+    """
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f'hub.rule takes a pattern, as in hub.rule("thread:{{id}}", …), not {text!r}'
+        )
+    pattern = NamePattern(text, None)
+    if "ws" in pattern.names or ("channel" in pattern.names and text != "{channel}"):
+        taken = "ws" if "ws" in pattern.names else "channel"
+        what = "the connection" if taken == "ws" else "the whole name"
+        raise TemplateError(
+            f"rule {text!r}: what is asked gets {what} as {taken!r}: give {{{taken}}} another name"
+        )
+    try:
+        check_channel(pattern.fill(dict.fromkeys(pattern.names, "x")))
+    except ValueError as error:
+        raise TemplateError(f"rule {text!r} fits no channel: {error}") from error
+    if casefold:
+        pattern = pattern.casefolded()
+    return Rule(
+        pattern,
+        where,
+        _read(subscribe, f"subscribe= of rule {text!r}", pattern),
+        _read(publish, f"publish= of rule {text!r}", pattern),
+    )
+
+
+def _read(function: Any, label: str, pattern: NamePattern) -> Callback | None:
+    if function is None:
+        return None
+    if not callable(function) or isinstance(function, type):
+        raise ListenerError(f"{label} takes a function that is asked, not {function!r}")
+    names = _names_wanted(function, label, tuple(dict.fromkeys(["channel", *pattern.names])))
+    callback = read_callback(function, label, "ws", names)
+    return dataclasses.replace(callback, function=_asked_like_on_subscribe(function, pattern, names))
+
+
+def _names_wanted(
+    function: Callable[..., Any], label: str, known: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return what a function is to be given by name: of what there is, what it names."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return ()  # read_callback says what is wrong
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for one in parameters[1:]:
+        if one.name not in known and one.default is one.empty and one.kind not in variadic:
+            raise ListenerError(
+                f"{label} has a parameter {one.name!r} that rules do not know; it is called with "
+                f"the connection and, by name, what it names of {', '.join(known)}"
+            )
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return known
+    named = [one.name for one in parameters if one.kind not in variadic]
+    return tuple(name for name in known if name in named)
+
+
+def _asked_like_on_subscribe(
+    function: Callable[..., Any], pattern: NamePattern, names: tuple[str, ...]
+) -> Callable[[Any, str], Any]:
+    """Return a rule's function as one that takes (ws, channel)."""
+    if names == ():
+        return lambda ws, _channel: function(ws)
+    if names == ("channel",):
+        return lambda ws, channel: function(ws, channel=channel)
+
+    def ask(ws: Any, channel: str) -> Any:
+        there = {"channel": channel, **(pattern.read(channel) or {})}
+        return function(ws, **{name: there[name] for name in names})
+
+    return ask
