@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import figures
 from figures import Measured, Run
-from plan import LIMITS, NATIVE, OURS
+from plan import LIMITS, NATIVE, OURS, RUN
 
 Value = Callable[[Measured], float]
 
@@ -26,9 +26,9 @@ class Goal:
     unit: str = ""
 
 
-def own(scenario: str, of: Callable[[Run], float]) -> Value:
+def own(scenario: str, of: Callable[[Run], float], server: str = NATIVE) -> Value:
     """Take the median of a figure."""
-    return lambda measured: figures.median(of, measured[scenario][NATIVE])
+    return lambda measured: figures.median(of, measured[scenario][server])
 
 
 def over(scenario: str, other: str, of: Callable[[Run], float] = figures.rate) -> Value:
@@ -139,7 +139,7 @@ GOALS = [
     ),
     Goal(
         "p99 of deliveries in a storm of 10,000 handshakes",
-        own("storm", figures.p99), 50, at_most=True, form=".1f", unit=" ms",
+        own("storm", figures.p99, RUN), 50, at_most=True, form=".1f", unit=" ms",
     ),
 ]  # fmt: skip
 

@@ -64,6 +64,11 @@ PEERS = {
         uvicorn(sys.executable, "backchannel_app:hub", "backchannel.transport.uvicorn:Protocol"),
         make.own,
     ),
+    "backchannel-run": Peer(
+        "**Backchannel, `backchannel run`**",
+        (*f"{sys.executable} -m backchannel run backchannel_app.py --port {{port}}".split(),),
+        make.own,
+    ),
     "backchannel-asgi": Peer(
         "Backchannel, portable ASGI transport (uvicorn)",
         uvicorn(sys.executable, "backchannel_app:hub"),

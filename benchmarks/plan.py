@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NATIVE = "backchannel-native"
+RUN = "backchannel-run"
 OURS = (NATIVE, "backchannel-asgi")
 LIMITS = ("limit-send", "limit-coalesce")
 FAST = ("socketify", "picows", "aiohttp", "websockets", "starlette", "ws")
@@ -169,7 +170,7 @@ SCENARIOS = {
         "storm",
         "fanout --path /ws/fanout/bench --clients 1000 --rate 20000 --browser "
         "--storm 10000 --extra-path /ws/room/{n} --rooms 1000",
-        (NATIVE, "starlette"),
+        (RUN, NATIVE, "starlette"),
         ("starlette",),
     ),
 }

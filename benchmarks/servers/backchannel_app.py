@@ -11,7 +11,7 @@ from backchannel import Hub, Listener
 
 
 def who_is_it(request):
-    if "room" in request.params:
+    if request.path.startswith(("/ws/room/", "/ws/to-")):
         return request.cookies.get("user")
     return None  # as for everyone at the servers that this is compared with
 

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 __all__ = ["CROWD", "SLICE", "Deadlines", "Door", "Truce", "Turns", "door_of"]
 
-SLICE: Final = 0.003
+SLICE: Final = 0.001
 """Seconds of one turn of the event loop that requests may take to be read; their tasks come on
 top, and take about as long."""
 
