@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
-from project.asgi import application, hub  # noqa: E402 - Django wants its settings first
+from project.asgi import application, hub
 
 __all__ = ["application", "hub"]
 

@@ -145,7 +145,9 @@ class Settings:
                 f"Hub(broker=…) takes an object with bind() and publish(), not {self.broker!r}; "
                 "leave it out to keep messages in this process"
             )
-        if self.session is not None and not callable(getattr(self.session, "find", None)):
+        if isinstance(self.session, (str, type)) or (
+            self.session is not None and not callable(getattr(self.session, "find", None))
+        ):
             raise TypeError(
                 f"Hub(session=…) takes an object with find(request), not {self.session!r}"
             )

@@ -16,7 +16,6 @@ from starlette.responses import JSONResponse
 from starlette.routing import Host, Mount
 from starsessions import InMemoryStore, load_session
 from starsessions import SessionMiddleware as ServerSide
-
 from telling import Chat
 
 from backchannel import Hub
@@ -95,7 +94,7 @@ def make_server_side() -> FastAPI:
 
 def make_django() -> Any:
     """The Django example."""
-    from serve import application  # noqa: PLC0415
+    from serve import application
 
     return application
 

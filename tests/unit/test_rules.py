@@ -74,7 +74,9 @@ def only_ana(ws, channel):
 # ── what may be registered ────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("pattern", ["lobby", "{x}", "{channel}", "thread:{id}", "a{x}b{y}", "{{}}"])
+@pytest.mark.parametrize(
+    "pattern", ["lobby", "{x}", "{channel}", "thread:{id}", "a{x}b{y}", "{{}}"]
+)
 @pytest.mark.parametrize("what", ["subscribe", "publish"])
 def test_a_rule_is_for_a_pattern_of_names(pattern, what):
     Hub().rule(pattern, **{what: only_ana})
@@ -445,7 +447,9 @@ async def test_the_rule_is_asked_first_and_both_must_admit(hub, diary, style):
     async with hub.test_client("/ws") as ws:
         answers = [await ws.connection.subscribe(f"thread:{number}") for number in (7, 8, 9)]
     assert answers == [False, False, True]
-    assert [entry for entry in diary if entry.startswith(("rule", "on_sub", "on_channel_open"))] == [
+    assert [
+        entry for entry in diary if entry.startswith(("rule", "on_sub", "on_channel_open"))
+    ] == [
         "rule thread:7",
         "rule thread:8",
         "on_channel_open thread:8",

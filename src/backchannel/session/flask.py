@@ -103,4 +103,5 @@ class _Store:
         removed: Collection[str],
     ) -> bool:
         """Change some keys of the session; False when it does not exist any more."""
-        return await call_in_thread(self.change, changed, removed)
+        exists: bool = await call_in_thread(self.change, changed, removed)
+        return exists

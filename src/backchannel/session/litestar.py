@@ -6,8 +6,8 @@
     hub = Hub(session=LitestarSessions(config))
     app = Litestar([live], middleware=[config.middleware], …)
 
-What its ``CookieBackendConfig`` keeps in a cookie needs none of this: the middleware leaves it in the
-scope, where the hub finds it by itself.
+What its ``CookieBackendConfig`` keeps in a cookie needs none of this: the middleware leaves it in
+the scope, where the hub finds it by itself.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Quart's sessions, which live in a signed cookie.
 
-    from backchannel.session.quart import QuartSessions
+from backchannel.session.quart import QuartSessions
 
-    hub = Hub(session=QuartSessions(app), authenticate=lambda r: r.session.get("user"))
-    application = hub.wrap(app)
+hub = Hub(session=QuartSessions(app), authenticate=lambda r: r.session.get("user"))
+application = hub.wrap(app)
 """
 
 from __future__ import annotations
