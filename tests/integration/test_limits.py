@@ -90,7 +90,8 @@ async def served(server):
     asking.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await asking
-    assert 0 < slowest < 3
+    # uvicorn parses a quarter of a megabyte of a flood at a time, which takes its while.
+    assert 0 < slowest < (3 if server.kind == "native" else PATIENCE)
 
 
 def frames(*payloads, opcode=1):
