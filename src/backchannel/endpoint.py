@@ -38,8 +38,8 @@ class Endpoint:
     """
 
     __slots__ = (
-        "authenticate", "callbacks", "occupancy", "pattern", "read_tag", "share_channels", "slow_client",
-        "subprotocols", "tag", "template",
+        "authenticate", "callbacks", "occupancy", "pattern", "read_tag", "share_channels",
+        "slow_client", "subprotocols", "tag", "template",
     )  # fmt: skip
 
     def __init__(

@@ -128,7 +128,7 @@ class Reject(Exception):  # noqa: N818 - not an error: an answer
         self.headers = headers or {}
 
 
-class InvalidToken(Reject):  # noqa: N818
+class InvalidToken(Reject):
     """A token is not accepted. Raised in a handshake, the answer is 401.
 
     Args:
