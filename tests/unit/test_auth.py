@@ -221,7 +221,7 @@ def tampered(good):
 BAD = {
     "signed by another": (lambda: token("another secret, of sixty-four bytes as well".ljust(64)), FORGED),
     "payload exchanged": (lambda: tampered(token()), FORGED),
-    "signature cut": (lambda: token()[:-5], FORGED),
+    "signature cut": (lambda: token()[:-3], FORGED),
     "signature empty": (lambda: token().rpartition(".")[0] + ".", FORGED),
     "signature gone": (lambda: token().rpartition(".")[0], MALFORMED),
     "truncated": (lambda: token()[:25], MALFORMED),

@@ -39,7 +39,7 @@ async def ended(client):
 @pytest.mark.parametrize("kind", [float, datetime])
 async def test_a_connection_ends_when_its_identity_does(hub, diary, kind):
     hub.add("/ws/{channel}", diary.listener())
-    who = someone(0.1, kind=kind)
+    who = someone(0.3, kind=kind)
     async with hub.test_client("/ws/cars", user=who) as client:
         assert await ended(client) == (4007, "token expired")
         await client.settled()
@@ -51,7 +51,7 @@ async def test_a_connection_ends_when_its_identity_does(hub, diary, kind):
 
 
 async def test_what_authenticate_returns_counts_too():
-    hub = Hub(authenticate=lambda request: someone(0.1))
+    hub = Hub(authenticate=lambda request: someone(0.3))
     hub.add("/ws", Room)
     async with hub.test_client("/ws") as client:
         assert await ended(client) == (4007, "token expired")
@@ -76,8 +76,8 @@ async def test_a_wrong_time_fails_closed(hub):
 async def test_each_ends_at_its_own_time_and_nobody_else_with_it(hub):
     hub.add("/ws", Room)
     async with (
-        hub.test_client("/ws", user=someone(0.3)) as later,
-        hub.test_client("/ws", user=someone(0.1)) as sooner,
+        hub.test_client("/ws", user=someone(0.8)) as later,
+        hub.test_client("/ws", user=someone(0.3)) as sooner,
         hub.test_client("/ws", user="ana") as never,
         hub.test_client("/ws", user=someone(math.inf)) as endless,
     ):
@@ -112,8 +112,8 @@ class Renewing(Listener):
 async def test_renewal_in_place_keeps_a_connection(hub, how):
     hub.add("/ws", Renewing)
     async with (
-        hub.test_client("/ws", user=someone(0.3)) as renewed,
-        hub.test_client("/ws", user=someone(0.4)) as other,
+        hub.test_client("/ws", user=someone(0.8)) as renewed,
+        hub.test_client("/ws", user=someone(0.9)) as other,
     ):
         before = renewed.connection.identity
         await renewed.send({"type": how, "seconds": 60})
@@ -134,8 +134,8 @@ async def test_renewal_may_also_bring_the_end_nearer(hub):
 async def test_an_identity_without_an_end_takes_the_end_away(hub):
     hub.add("/ws", Room)
     async with (
-        hub.test_client("/ws", user=someone(0.1)) as renewed,
-        hub.test_client("/ws", user=someone(0.2)) as other,
+        hub.test_client("/ws", user=someone(0.4)) as renewed,
+        hub.test_client("/ws", user=someone(0.5)) as other,
     ):
         renewed.connection.renew("ana")
         assert renewed.connection.identity == "ana"
@@ -152,7 +152,7 @@ async def test_an_identity_without_an_end_takes_the_end_away(hub):
 )
 async def test_what_can_not_renew_changes_nothing(hub, asked, text):
     hub.add("/ws", Renewing)
-    async with hub.test_client("/ws", user=someone(0.2)) as client:
+    async with hub.test_client("/ws", user=someone(0.4)) as client:
         before = client.connection.identity
         await client.send({"type": "renew", **asked})
         assert text in (await client.receive_json())["error"]
@@ -173,7 +173,7 @@ async def test_nobody_signs_in_by_renewal_and_what_was_given_is_not_shown(hub):
 
 async def test_what_has_ended_can_not_be_renewed(hub):
     hub.add("/ws", Room)
-    async with hub.test_client("/ws", user=someone(0.05)) as client:
+    async with hub.test_client("/ws", user=someone(0.3)) as client:
         await ended(client)
         assert client.connection.renew(someone(60)).reached == 0
 

@@ -153,17 +153,17 @@ class JWT:
         return None if exp is None else datetime.fromtimestamp(int(exp) + self._leeway, UTC)
 
     def _why(self, error: Any) -> str:
-        jwt = self._jwt
-        if isinstance(error, jwt.MissingRequiredClaimError):
+        raised = self._jwt.exceptions  # the package itself exports not all of them
+        if isinstance(error, raised.MissingRequiredClaimError):
             return f"The token lacks the claim {error.claim!r}."
         for kind, text in (
-            (jwt.ExpiredSignatureError, "The token has expired."),
-            (jwt.InvalidSignatureError, "The token's signature is not valid."),
-            (jwt.InvalidAudienceError, "The token is for another audience."),
-            (jwt.InvalidIssuerError, "The token is of another issuer."),
-            (jwt.ImmatureSignatureError, "The token is not valid yet."),
-            (jwt.InvalidAlgorithmError, "The token's algorithm is not accepted here."),
-            (jwt.InvalidSubjectError, "The token's claim 'sub' is no user's id."),
+            (raised.ExpiredSignatureError, "The token has expired."),
+            (raised.InvalidSignatureError, "The token's signature is not valid."),
+            (raised.InvalidAudienceError, "The token is for another audience."),
+            (raised.InvalidIssuerError, "The token is of another issuer."),
+            (raised.ImmatureSignatureError, "The token is not valid yet."),
+            (raised.InvalidAlgorithmError, "The token's algorithm is not accepted here."),
+            (raised.InvalidSubjectError, "The token's claim 'sub' is no user's id."),
         ):
             if isinstance(error, kind):
                 return text
