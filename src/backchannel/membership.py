@@ -255,9 +255,7 @@ class Membership:
             refused = await self.ask_rule(dispatch, name)
         return refused
 
-    async def ask(
-        self, dispatch: Dispatch, callback: Callback | None, name: str
-    ) -> Reject | None:
+    async def ask(self, dispatch: Dispatch, callback: Callback | None, name: str) -> Reject | None:
         """Ask a callback about a channel; return how it refused, None if it did not."""
         default = Reject(403, f"subscription to {name!r} refused")
         if callback is None:

@@ -153,7 +153,9 @@ def _read(function: Any, label: str, pattern: NamePattern) -> Callback | None:
         raise ListenerError(f"{label} takes a function that is asked, not {function!r}")
     names = _names_wanted(function, label, tuple(dict.fromkeys(["channel", *pattern.names])))
     callback = read_callback(function, label, "ws", names)
-    return dataclasses.replace(callback, function=_asked_like_on_subscribe(function, pattern, names))
+    return dataclasses.replace(
+        callback, function=_asked_like_on_subscribe(function, pattern, names)
+    )
 
 
 def _names_wanted(
