@@ -132,7 +132,9 @@ class Membership:
     def _is_let_in(self, dispatch: Dispatch, name: str, answer: object) -> bool:
         """Let a connection in, unless the answer refuses or it is in by another call already."""
         ws = dispatch.ws
-        if self._stays_out(ws, name, answer):
+        # Almost all come in, without a word about them.
+        is_plain = answer is None and ws.reason is None and name not in ws._channels
+        if not is_plain and self._stays_out(ws, name, answer):
             return False
         self._enter(ws, name)
         return True

@@ -289,7 +289,7 @@ async def test_a_rule_that_is_asked_again_beside_a_callback_does_not_disturb_it(
             await go.wait()
             return await ws.subscribe("cars")
 
-    async def may_see(ws, id):
+    async def may_see(ws):
         asked.set()
         await answer.wait()
         return await ws.subscribe("boats")
@@ -402,7 +402,7 @@ async def test_not_all_are_asked_at_once_and_a_busy_one_keeps_nobody_waiting(hub
     for client in clients[:50]:
         await client.send("work")
     checking = asyncio.create_task(hub.channel("thread:7").recheck())
-    while hub.channels():  # all are out, though half of them are busy
+    while hub.channels():  # all are out, though half of them are busy  # noqa: ASYNC110 - nothing tells when they are
         await asyncio.sleep(0)
     go.set()
     assert [info.id for info in await checking] == [client.id for client in clients]

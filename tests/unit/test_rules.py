@@ -1,5 +1,7 @@
 """Rules by channel pattern: what may be registered, which of them holds, and who is let in."""
 
+# ruff: noqa: A002, A006 - {id} is what patterns say
+
 from __future__ import annotations
 
 import asyncio
@@ -418,16 +420,21 @@ async def test_a_url_that_leads_where_a_rule_refuses_is_closed_with_1008(
 
 async def test_a_route_of_a_framework_asks_the_rule_too(hub):
     hub.rule("thread:{id}", subscribe=only_ana)
-    sent, first = [], [{"type": "websocket.connect"}]
+    sent, first, closed = [], [{"type": "websocket.connect"}], asyncio.Event()
 
     class Socket:
         scope = {"type": "websocket", "path": "/t/7", "headers": [], "query_string": b""}  # noqa: RUF012
 
         async def receive(self):
-            return first.pop() if first else await asyncio.Event().wait()
+            if first:
+                return first.pop()
+            await closed.wait()
+            return {"type": "websocket.disconnect", "code": 1008}
 
         async def send(self, message):
             sent.append(message)
+            if message["type"] == "websocket.close":
+                closed.set()
 
     options = {"channel": "thread:{id}", "params": {"id": "7"}, "user": "bob"}
     await asyncio.wait_for(hub.serve(Socket(), Listener, **options), 5)
@@ -579,6 +586,7 @@ async def test_rules_hold_after_the_hub_was_stopped_and_started_again(hub):
     hub.add("/ws/{id}", Listener(), channel="thread:{id}")
     await hub.start()
     await hub.stop()
+    await hub.start()
     ws = await hub.test_client("/ws/7", user="bob").connect()
     assert ws.closed.code == 1008
 
