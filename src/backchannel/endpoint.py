@@ -45,7 +45,6 @@ class Endpoint:
     """
 
     __slots__ = (
-    __slots__ = (
         "authenticate", "callbacks", "idle", "idle_timeout", "occupancy", "pattern", "read_tag",
         "share_channels", "slow_client", "subprotocols", "tag", "template",
     )  # fmt: skip
