@@ -49,7 +49,7 @@ def test_each_setting_is_explained():
 
 
 def test_the_settings_types_can_be_resolved_by_tools():
-    scope = {"Broker": contracts.Broker}
+    scope = {"Broker": contracts.Broker, "Sessions": contracts.Sessions}
     assert typing.get_type_hints(Settings, localns=scope)["max_message"] is int
 
 
