@@ -37,4 +37,5 @@ CACHES = {
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
+TIME_ZONE = "UTC"  # Django's default would set the clock of the process to Chicago
 LOGIN_REDIRECT_URL = LOGOUT_REDIRECT_URL = "/"

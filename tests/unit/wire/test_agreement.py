@@ -145,3 +145,10 @@ def compare_many(runs):
 def test_a_reader_with_a_mistake_is_found_out():
     with pytest.raises(DisagreementError):
         compare_many(20_000)
+
+
+def test_reserved_bits_on_a_frame_that_is_over_the_limit_with_its_tail_are_two_rules_broken():
+    payload = b"\x9b\xea\xfeB\xff\xea!\xf1Q\xca4\xf4N\xc5"  # 269 bytes; with the tail, over 300
+    stream = masked(0xE2, payload)
+    given = Input(stream, [len(stream)], deflate=True)
+    assert compare(given) == "several rules broken by one frame"
