@@ -8,6 +8,7 @@ import os
 import signal
 
 from backchannel import Connection, Hub, Listener, Request
+from backchannel.transport.native import EXTENSION
 
 if os.environ.get("RESET_SIGPIPE"):
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as some embedding programs do
@@ -52,3 +53,11 @@ class Busy(Listener):
         if message == "first":
             await asyncio.sleep(1.2)
         return message
+
+
+@hub.endpoint("/ws/gone")
+class Gone(Listener):
+    """Its client has gone by the time the handshake is answered; nothing has told uvicorn yet."""
+
+    def on_handshake(self, request: Request) -> None:
+        request.scope["extensions"][EXTENSION].transport.abort()

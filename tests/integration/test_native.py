@@ -95,6 +95,21 @@ async def test_frames_that_came_before_the_101_are_read(start, make_raw, loop):
         assert await client.frame() == (1, b"too early")
 
 
+@LOOPS
+async def test_a_client_that_goes_while_its_handshake_is_answered_is_no_error(
+    start, make_raw, loop
+):
+    server = start(f"native-{loop}", f"{COMMAND} --loop {loop}")
+    async with make_raw(server, "/ws/gone") as client:
+        with pytest.raises((EOFError, OSError)):
+            await client.opened()
+    async with server.connect("/ws/echo") as client:
+        await client.send("alive")
+        assert await client.recv() == "alive"
+    assert '"WebSocket /ws/gone" [accepted]' in server.printed()
+    assert "ERROR" not in server.printed(), server.printed()
+
+
 async def test_a_peer_that_is_gone_does_not_end_a_process_with_sigpipe_at_its_default(
     start, make_raw
 ):

@@ -136,6 +136,7 @@ class NativeProtocol(WebSocketsSansIOProtocol):
     def take_over(self) -> Taken:
         """Give the socket away, in the turn that sent the 101, and let go of all else."""
         self.stop_keepalive()
+        self.handshake_complete = True  # also where the client has just gone, which is no error
         self.close_timer = _GIVEN
         self.connections.discard(self)
         scope = cast("dict[str, Any]", self.scope)
