@@ -5,17 +5,15 @@ This is what the system that Backchannel takes its idea from got wrong.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import os
 import re
 from pathlib import Path
 
 import httpx
 import pytest
+from clients import ended, read
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
 
 PROJECT = Path(__file__).parents[2] / "examples" / "django_project"
 TRANSPORTS = {
@@ -71,19 +69,6 @@ class Browser:
         headers = {"Cookie": self.cookies(path)}
         async with self.server.connect(path, additional_headers=headers) as socket:
             yield socket
-
-
-async def read(socket):
-    message = await asyncio.wait_for(socket.recv(), 10)
-    return json.loads(message) if message[:1] == "{" else message
-
-
-async def ended(socket):
-    try:
-        while True:
-            await read(socket)
-    except ConnectionClosed as closed:
-        return closed.rcvd.code, closed.rcvd.reason
 
 
 async def test_each_listener_sees_its_own_applications_session(server):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from clients import ended, read
+from websockets.exceptions import InvalidStatus
 
 PROJECT = Path(__file__).parents[2] / "examples" / "django_project"
 TRANSPORTS = {
@@ -84,18 +84,6 @@ async def signed_in(server, name="ana"):
         answer = await browser.login(name)
         assert "Lobby" in answer.text
         yield browser
-
-
-async def read(socket):
-    return await asyncio.wait_for(socket.recv(), 10)
-
-
-async def ended(socket):
-    try:
-        while True:
-            await read(socket)
-    except ConnectionClosed as closed:
-        return closed.rcvd.code, closed.rcvd.reason
 
 
 @pytest.mark.parametrize("engine", ENGINES)
