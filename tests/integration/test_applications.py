@@ -27,6 +27,7 @@ def server(request, start_once, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / f"applications-{request.param}"
     folder.mkdir(exist_ok=True)
     env = (
+        ("DJANGO_SETTINGS_MODULE", "quick_settings"),
         ("DATABASE", str(folder / "db.sqlite3")),
         ("PYTHONPATH", os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])),
     )
@@ -38,7 +39,7 @@ class Browser:
 
     def __init__(self, server):
         self.server = server
-        self.http = httpx.AsyncClient(trust_env=False, timeout=30)
+        self.http = httpx.AsyncClient(trust_env=False, timeout=30, verify=False)
 
     async def __aenter__(self):
         return self
@@ -192,7 +193,7 @@ async def test_starsessions_are_asked_written_and_end_their_sockets(server):
 async def test_fastapi_and_django_in_one_process(server):
     async with Browser(server) as browser:
         login = browser.url("/accounts/login/", "django.localhost")
-        local = httpx.AsyncHTTPTransport()
+        local = httpx.AsyncHTTPTransport(verify=False)
         async with httpx.AsyncClient(transport=_ToLoopback(local), timeout=30) as http:
             page = await http.get(login)
             token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', page.text)[1]

@@ -34,6 +34,7 @@ def serve(start_once, tmp_path_factory, transport):
         folder = tmp_path_factory.getbasetemp() / f"django-{transport}-{engine}"
         folder.mkdir(exist_ok=True)
         env = (
+            ("DJANGO_SETTINGS_MODULE", "quick_settings"),
             ("DATABASE", str(folder / "db.sqlite3")),
             ("CACHE", str(folder / "cache")),
             ("SESSION_ENGINE", f"django.contrib.sessions.backends.{engine}"),
@@ -49,7 +50,9 @@ class Browser:
 
     def __init__(self, server):
         self.server = server
-        self.http = httpx.AsyncClient(base_url=server.http, trust_env=False, timeout=30)
+        self.http = httpx.AsyncClient(
+            base_url=server.http, trust_env=False, timeout=30, verify=False
+        )
 
     async def __aenter__(self):
         return self

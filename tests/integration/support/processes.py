@@ -136,7 +136,8 @@ class Server:
     async def request(self, method, path, **options):
         # Kept-alive connections would be counted among the server's descriptors.
         headers = {"Connection": "close", **options.pop("headers", {})}
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        # Certificates, which it would load each time, are of no use here and cost 35 ms.
+        async with httpx.AsyncClient(trust_env=False, timeout=30, verify=False) as client:
             return await client.request(method, self.http + path, headers=headers, **options)
 
     async def get(self, path, *, headers=(), **query):
