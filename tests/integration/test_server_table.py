@@ -13,6 +13,7 @@ import pytest
 from clients import blame
 from websockets.exceptions import InvalidStatus
 
+NATIVE = "--ws backchannel.transport.uvicorn:Protocol"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "servers.md"
 
 
@@ -41,6 +42,23 @@ def capability(what):
     return register
 
 
+@pytest.fixture
+def pinging(start_once):
+    """Return a server of the same kind that pings often, started once: ``pinging(server)``."""
+
+    def find(server):
+        command = {
+            "uvicorn": "uvicorn served:app --port {port} "
+            "--ws-ping-interval 0.3 --ws-ping-timeout 0.3",
+            "native": f"uvicorn served:app --port {{port}} {NATIVE}",
+            "hypercorn": "hypercorn served:app --bind 127.0.0.1:{port} --websocket-ping-interval 1",
+        }[server.kind]
+        settings = json.dumps({"ping_interval": 0.3, "ping_timeout": 0.3})
+        return start_once(f"{server.kind}-pinging", command, env=(("SETTINGS", settings),))
+
+    return find
+
+
 def test_each_row_is_tried_out_on_each_server():
     assert list(TABLE) == list(CAPABILITIES)
     assert all(
@@ -50,9 +68,9 @@ def test_each_row_is_tried_out_on_each_server():
 
 @pytest.mark.parametrize("what", CAPABILITIES)
 @pytest.mark.logs("Invalid UTF-8 sequence", "Traceback", "^UnicodeDecodeError")  # uvicorn's
-async def test_table(what, server, start, raw, make_raw):
+async def test_table(what, server, start, pinging, raw, make_raw):
     told = TABLE[what][server.kind]
-    assert await CAPABILITIES[what](server, told, start, raw, make_raw) == told
+    assert await CAPABILITIES[what](server, told, start, pinging, raw, make_raw) == told
 
 
 async def how_it_ended(server, raw, tag, act):
@@ -66,7 +84,7 @@ async def how_it_ended(server, raw, tag, act):
 
 
 @capability("`on_close` is told the code that the client closed with")
-async def _(server, told, start, raw, make_raw):
+async def _(server, told, start, pinging, raw, make_raw):
     for code in (1000, 1001, 3000, 4999):
         _, end = await how_it_ended(server, raw, f"c{code}", lambda c, code=code: c.close(code))
         answer = "yes" if blame(end) == f"{code} by client" else f"no: {blame(end)}"
@@ -76,13 +94,13 @@ async def _(server, told, start, raw, make_raw):
 
 
 @capability("`on_close` is told the reason that the client closed with")
-async def _(server, told, start, raw, make_raw):
+async def _(server, told, start, pinging, raw, make_raw):
     _, end = await how_it_ended(server, raw, "reason", lambda c: c.close(4321, "bye – ünïcode"))
     return "yes" if end["text"] == "bye – ünïcode" else "no"
 
 
 @capability("a close without a code is told from a lost connection")
-async def _(server, told, start, raw, make_raw):
+async def _(server, told, start, pinging, raw, make_raw):
     _, end = await how_it_ended(server, raw, "codeless", lambda c: c.close())
     return "yes" if blame(end) == "1005 by client" else f"no: {blame(end)}"
 
@@ -94,14 +112,14 @@ def answered_with(code, seen, end):
 
 
 @capability("invalid UTF-8 is answered with 1007, and `on_close` says so")
-async def _(server, told, start, raw, make_raw):
+async def _(server, told, start, pinging, raw, make_raw):
     return answered_with(
         1007, *await how_it_ended(server, raw, "utf-8", lambda c: c.send(b"\xff\xfe", 1))
     )
 
 
 @capability("a broken frame is answered with 1002, and `on_close` says so")
-async def _(server, told, start, raw, make_raw):
+async def _(server, told, start, pinging, raw, make_raw):
     unmasked = b"\x81\x05hello"
     return answered_with(
         1002, *await how_it_ended(server, raw, "unmasked", lambda c: c.write(unmasked))
@@ -109,7 +127,7 @@ async def _(server, told, start, raw, make_raw):
 
 
 @capability("a refused handshake is answered with our status, headers and text")
-async def _(server, told, start, raw, make_raw):
+async def _(server, told, start, pinging, raw, make_raw):
     with pytest.raises(InvalidStatus) as caught:
         await server.connect("/ws/refuse/handshake/401").__aenter__()
     answer = caught.value.response
@@ -118,7 +136,7 @@ async def _(server, told, start, raw, make_raw):
 
 
 @capability("messages are compressed (permessage-deflate)")
-async def _(server, told, start, raw, make_raw):
+async def _(server, told, start, pinging, raw, make_raw):
     async with server.connect("/ws/echo", compression="deflate") as client:
         await client.send("x" * 10_000)
         assert await client.recv() == "x" * 10_000
@@ -126,11 +144,11 @@ async def _(server, told, start, raw, make_raw):
 
 
 @capability("the hub sends pings, and so knows `ws.latency`")
-async def _(server, told, start, raw, make_raw):
+async def _(server, told, start, pinging, raw, make_raw):
     async with raw("/raw/ping") as client:
         await client.opened()
         assert (await client.frame())[1].startswith(b"can't")  # no ASGI app can
-    asked = pinging(server, start) if server.kind == "native" else server
+    asked = pinging(server) if server.kind == "native" else server
     async with asked.connect("/ws/facts/x/1") as client:
         for _ in range(200 if asked is not server else 1):
             await client.send("?")
@@ -139,9 +157,6 @@ async def _(server, told, start, raw, make_raw):
                 return "yes" if 0 < latency < 5 else f"no: {latency}"
             await asyncio.sleep(0.05)  # real time is the subject: a ping is under way
     return "no"
-
-
-NATIVE = "--ws backchannel.transport.uvicorn:Protocol"
 
 
 def options_about_pings(server):
@@ -153,22 +168,12 @@ def options_about_pings(server):
     return sorted(set(re.findall(r"--[\w-]*ping[\w-]*", shown)))
 
 
-def pinging(server, start):
-    command = {
-        "uvicorn": "uvicorn served:app --port {port} --ws-ping-interval 0.3 --ws-ping-timeout 0.3",
-        "native": f"uvicorn served:app --port {{port}} {NATIVE}",
-        "hypercorn": "hypercorn served:app --bind 127.0.0.1:{port} --websocket-ping-interval 1",
-    }[server.kind]
-    settings = json.dumps({"ping_interval": 0.3, "ping_timeout": 0.3})
-    return start(f"{server.kind}-pinging", command, env={"SETTINGS": settings})
-
-
 @capability("the server sends pings")
-async def _(server, told, start, raw, make_raw):
+async def _(server, told, start, pinging, raw, make_raw):
     options = options_about_pings(server)
     if not options:
         return "no"
-    pings = pinging(server, start)
+    pings = pinging(server)
     async with make_raw(pings, "/ws/echo") as client:
         await client.opened()
         opcode, _ = await client.frame()
@@ -177,12 +182,12 @@ async def _(server, told, start, raw, make_raw):
 
 
 @capability("a client that answers no ping is dropped")
-async def _(server, told, start, raw, make_raw):
+async def _(server, told, start, pinging, raw, make_raw):
     options = options_about_pings(server)
     if not options:
         return "no"
-    pings = pinging(server, start)
-    async with make_raw(pings, "/ws/chat/pinged?tag=pinged") as client:
+    pings = pinging(server)
+    async with make_raw(pings, f"/ws/chat/pinged?tag=pinged-{server.name}") as client:
         await client.opened()
         opcodes = [0]
         while opcodes.count(9) < 3 and opcodes[-1] != 8:
@@ -190,7 +195,7 @@ async def _(server, told, start, raw, make_raw):
         if opcodes[-1] == 8:
             assert opcodes.count(9) == 1
             end = "4002 by server" if server.kind == "native" else "1006 by network"
-            assert blame(await pings.told_of("pinged", "on_close")) == end
+            assert blame(await pings.told_of(f"pinged-{server.name}", "on_close")) == end
             return f"yes: `{options[1]}`"
         await client.send('{"type": "say", "text": "still here"}')
         while (await client.frame()) != (1, b'{"said":"still here"}'):
@@ -218,12 +223,12 @@ async def stopped(server, start, make_raw):
 
 
 @capability("when the server stops, clients get a code that says come back")
-async def _(server, told, start, raw, make_raw):
+async def _(server, told, start, pinging, raw, make_raw):
     seen, _ = await stopped(server, start, make_raw)
     return f"yes: {seen}" if seen in {1001, 1012} else f"no: {seen}"
 
 
 @capability("when the server stops, every `on_close` runs")
-async def _(server, told, start, raw, make_raw):
+async def _(server, told, start, pinging, raw, make_raw):
     _, printed = await stopped(server, start, make_raw)
     return "yes" if printed.count("LOGGED on_close") == 1 else "no"
