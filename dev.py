@@ -192,9 +192,13 @@ def start(name: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return this environment with the commands of .venv first on the path."""
+    """Return this environment with the commands of .venv first on the path.
+
+    Python keeps what it compiled: the tests start hundreds of servers, and each would compile anew.
+    """
     path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PATH": path}
 
 
 def run_or_exit(command: list[str]) -> None:

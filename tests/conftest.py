@@ -36,9 +36,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 ON_SHARED_SERVERS = {"test_servers.py", "test_endings.py", "test_server_table.py"}
 SHARED_SERVER = re.compile(r"\b(?:uvicorn-|native-)(?:asyncio|uvloop)\b|\bhypercorn\b|\bgranian\b")
 EACH_BY_ITSELF = {
-    "test_auth.py", "test_cli.py", "test_dev.py", "test_door.py", "test_examples.py",
-    "test_limits.py", "test_load.py", "test_native.py", "test_rules.py", "test_slow_clients.py",
-    "test_storm.py", "test_vanished.py",
+    "load/test_load.py",
+    *(f"integration/test_{name}.py" for name in (
+        "auth", "cli", "dev", "door", "examples", "limits", "native", "rules", "slow_clients",
+        "storm", "vanished",
+    )),
 }  # fmt: skip
 """Files whose tests start what they need, each its own."""
 
@@ -64,4 +66,4 @@ def together(nodeid: str) -> str:
     file = path.rpartition("/")[2]
     if file in ON_SHARED_SERVERS and (server := SHARED_SERVER.search(name)):
         return f"server {server[0]}"
-    return nodeid if file in EACH_BY_ITSELF else path
+    return nodeid if path.removeprefix("tests/") in EACH_BY_ITSELF else path

@@ -79,8 +79,9 @@ def test_what_shares_a_server_or_a_file_runs_in_one_process_and_a_skip_fails_the
 
 def test_the_files_that_are_handed_out_in_their_own_way_exist(pytestconfig):
     conftest = pytestconfig.pluginmanager.get_plugin(str(TESTS / "conftest.py"))
-    there = {path.name for path in TESTS.rglob("test_*.py")}
-    assert there >= conftest.ON_SHARED_SERVERS | conftest.EACH_BY_ITSELF
+    shared = {f"integration/{file}" for file in conftest.ON_SHARED_SERVERS}
+    for file in shared | conftest.EACH_BY_ITSELF:
+        assert (TESTS / file).exists(), file
 
 
 def test_no_test_is_named_by_an_address_that_is_another_in_each_process(request):

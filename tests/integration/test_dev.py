@@ -109,7 +109,7 @@ TOOLS = {
     "mypy": "echo mypy begins; while [ ! -e pyright-ran ]; do sleep 0.01; done; echo mypy ends; exit 1",
     "pyright": "touch pyright-ran; echo pyright says; echo pyright complains >&2",
     "lint-imports": "echo kept",
-    "pytest": "echo pytest gets $*; exit 5",
+    "pytest": "echo pytest gets $*; echo compiles anew: $PYTHONDONTWRITEBYTECODE; exit 5",
 }
 
 
@@ -144,6 +144,7 @@ async def test_check_runs_all_reads_at_once_mixes_nothing_and_names_what_failed(
 async def test_all_tests_run_in_several_processes_and_named_ones_in_one(
     process, tools, given, gets
 ):
-    started = process("dev.py", "test", *given, cwd=tools)
+    started = process("dev.py", "test", *given, cwd=tools, env={"PYTHONDONTWRITEBYTECODE": "1"})
     assert await asyncio.to_thread(started.wait) == 5
     assert f"pytest gets {gets}" in started.output()
+    assert "compiles anew:\n" in started.output()
