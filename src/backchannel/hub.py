@@ -20,7 +20,7 @@ from backchannel.codes import check_close, meaning_of
 from backchannel.connection import ABSENT, CloseReason, Connection
 from backchannel.contracts import Broker, Publication, Receipt, Target, TicketStore
 from backchannel.dispatch import Dispatch
-from backchannel.endpoint import Endpoint, Endpoints
+from backchannel.endpoint import Endpoint, Endpoints, check_options
 from backchannel.expiry import Expiry
 from backchannel.fanout import Encoder, Fanout
 from backchannel.guard import Guard
@@ -114,6 +114,7 @@ class HubCore(Access):
             raise TypeError(
                 '@hub.endpoint takes the URL, as in @hub.endpoint("/ws/chat/{channel}")'
             )
+        check_options(options, "hub.endpoint", template)
         names = _names_of_caller(2)
 
         def bind(target: T) -> T:
@@ -143,6 +144,7 @@ class HubCore(Access):
             ListenerError: the listener can't serve (signature, annotation, spelling).
             TypeError, ValueError: an option has no such value.
         """
+        check_options(options, "hub.add", template)
         self._add(template, listener, _names_of_caller(2), options)
 
     def replace(self, template: str, listener: object) -> None:
@@ -409,6 +411,7 @@ class HubCore(Access):
         self.guard = Guard(self.settings)
         self.is_stopping = False
         self.node = secrets.token_hex(4)
+        self._warn_of_rules()
         HUB.debug("hub started as node %s with %d endpoints", self.node, len(list(self.endpoints)))
 
     async def stop(self, code: int = 1001, reason: str = "", *, timeout: float = 2.0) -> None:  # noqa: ASYNC109 - it is the API
