@@ -7,13 +7,14 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast, get_args
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from backchannel.contracts import Broker, Sessions
 
-__all__ = ["Settings", "SettingsOptions"]
+__all__ = ["Settings", "SettingsOptions", "check_authenticate"]
 
 MIB = 1024 * 1024
 # Scheme, host with or without "*." in front, port.
@@ -151,8 +152,7 @@ class Settings:
             raise TypeError(
                 f"Hub(session=…) takes an object with find(request), not {self.session!r}"
             )
-        if self.authenticate is not None and not callable(self.authenticate):
-            raise TypeError(f"Hub(authenticate=…) must be callable, not {self.authenticate!r}")
+        check_authenticate("Hub(authenticate=…)", self.authenticate)
 
     def networks(self) -> tuple[Network, ...]:
         """Return the trusted proxies as networks."""
@@ -188,6 +188,26 @@ class SettingsOptions(TypedDict, total=False):
     slow_callback: float
     casefold_channels: bool
     debug: bool
+
+
+def check_authenticate(where: str, value: object) -> None:
+    """Check what is to say who a client is; None is nobody.
+
+    Args:
+        where: what it was given as, for the error.
+        value: what was given.
+
+    Raises:
+        TypeError: it can't be called, or it is one of ``backchannel.auth`` that has to be called
+            first.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(f"{where} must be callable, not {value!r}")
+    if not isinstance(value, FunctionType | type):
+        return
+    if value.__module__.startswith("backchannel.auth.") and value.__qualname__ == value.__name__:
+        call = f"{value.__name__}({'' if value.__name__ == 'starlette_user' else '…'})"
+        raise TypeError(f"{where} got {value.__name__}, which makes one: write {call}")
 
 
 def _texts(name: str, value: str | Iterable[str]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ __all__ = [
     "Sessions",
     "Target",
     "TargetKind",
+    "TicketHolder",
     "TicketStore",
 ]
 
@@ -163,23 +164,37 @@ class Link(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class TicketHolder:
+    """Whom a ticket lets in: plain values, so that it can travel between nodes.
+
+    Args:
+        id: the user's id.
+        expires_at: until when it holds that it is them, in seconds since the epoch; None is for
+            ever. The ticket's own time to be used is another.
+    """
+
+    id: str
+    expires_at: float | None = None
+
+
 class TicketStore(Protocol):
     """Keeps one-time tickets until they are used: those of one hub, on all its nodes.
 
     Failure: both may raise when the store can't be reached; a handshake is refused then.
     """
 
-    async def put(self, key: bytes, user: str, ttl: float) -> None:
+    async def put(self, key: bytes, holder: TicketHolder, ttl: float) -> None:
         """Keep a ticket.
 
         Args:
             key: a hash of it; the ticket itself is kept nowhere.
-            user: whose it is.
+            holder: whose it is.
             ttl: seconds after which it is worth nothing.
         """
         ...
 
-    async def take(self, key: bytes) -> str | None:
+    async def take(self, key: bytes) -> TicketHolder | None:
         """Return whose ticket it is and forget it, in one step: of two that ask, one gets it.
 
         Returns:

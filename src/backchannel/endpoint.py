@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from backchannel.backlog import SLOW_CLIENT, SlowClient
+from backchannel.config import check_authenticate
 from backchannel.errors import InvalidMessage, TemplateError
 from backchannel.heartbeat import Heartbeat
 from backchannel.listener import Callback, Callbacks
@@ -62,8 +63,7 @@ class Endpoint:
         idle_timeout: float | None = None,
         authenticate: Callable[[Any], Any] | None = None,
     ):
-        if authenticate is not None and not callable(authenticate):
-            raise TypeError(f"authenticate must be callable, not {authenticate!r}")
+        check_authenticate("authenticate", authenticate)
         self.authenticate = authenticate
         if slow_client not in SLOW_CLIENT:
             known = ", ".join(map(repr, SLOW_CLIENT))

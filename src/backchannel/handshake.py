@@ -210,11 +210,10 @@ async def _redeem(request: Request, offered: list[str], tickets: TicketStore) ->
     """Use up the ticket in the URL; whatever is refused later, it is gone."""
     if len(offered) > 1:
         return Reject(401, "The URL has more than one ticket; it may have one.")
-    user = await tickets.take(key_of(offered[0]))
-    if user is None:
+    holder = await tickets.take(key_of(offered[0]))
+    if holder is None:
         return Reject(401, "The ticket is not valid: unknown, used already, or expired.")
-    request.user = request.identity = user
-    return None
+    return _note(request, holder.id if holder.expires_at is None else holder)
 
 
 async def _ask(callback: Callback, settings: Settings, request: Request) -> Reject | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from logging import DEBUG
+from time import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backchannel.access import Access
@@ -18,12 +19,13 @@ from backchannel.change import Change
 from backchannel.channel import Channels, check_channel
 from backchannel.codes import check_close, meaning_of
 from backchannel.connection import ABSENT, CloseReason, Connection
-from backchannel.contracts import Broker, Publication, Receipt, Target, TicketStore
+from backchannel.contracts import Broker, Publication, Receipt, Target, TicketHolder, TicketStore
 from backchannel.dispatch import Dispatch
 from backchannel.endpoint import Endpoint, Endpoints
 from backchannel.expiry import Expiry
 from backchannel.fanout import Encoder, Fanout
 from backchannel.guard import Guard
+from backchannel.identity import expiry_of, id_of
 from backchannel.listener import read_listener
 from backchannel.membership import Membership
 from backchannel.messages import encode
@@ -308,18 +310,23 @@ class HubCore(Access):
         check refuses that one.
 
         Args:
-            user: a user id; 42 and "42" are the same user.
+            user: a user id, where 42 and "42" are the same user; or an object with one, as
+                ``authenticate`` returns it. Of that the connection gets the id and, where it has
+                one, the ``expires_at``, with which it ends.
             ttl: seconds it may wait to be used.
 
         Raises:
-            TypeError, ValueError: the user is None, empty, or no str or int; the ttl is no number
-                of seconds above 0.
+            TypeError: the user is nobody's id and has none, or its ``expires_at`` is no time.
+            ValueError: the id is empty, the identity has expired, or the ttl is no number of
+                seconds above 0.
             RuntimeError: too many tickets wait to be used.
         """
-        name = user_id(user)
+        holder = TicketHolder(id_of(user, "hub.ticket got"), expiry_of(user))
+        if holder.expires_at is not None and holder.expires_at <= time():
+            raise ValueError("hub.ticket(…): this identity has expired already")
         check_ttl(ttl)
         ticket = new_ticket()
-        await self.tickets.put(key_of(ticket), name, ttl)
+        await self.tickets.put(key_of(ticket), holder, ttl)
         return ticket
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 import pytest
+from starlette.requests import Request as StarletteRequest
 
 from backchannel import Hub, Listener
 from backchannel.errors import HandshakeRefused, SessionReadOnly, SessionUnavailable
@@ -328,6 +329,12 @@ async def test_remember_names_a_session_in_a_cookie_anew_at_each_login(hub):
 async def test_remember_without_a_session_says_what_is_missing(hub):
     with pytest.raises(TypeError, match="is the session middleware installed"):
         await hub.remember(Request(None))
+
+
+async def test_remember_without_starlettes_middleware_says_what_is_missing(hub):
+    request = StarletteRequest({"type": "http", "headers": []})
+    with pytest.raises(TypeError, match="is the session middleware installed"):
+        await hub.remember(request)
 
 
 def test_addressing_a_session_without_an_id_says_how_it_gets_one(hub):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from backchannel.session.web import NO_SESSION, Session, asked
+from backchannel.session.web import NO_SESSION, NO_SESSIONS, Session, asked
 
 __all__ = ["in_scope"]
 
@@ -21,8 +21,10 @@ async def in_scope(scope: Mapping[str, Any]) -> Session:
     """
     if (handler := scope.get("session_handler")) is not None and hasattr(handler, "serializer"):
         return await _starsession(handler)
-    data = scope.get("session")
-    return Session(data) if isinstance(data, Mapping) else NO_SESSION  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    data: Any = scope.get("session")
+    if not isinstance(data, Mapping):
+        return NO_SESSIONS
+    return Session(data) if data else NO_SESSION  # pyright: ignore[reportUnknownArgumentType]
 
 
 async def _starsession(handler: Any) -> Session:

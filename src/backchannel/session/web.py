@@ -12,7 +12,16 @@ from backchannel.errors import SessionReadOnly, SessionUnavailable
 if TYPE_CHECKING:
     from backchannel.contracts import SessionStore
 
-__all__ = ["NO_SESSION", "REMEMBERED", "CookieJar", "Session", "asked", "named", "remember"]
+__all__ = [
+    "NO_SESSION",
+    "NO_SESSIONS",
+    "REMEMBERED",
+    "CookieJar",
+    "Session",
+    "asked",
+    "named",
+    "remember",
+]
 
 T = TypeVar("T")
 
@@ -163,10 +172,16 @@ class Session(MutableMapping[str, Any]):
 NO_SESSION: Final = Session()
 """Where there is none."""
 
+NO_SESSIONS: Final = Session()
+"""Where there are none at all: nothing is set up that would find one."""
+
 
 async def remember(request: Any) -> str:
     """Give a request's session an id, where it has none; see ``Hub.remember``."""
-    session = getattr(request, "session", None)
+    try:
+        session = getattr(request, "session", None)
+    except AssertionError:  # Starlette's way to say that there is none
+        session = None
     if session is None:
         raise TypeError(f"{request!r} has no session: is the session middleware installed?")
     if hasattr(session, "session_key"):  # Django's
