@@ -48,6 +48,8 @@ class Settings:
             hub left in the scope, as Starlette's and starsessions' does.
         session_check: seconds between two looks whether a session that is kept on the server still
             exists; the connections of one that does not end with 4004. None never looks.
+        touch_session: True lets a session that is kept on the server live on while messages come by
+            its sockets: it is touched at most once a minute. False leaves that to HTTP.
         require_user: True refuses anonymous clients with 401.
         trusted_proxies: addresses or networks whose ``X-Forwarded-Host`` and ``X-Forwarded-For``
             are believed.
@@ -91,6 +93,7 @@ class Settings:
     authenticate: Callable[[Any], Any] | None = None
     session: Sessions | None = None
     session_check: float | None = 60.0
+    touch_session: bool = True
     require_user: bool = False
     trusted_proxies: str | Iterable[str] = ()
     max_message: int = MIB
@@ -167,6 +170,7 @@ class SettingsOptions(TypedDict, total=False):
     authenticate: Callable[[Any], Any] | None
     session: Sessions | None
     session_check: float | None
+    touch_session: bool
     require_user: bool
     trusted_proxies: str | Iterable[str]
     max_message: int

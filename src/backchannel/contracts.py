@@ -97,7 +97,15 @@ class SessionStore(Protocol):
 
     Failure: each of these raises whatever it likes when the store can't be reached. In a handshake
     that becomes 503 with Retry-After; ``ws.session`` raises SessionUnavailable.
+
+    Attributes:
+        extends: ``touch`` makes a session live longer. False where sessions end at a time that use
+            does not move, or where only writing all that one holds would move it.
     """
+
+    @property
+    def extends(self) -> bool:  # noqa: D102 - described above
+        ...
 
     async def load(self, key: str) -> Mapping[str, Any] | None:
         """Return what a session holds; None when it has expired or was deleted."""
@@ -108,6 +116,17 @@ class SessionStore(Protocol):
 
         Returns:
             False when it has expired or was deleted; it is not made anew.
+        """
+        ...
+
+    async def touch(self, key: str) -> bool:
+        """Let a session live on as if it had just been used, and leave alone what it holds.
+
+        What HTTP writes at the same time must not be lost, and one that ends at the same time
+        must not come back. Only called where ``extends`` is true.
+
+        Returns:
+            False when it has expired or was deleted.
         """
         ...
 

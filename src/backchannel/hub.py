@@ -8,9 +8,7 @@ import secrets
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import Context, copy_context
-from dataclasses import dataclass
 from logging import DEBUG
-from time import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backchannel.access import Access
@@ -19,13 +17,13 @@ from backchannel.change import Change
 from backchannel.channel import Channels, check_channel
 from backchannel.codes import check_close, meaning_of
 from backchannel.connection import ABSENT, CloseReason, Connection
-from backchannel.contracts import Broker, Publication, Receipt, Target, TicketHolder, TicketStore
+from backchannel.contracts import Broker, Publication, Receipt, Target, TicketStore
 from backchannel.dispatch import Dispatch
 from backchannel.endpoint import Endpoint, Endpoints
 from backchannel.expiry import Expiry
 from backchannel.fanout import Encoder, Fanout
 from backchannel.guard import Guard
-from backchannel.identity import expiry_of, id_of
+from backchannel.identity import holder_of
 from backchannel.listener import read_listener
 from backchannel.membership import Membership
 from backchannel.messages import encode
@@ -34,8 +32,9 @@ from backchannel.presence import Presence
 from backchannel.request import user_id
 from backchannel.roster import Roster
 from backchannel.rules import Rules
-from backchannel.runtime import Runtime
+from backchannel.runtime import Health, Runtime
 from backchannel.sent import Sent
+from backchannel.session.touch import Touches
 from backchannel.session.watch import watch_sessions
 from backchannel.session.web import Session, remember
 from backchannel.template import Template
@@ -44,27 +43,10 @@ from backchannel.tickets import MemoryTickets, check_ttl, key_of, new_ticket
 if TYPE_CHECKING:
     from backchannel.config import Settings
 
-__all__ = ["Health", "HubCore"]
+__all__ = ["HubCore"]
 
 T = TypeVar("T")
 UserCallback = TypeVar("UserCallback", bound=Callable[[str], Any])
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """How a hub is doing.
-
-    Args:
-        running: it takes connections.
-        connections: how many are open on this node.
-        channels: how many have members on this node.
-        problems: what went wrong and was not awaited by anyone, newest last.
-    """
-
-    running: bool
-    connections: int
-    channels: int
-    problems: tuple[str, ...]
 
 
 class HubCore(Access):
@@ -77,6 +59,7 @@ class HubCore(Access):
         guard: keeps the limits of what clients may do.
         expiry: ends the connections whose identity holds until a time.
         tickets: those that wait to be used.
+        touches: keeps the sessions alive whose sockets are used.
         node: this node's id, new at each start.
     """
 
@@ -94,6 +77,7 @@ class HubCore(Access):
         self.expiry = Expiry()
         self.tickets: TicketStore = MemoryTickets()
         self.runtime = Runtime()
+        self.touches = Touches(functools.partial(self.runtime.keep, context=Context()))
         self.is_stopping = False
         self._watches = False
         self._broker = broker
@@ -321,9 +305,7 @@ class HubCore(Access):
                 seconds above 0.
             RuntimeError: too many tickets wait to be used.
         """
-        holder = TicketHolder(id_of(user, "hub.ticket got"), expiry_of(user))
-        if holder.expires_at is not None and holder.expires_at <= time():
-            raise ValueError("hub.ticket(…): this identity has expired already")
+        holder = holder_of(user)
         check_ttl(ttl)
         ticket = new_ticket()
         await self.tickets.put(key_of(ticket), holder, ttl)

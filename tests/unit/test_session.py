@@ -20,6 +20,8 @@ class Store:
         self.sessions = sessions
         self.is_down = False
         self.loads = 0
+        self.touches = 0
+        self.extends = True
 
     async def load(self, key):
         self.loads += 1
@@ -35,6 +37,11 @@ class Store:
         for name in removed:
             self.sessions[key].pop(name, None)
         return True
+
+    async def touch(self, key):
+        self.touches += 1
+        self._check()
+        return key in self.sessions
 
     async def find(self, request):
         key = request.cookies.get("sid")

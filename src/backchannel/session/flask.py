@@ -69,6 +69,13 @@ class _Store:
         self._app = app
         self._cookie = cookie
 
+    @property
+    def extends(self) -> bool:
+        """Flask-Session keeps it in Redis, and does not leave its end where it is on purpose."""
+        kinds = [kind.__name__ for kind in type(self._app.session_interface).__mro__]
+        in_redis = "RedisSessionInterface" in kinds
+        return in_redis and bool(self._app.config["SESSION_REFRESH_EACH_REQUEST"])
+
     def open(self) -> Any:
         """Return the session as Flask-Session has it now; None when it does not exist."""
         interface = self._app.session_interface
@@ -105,3 +112,10 @@ class _Store:
         """Change some keys of the session; False when it does not exist any more."""
         exists: bool = await call_in_thread(self.change, changed, removed)
         return exists
+
+    async def touch(self, key: str) -> bool:
+        """Let the session live for PERMANENT_SESSION_LIFETIME from now on."""
+        interface = self._app.session_interface
+        seconds = int(self._app.permanent_session_lifetime.total_seconds())
+        place = interface._get_store_id(key)
+        return bool(await call_in_thread(interface.client.expire, place, seconds))

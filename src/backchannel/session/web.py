@@ -79,6 +79,26 @@ class Session(MutableMapping[str, Any]):
         """It is kept on the server, so that what is written here reaches HTTP."""
         return self._store is not None
 
+    @property
+    def is_extendable(self) -> bool:
+        """It is kept on the server and lives longer when it is used."""
+        return self._store is not None and self._id is not None and self._store.extends
+
+    async def touch(self) -> bool:
+        """Let it live on as if HTTP had used it; what it holds is neither read nor written.
+
+        Messages on a socket do so by themselves (``touch_session``).
+
+        Returns:
+            False when it has expired or was deleted, and where it is not extendable.
+
+        Raises:
+            SessionUnavailable: the store does not answer.
+        """
+        if self._store is None or self._id is None or not self._store.extends:
+            return False
+        return await asked(self._store.touch(self._id))
+
     async def refresh(self) -> bool:
         """Ask for what the session holds now; what was written here and not saved stays.
 
