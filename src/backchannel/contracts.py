@@ -132,7 +132,10 @@ class SessionStore(Protocol):
 
 
 class Sessions(Protocol):
-    """Finds the web session that a handshake belongs to: one for each framework."""
+    """Finds the web session that a handshake belongs to: one for each framework.
+
+    One that also has an async ``aclose()`` is told so when the hub has stopped.
+    """
 
     async def find(self, request: Request) -> Session:
         """Return the session; an empty one where there is none, or it has expired.

@@ -433,6 +433,8 @@ class HubCore(Access):
             for task in unsent:
                 task.cancel()
         await self.runtime.cancel_all(max(0.1, deadline - loop.time()))
+        if (close := getattr(self.settings.session, "aclose", None)) is not None:
+            await close()
 
     # ── membership ──────────────────────────────────────────────────────────────────
 

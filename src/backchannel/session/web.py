@@ -204,6 +204,8 @@ async def remember(request: Any) -> str:
         session = None
     if session is None:
         raise TypeError(f"{request!r} has no session: is the session middleware installed?")
+    if hasattr(session, "rotate"):  # our own
+        return str(session.rotate())
     if hasattr(session, "session_key"):  # Django's
         if session.session_key is None:
             await session.acreate()
