@@ -47,7 +47,7 @@ class DjangoSessions:
         if data is None:
             return NO_SESSION
         if engine.__module__.endswith(".signed_cookies"):
-            return Session(data)  # what Django calls its key is the cookie's content
+            return Session(data, ends_at=_end_of_signed(engine, key))
         return Session(data, id=key, store=store)
 
     async def user(self, request: Request) -> Any:
@@ -158,6 +158,13 @@ def close_on_logout(hub: HubCore) -> None:
             hub.session(key).close(4004, "signed out")
 
     signals.user_logged_out.connect(close, weak=False, dispatch_uid=("backchannel", id(hub)))
+
+
+def _end_of_signed(engine: type[Any], key: str) -> float:
+    """Return when a session is good no more that lives in a cookie: its key is all of it."""
+    signed_at: int = import_module("django.core.signing").b62_decode(key.rsplit(":", 2)[1])
+    age: int = engine(key).get_session_cookie_age()
+    return float(signed_at + age)
 
 
 def _cookie(request: Request) -> str | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from backchannel.session.web import NO_SESSION, CookieJar, Session, asked, named
+from backchannel.session.web import NO_SESSION, CookieJar, Session, asked, end_of_signed, named
 from backchannel.threads import call_in_thread
 
 if TYPE_CHECKING:
@@ -45,7 +45,11 @@ class FlaskSessions:
             return NO_SESSION
         if hasattr(interface, "get_signing_serializer"):  # all of it lives in the cookie
             found = interface.open_session(self._app, CookieJar(request.cookies))
-            return Session(dict(found)) if found else NO_SESSION
+            if not found:
+                return NO_SESSION
+            loads = interface.get_signing_serializer(self._app).loads
+            age = int(self._app.permanent_session_lifetime.total_seconds())
+            return Session(dict(found), ends_at=end_of_signed(loads, cookie, age))
         store = _Store(self._app, cookie)
         found = await asked(call_in_thread(store.open))
         return NO_SESSION if found is None else Session(dict(found), id=found.sid, store=store)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping
+from importlib import import_module
 from typing import Any
 
-from backchannel.session.web import NO_SESSION, NO_SESSIONS, Session, asked
+from backchannel.session.web import (
+    NO_SESSION,
+    NO_SESSIONS,
+    Session,
+    asked,
+    cookies_in,
+    end_of_signed,
+)
 
 __all__ = ["in_scope"]
 
@@ -25,7 +33,9 @@ async def in_scope(scope: Mapping[str, Any]) -> Session:
     data: Any = scope.get("session")
     if not isinstance(data, Mapping):
         return NO_SESSIONS
-    return Session(data) if data else NO_SESSION  # pyright: ignore[reportUnknownArgumentType]
+    if not data:
+        return NO_SESSION
+    return Session(data, ends_at=_end_of_starlettes(scope))  # pyright: ignore[reportUnknownArgumentType]
 
 
 async def _starsession(handler: Any, scope: Mapping[str, Any]) -> Session:
@@ -37,7 +47,10 @@ async def _starsession(handler: Any, scope: Mapping[str, Any]) -> Session:
     if data is None:
         return NO_SESSION
     if type(handler.store).__name__ == "CookieStore":
-        return Session(data)  # what it calls the session's id is the cookie's content
+        # What it calls the session's id is the cookie's content.
+        signer, age = getattr(handler.store, "_signer", None), handler.lifetime
+        end = end_of_signed(signer.unsign, key or "", age) if signer and age else None
+        return Session(data, ends_at=end)
     return Session(data, id=key, store=store)
 
 
@@ -98,6 +111,18 @@ def _left(about: Mapping[str, Any], lifetime: int) -> int:
     if not lifetime or "last_access" not in about:
         return lifetime
     return max(1, int(about["created"] + about["lifetime"] - about["last_access"]))
+
+
+def _end_of_starlettes(scope: Mapping[str, Any]) -> float | None:
+    """Return when the cookie of Starlette's middleware is good no more; None where nobody knows."""
+    options = _options_of(scope, "starlette")
+    if options is None or options["max_age"] is None:
+        return None
+    # That middleware needs it, so it is there.
+    signer = import_module("itsdangerous").TimestampSigner(str(options["secret_key"]))
+    values = cookies_in(scope, options["session_cookie"])
+    ends = (end_of_signed(signer.unsign, value, options["max_age"]) for value in values)
+    return min((end for end in ends if end is not None), default=None)
 
 
 def _options_of(scope: Mapping[str, Any], package: str) -> Mapping[str, Any] | None:

@@ -22,7 +22,7 @@ from backchannel.errors import SessionReadOnly, SessionUnavailable
 from backchannel.messages import encode
 from backchannel.observe import HUB
 from backchannel.session.stores import MemorySessions, OwnStore, RedisSessions
-from backchannel.session.web import NO_SESSION, Session, asked
+from backchannel.session.web import NO_SESSION, Session, asked, cookies_in
 
 if TYPE_CHECKING:
     from backchannel.request import Request
@@ -142,7 +142,7 @@ class ServerSessions:
 
     def _key_in(self, scope: Mapping[str, Any]) -> str | None:
         """Return the id in the first cookie that we have signed; others may be anybody's."""
-        for value in _cookies(scope, self.cookie):
+        for value in cookies_in(scope, self.cookie):
             key, _, signature = value.partition(".")
             for secret in self._secrets():
                 if hmac.compare_digest(_signature(secret, key).encode(), signature.encode()):
@@ -332,15 +332,6 @@ def _new_id() -> str:
 def _signature(secret: bytes, key: str) -> str:
     digest = hmac.digest(secret, b"backchannel session " + key.encode(errors="replace"), "sha256")
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
-
-
-def _cookies(scope: Mapping[str, Any], name: str) -> Iterator[str]:
-    for header, line in scope["headers"]:
-        if header == b"cookie":
-            for part in line.decode("latin-1").split(";"):
-                found, _, value = part.strip().partition("=")
-                if found == name:
-                    yield value
 
 
 def _keys(secret: str | Sequence[str]) -> list[bytes]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Awaitable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -19,6 +20,8 @@ __all__ = [
     "CookieJar",
     "Session",
     "asked",
+    "cookies_in",
+    "end_of_signed",
     "named",
     "remember",
 ]
@@ -43,9 +46,13 @@ class Session(MutableMapping[str, Any]):
         data: what it holds; None where there is no session.
         id: what names it.
         store: where it is kept; None for one that lives in a cookie.
+        ends_at: when it ends, in seconds since the epoch; None where that is not known.
+
+    Attributes:
+        ends_at: when it ends: its connections are closed then.
     """
 
-    __slots__ = ("_changes", "_data", "_id", "_store")
+    __slots__ = ("_changes", "_data", "_id", "_store", "ends_at")
 
     def __init__(
         self,
@@ -53,10 +60,12 @@ class Session(MutableMapping[str, Any]):
         *,
         id: str | None = None,  # noqa: A002 - the public name
         store: SessionStore | None = None,
+        ends_at: float | None = None,
     ):
         self._data: Mapping[str, Any] = _NOTHING if data is None else data
         self._id = id
         self._store = store
+        self.ends_at = ends_at
         self._changes: dict[str, Any] | None = None  # not saved yet
 
     @property
@@ -221,6 +230,33 @@ def named(session: MutableMapping[str, Any]) -> str:
     """Give a session that lives in a cookie a new random id, and return it."""
     key = session[REMEMBERED] = secrets.token_urlsafe(18)
     return key
+
+
+def cookies_in(scope: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Yield the values of all cookies of a name in an ASGI scope, as they were sent."""
+    for header, line in scope["headers"]:
+        if header == b"cookie":
+            for part in line.decode("latin-1").split(";"):
+                found, _, value = part.strip().partition("=")
+                if found == name:
+                    yield value
+
+
+def end_of_signed(unsign: Callable[..., Any], value: str, max_age: int) -> float | None:
+    """Return when what itsdangerous has signed is good no more, in seconds since the epoch.
+
+    Args:
+        unsign: ``unsign`` of its signer, or ``loads`` of its serializer.
+        value: what was signed.
+        max_age: seconds that it is good for.
+
+    Returns:
+        None where it is not good now, or was signed in another way.
+    """
+    with contextlib.suppress(Exception):
+        _, signed = unsign(value, max_age=max_age, return_timestamp=True)
+        return float(signed.timestamp()) + max_age + 1  # it counts in whole seconds
+    return None
 
 
 class CookieJar:
