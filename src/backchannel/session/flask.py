@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from backchannel.session.web import NO_SESSION, CookieJar, Session, asked, named
+from backchannel.session.web import NO_SESSION, CookieJar, Session, asked, end_of_signed, named
 from backchannel.threads import call_in_thread
 
 if TYPE_CHECKING:
@@ -45,7 +45,11 @@ class FlaskSessions:
             return NO_SESSION
         if hasattr(interface, "get_signing_serializer"):  # all of it lives in the cookie
             found = interface.open_session(self._app, CookieJar(request.cookies))
-            return Session(dict(found)) if found else NO_SESSION
+            if not found:
+                return NO_SESSION
+            loads = interface.get_signing_serializer(self._app).loads
+            age = int(self._app.permanent_session_lifetime.total_seconds())
+            return Session(dict(found), ends_at=end_of_signed(loads, cookie, age))
         store = _Store(self._app, cookie)
         found = await asked(call_in_thread(store.open))
         return NO_SESSION if found is None else Session(dict(found), id=found.sid, store=store)
@@ -68,6 +72,13 @@ class _Store:
     def __init__(self, app: Any, cookie: str):
         self._app = app
         self._cookie = cookie
+
+    @property
+    def extends(self) -> bool:
+        """Flask-Session keeps it in Redis, and does not leave its end where it is on purpose."""
+        kinds = [kind.__name__ for kind in type(self._app.session_interface).__mro__]
+        in_redis = "RedisSessionInterface" in kinds
+        return in_redis and bool(self._app.config["SESSION_REFRESH_EACH_REQUEST"])
 
     def open(self) -> Any:
         """Return the session as Flask-Session has it now; None when it does not exist."""
@@ -105,3 +116,10 @@ class _Store:
         """Change some keys of the session; False when it does not exist any more."""
         exists: bool = await call_in_thread(self.change, changed, removed)
         return exists
+
+    async def touch(self, key: str) -> bool:
+        """Let the session live for PERMANENT_SESSION_LIFETIME from now on."""
+        interface = self._app.session_interface
+        seconds = int(self._app.permanent_session_lifetime.total_seconds())
+        place = interface._get_store_id(key)
+        return bool(await call_in_thread(interface.client.expire, place, seconds))

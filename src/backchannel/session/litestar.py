@@ -64,6 +64,11 @@ class _Store:
         self._store = store
         self._max_age = max_age
 
+    @property
+    def extends(self) -> bool:
+        """It can be told to; Litestar's FileStore would write all of the session to do so."""
+        return type(self._store).__name__ != "FileStore"
+
     async def load(self, key: str) -> Mapping[str, Any] | None:
         """Return what a session holds; None when it has expired or was deleted."""
         raw: bytes | None = await self._store.get(key)
@@ -78,3 +83,7 @@ class _Store:
         raw = msgspec.json.encode({**kept, **changed})
         await self._store.set(key, raw, expires_in=self._max_age)
         return True
+
+    async def touch(self, key: str) -> bool:
+        """Let a session live for the config's max_age from now on."""
+        return await self._store.get(key, renew_for=self._max_age) is not None

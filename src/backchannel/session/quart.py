@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from backchannel.session.web import NO_SESSION, CookieJar, Session, asked
+from backchannel.session.web import NO_SESSION, CookieJar, Session, asked, end_of_signed
 
 if TYPE_CHECKING:
     from backchannel.request import Request
@@ -34,6 +34,14 @@ class QuartSessions:
         Raises:
             SessionUnavailable: another session interface than Quart's own raised.
         """
-        opening = self._app.session_interface.open_session(self._app, CookieJar(request.cookies))
-        found = await asked(opening)
-        return Session(dict(found)) if found else NO_SESSION
+        interface = self._app.session_interface
+        found = await asked(interface.open_session(self._app, CookieJar(request.cookies)))
+        if not found:
+            return NO_SESSION
+        end = None
+        if hasattr(interface, "get_signing_serializer"):
+            loads = interface.get_signing_serializer(self._app).loads
+            age = int(self._app.permanent_session_lifetime.total_seconds())
+            cookie = request.cookies.get(interface.get_cookie_name(self._app), "")
+            end = end_of_signed(loads, cookie, age)
+        return Session(dict(found), ends_at=end)
