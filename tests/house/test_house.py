@@ -20,7 +20,7 @@ SOURCES = sorted((ROOT / "src/backchannel").rglob("*.py"))
 DOCUMENTS = [
     ROOT / "README.md",
     *sorted(ROOT.glob("[A-Z]*.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
 

@@ -8,9 +8,10 @@ application = hub.wrap(app)
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from backchannel.session.web import NO_SESSION, CookieJar, Session, asked
+from backchannel.session.web import NO_SESSION, CookieJar, Session, asked, named
 
 if TYPE_CHECKING:
     from backchannel.request import Request
@@ -37,3 +38,11 @@ class QuartSessions:
         opening = self._app.session_interface.open_session(self._app, CookieJar(request.cookies))
         found = await asked(opening)
         return Session(dict(found)) if found else NO_SESSION
+
+    @staticmethod
+    def remember(session: MutableMapping[str, Any]) -> str:
+        """Give ``quart.session`` a new random id and return it, for ``hub.session(id)``.
+
+        Call it at login, in a view.
+        """
+        return named(session)
