@@ -43,11 +43,12 @@ class FlaskSessions:
             SessionUnavailable: the server that keeps it does not answer.
         """
         interface = self._app.session_interface
-        cookie = request.cookies.get(interface.get_cookie_name(self._app))
+        cookies = _cookies(request)
+        cookie = cookies.get(interface.get_cookie_name(self._app))
         if not cookie:
             return NO_SESSION
         if hasattr(interface, "get_signing_serializer"):  # all of it lives in the cookie
-            found = interface.open_session(self._app, CookieJar(request.cookies))
+            found = interface.open_session(self._app, CookieJar(cookies))
             return Session(dict(found)) if found else NO_SESSION
         store = _Store(self._app, cookie)
         found = await asked(call_in_thread(store.open))
@@ -67,6 +68,13 @@ class FlaskSessions:
         app.session_interface.regenerate(session)
         key: str = getattr(session, "sid")  # noqa: B009 - Flask-Session's own class has it
         return key
+
+
+def _cookies(request: Request) -> Mapping[str, str]:
+    """Return the cookies as a view of Flask's has them; WSGI joins several headers by commas."""
+    header = ",".join(request.headers.getlist("cookie"))
+    cookies: Mapping[str, str] = import_module("werkzeug.sansio.http").parse_cookie(header)
+    return cookies
 
 
 class _Store:

@@ -9,6 +9,7 @@ application = hub.wrap(app)
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from backchannel.session.web import NO_SESSION, CookieJar, Session, asked, named
@@ -35,7 +36,9 @@ class QuartSessions:
         Raises:
             SessionUnavailable: another session interface than Quart's own raised.
         """
-        opening = self._app.session_interface.open_session(self._app, CookieJar(request.cookies))
+        header = ";".join(request.headers.getlist("cookie"))  # as Quart has them in a view
+        cookies = import_module("werkzeug.sansio.http").parse_cookie(header)
+        opening = self._app.session_interface.open_session(self._app, CookieJar(cookies))
         found = await asked(opening)
         return Session(dict(found)) if found else NO_SESSION
 
