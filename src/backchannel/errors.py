@@ -16,6 +16,9 @@ Exception
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 __all__ = [
     "BackchannelError",
     "ConnectionClosed",
@@ -113,6 +116,10 @@ class ConnectionClosed(BackchannelError):  # noqa: N818
         self.reason = reason
 
 
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE: Final = re.compile("[\t\x20-\x7e\x80-\xff]*")
+
+
 class Reject(Exception):  # noqa: N818 - not an error: an answer
     """Refuse, with a word to the client. Returning one and raising one are the same.
 
@@ -126,7 +133,8 @@ class Reject(Exception):  # noqa: N818 - not an error: an answer
         headers: more response headers, used before the 101 only.
 
     Raises:
-        ValueError: the status is no HTTP status of a refusal.
+        ValueError: the status is no HTTP status of a refusal, or a header could not be sent as one:
+            a client's text with a line break in it would make up headers of its own.
     """
 
     def __init__(
@@ -137,6 +145,15 @@ class Reject(Exception):  # noqa: N818 - not an error: an answer
             raise ValueError(
                 f"Reject's status must be an HTTP status from 300 to 599, not {number}"
             )
+        for name, value in (headers or {}).items():
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"Reject's headers: {name!r} is no header's name")
+            if not _HEADER_VALUE.fullmatch(value):
+                raise ValueError(
+                    f"Reject's headers: {name}: {value!r}: a header's value has no control "
+                    "characters and only Latin-1; quote what comes from a client, with "
+                    "urllib.parse.quote"
+                )
         super().__init__(number, said)
         self.status = number
         self.text = said

@@ -80,6 +80,17 @@ def test_the_files_a_document_names_exist(document):
         assert any((place / name).exists() for place in places), f"{document.name} names {name}"
 
 
+def test_every_test_that_the_page_on_security_names_exists():
+    page = (ROOT / "docs/security.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    sections = re.split("^## ", page, flags=re.MULTILINE)[1:-1]  # the last is on cookies' flags
+    assert all("::test_" in section for section in sections)
+    for file, name in named:
+        assert re.search(rf"^(?:async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE), (
+            name
+        )
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_fits_in_a_readers_head(source):
     assert len(source.read_text().splitlines()) <= 500, (

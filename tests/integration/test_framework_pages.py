@@ -287,6 +287,36 @@ async def test_in_production_the_cookie_goes_over_https_only(people, app, kind):
         assert await read(socket) == "Welcome to lobby, ana."
 
 
+@pytest.mark.parametrize(
+    ("page", "target"),
+    [
+        ("fastapi", "app.py:app"),
+        ("django", "mysite/asgi.py:application"),
+        ("flask", "on_the_server.py:application"),
+    ],
+)
+async def test_no_sessions_id_and_no_cookie_stands_in_the_log(start, laid_out, page, target):
+    command = f"backchannel run {target} --port {{port}} --log-level debug"
+    server = start(f"logged-{page}", command, cwd=laid_out(page))
+    async with Browser(server, LIVE.get(page, "")) as ana:
+        await ana.sign_in("ana")
+        secrets = list(ana.cookies.values())
+        async with ana.connect() as socket:
+            await read(socket)
+            await socket.send("hello")
+            await read(socket)
+            await ana.sign_out()
+            assert (await ended(socket))[0] == 4004
+        assert await refused(ana.connect(cookie="session=forged; sessionid=forged")) == 401
+        secrets += ana.cookies.values()
+    printed = server.printed()
+    assert "received 'hello'" in printed
+    assert secrets
+    for secret in secrets:
+        assert secret[:16] not in printed
+        assert secret[-16:] not in printed
+
+
 async def test_djangos_view_in_a_thread_reaches_the_room(people):
     (ana,) = await people("django", "native", "ana")
     async with ana.connect() as socket:
