@@ -65,7 +65,8 @@ async def login(
     request: Request, name: Annotated[str, Form()], password: Annotated[str, Form()]
 ) -> Response:
     """Sign in."""
-    if not secrets.compare_digest(PASSWORDS.get(name, secrets.token_hex()), password):
+    known = PASSWORDS.get(name, secrets.token_hex())
+    if not secrets.compare_digest(known.encode(), password.encode()):  # of str it takes ASCII only
         return RedirectResponse("/?failed", status_code=303)
     request.session.clear()
     request.session["user"] = name
