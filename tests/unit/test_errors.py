@@ -125,3 +125,28 @@ def test_a_header_that_would_become_another_is_refused(headers):
 def test_two_rejects_share_no_headers():
     Reject().headers["X"] = "1"
     assert Reject().headers == {}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Location": "/a\r\nX: 1"},
+        {"X": "\n"},
+        {"X": "a\0"},
+        {"X": "\u2028"},
+        {"X\r\nY": "1"},
+        {"": "1"},
+        {"a b": "1"},
+        {"a:": "1"},
+    ],
+    ids=repr,
+)
+def test_a_header_that_would_make_up_others_is_refused_by_name(headers):
+    with pytest.raises(ValueError, match="Reject's headers") as error:
+        Reject(302, headers=headers)
+    assert repr(next(iter(headers))).strip("'") in str(error.value)
+
+
+def test_headers_as_they_are_sent_are_taken():
+    headers = {"Location": "/login?next=%2Fa", "X-Note": "caf\xe9\tau lait", "Retry-After": "1"}
+    assert Reject(302, headers=headers).headers == headers

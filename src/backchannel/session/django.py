@@ -168,7 +168,11 @@ def _end_of_signed(engine: type[Any], key: str) -> float:
 
 
 def _cookie(request: Request) -> str | None:
-    return request.cookies.get(_settings().SESSION_COOKIE_NAME) or None
+    """Return the value of the session's cookie, where there are several the one Django takes."""
+    headers = [pair for pair in request.scope["headers"] if pair[0] == b"cookie"]
+    make = import_module("django.core.handlers.asgi").ASGIRequest
+    cookies: dict[str, str] = make({"method": "GET", "path": "/", "headers": headers}, None).COOKIES
+    return cookies.get(_settings().SESSION_COOKIE_NAME) or None
 
 
 def _engine() -> type[Any]:

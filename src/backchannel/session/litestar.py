@@ -13,6 +13,7 @@ the scope, where the hub finds it by itself.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -41,9 +42,13 @@ class LitestarSessions:
         Raises:
             SessionUnavailable: Litestar's store does not answer.
         """
-        key = request.cookies.get(self._config.key)
         app = request.scope.get("litestar_app") or request.app
-        if not key or app is None:
+        if app is None:
+            return NO_SESSION
+        # Of several cookies with one name it takes another than we do.
+        connection = import_module("litestar.connection").ASGIConnection(request.scope)
+        key: str | None = connection.cookies.get(self._config.key)
+        if not key:
             return NO_SESSION
         store = _Store(self._config.get_store_from_app(app), self._config.max_age)
         data = await asked(store.load(key))

@@ -223,7 +223,9 @@ async def remember(request: Any) -> str:
     handler = getattr(request, "scope", {}).get("session_handler")
     if handler is not None and type(handler.store).__name__ != "CookieStore":
         return str(handler.session_id or handler.regenerate_id())
-    return named(session)
+    of_litestar = getattr(request, "get_session_id", None)
+    key: str | None = None if of_litestar is None else of_litestar()
+    return named(session) if key is None else key
 
 
 def named(session: MutableMapping[str, Any]) -> str:
