@@ -68,6 +68,8 @@ async def login(
     known = PASSWORDS.get(name, secrets.token_hex())
     if not secrets.compare_digest(known.encode(), password.encode()):  # of str it takes ASCII only
         return RedirectResponse("/?failed", status_code=303)
+    if sid := request.session.get("sid"):
+        hub.session(sid).close(4004, "signed out")  # tabs of whoever was here before
     request.session.clear()
     request.session["user"] = name
     # The session lives in a cookie: this names it, so that its sockets can be closed.

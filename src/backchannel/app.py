@@ -179,10 +179,22 @@ class Hub(HubCore):
                 await wrap_lifespan(self, app, scope, receive, send)
             elif self._is_ours(scope):
                 await self(scope, receive, send)
+            elif scope["type"] == "websocket":
+                await self._pass_on(app, scope, receive, send)
             else:
                 await app(scope, receive, send)
 
         return wrapped
+
+    async def _pass_on(self, app: AsgiApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a WebSocket on; one that an app for HTTP alone fails at gets 404 and near misses."""
+        try:
+            await app(scope, receive, send)
+        except ValueError as error:
+            if "can only handle ASGI/HTTP" not in str(error):  # Django's words for it
+                raise
+            await receive()
+            await asgi.refuse(scope, send, Reject(404, http.not_found(self, scope)))
 
     def _is_ours(self, scope: Scope) -> bool:
         if self.endpoints.match(path_segments(scope)):

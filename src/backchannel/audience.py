@@ -76,6 +76,7 @@ class Audience:
         ending = CloseReason(code, reason, "server")
 
         def close_all() -> Receipt:
+            self._hub.farewells.note(self.target, ending)
             return Receipt(sum(ws._dispatch.end(ending) for ws in self._members()))
 
         return self._hub.runtime.do(close_all)

@@ -152,8 +152,11 @@ class Settings:
         if isinstance(self.session, (str, type)) or (
             self.session is not None and not callable(getattr(self.session, "find", None))
         ):
+            made = ""
+            if isinstance(self.session, type) and hasattr(self.session, "find"):
+                made = f": write {self.session.__name__}(…), with what it needs"
             raise TypeError(
-                f"Hub(session=…) takes an object with find(request), not {self.session!r}"
+                f"Hub(session=…) takes an object with find(request), not {self.session!r}{made}"
             )
         check_authenticate("Hub(authenticate=…)", self.authenticate)
 

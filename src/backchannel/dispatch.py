@@ -31,6 +31,7 @@ from backchannel.stepping import step
 if TYPE_CHECKING:
     from backchannel.hub import HubCore
     from backchannel.listener import Callback
+    from backchannel.request import Request
 
 __all__ = ["Dispatch"]
 
@@ -41,7 +42,7 @@ class Dispatch(Caller):
     """Runs a connection's callbacks."""
 
     __slots__ = (
-        "_closed", "_coming", "_opened", "_to_finish", "entered",
+        "_closed", "_coming", "_opened", "_since", "_to_finish", "entered",
     )  # fmt: skip
 
     def __init__(self, hub: HubCore, ws: Connection):
@@ -51,6 +52,7 @@ class Dispatch(Caller):
         self._coming: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] | None = None
         self._to_finish: set[asyncio.Task[Any]] | None = None
+        self._since: int | None = None
         ws._dispatch = self
 
     @property
@@ -61,6 +63,10 @@ class Dispatch(Caller):
         return self._closed
 
     # ── what the transport calls ──────────────────────────────────────────────────────────────
+
+    def follow(self, request: Request) -> None:
+        """Take over from its handshake since when it is on its way in; see ``Farewells``."""
+        self._since, request._since = request._since, None
 
     def start(self) -> None:
         """Begin the connection's life: on_first_open, on_open, the automatic subscription."""
@@ -124,6 +130,9 @@ class Dispatch(Caller):
             for frame in held or ():
                 ws._link.push(frame)
         ws.reason = reason
+        if self._since is not None:
+            self._since = None
+            self._hub.farewells.end()
         words = f"{reason.code} {reason.text!r}" if reason.text else reason.code
         CONNECTION.info("%s ended by the %s: %s", ws, reason.by, words)
         self._hub.fanout.leaving(ws, ws._channels)
@@ -364,7 +373,7 @@ class Dispatch(Caller):
             if refused := refusal(answer, Reject(403, "refused")):
                 self._refuse(refused)
                 return
-        if ws.reason is not None:
+        if ws.reason is not None or self._was_told_to_go():
             return
         self._hub.roster.admit(ws)
         self._hub.watch(ws.session)
@@ -376,6 +385,15 @@ class Dispatch(Caller):
             self._release()
             if coming := self._hub.presence.came(ws.user):
                 self._coming = self._hub.runtime.keep(coming, copy_context())
+
+    def _was_told_to_go(self) -> bool:
+        """Tell whether its user or session was closed since its handshake began, and end it."""
+        since, self._since = self._since, None
+        if since is None:
+            return False
+        ending = self._hub.farewells.told(self.ws, since)
+        self._hub.farewells.end()
+        return ending is not None and self.end(ending, refused=True)
 
     async def _enter_endpoint(self) -> bool:
         first = self.endpoint.callbacks.on_first_open

@@ -22,6 +22,7 @@ from backchannel.dispatch import Dispatch
 from backchannel.endpoint import Endpoint, Endpoints, check_options
 from backchannel.expiry import Expiry
 from backchannel.fanout import Encoder, Fanout
+from backchannel.farewell import Farewells
 from backchannel.guard import Guard
 from backchannel.identity import holder_of
 from backchannel.listener import read_listener
@@ -57,6 +58,7 @@ class HubCore(Access):
         roster: the live connections of this node.
         fanout: what a turn of the event loop sends.
         guard: keeps the limits of what clients may do.
+        farewells: who was closed while others were on their way in.
         expiry: ends the connections whose identity holds until a time.
         tickets: those that wait to be used.
         touches: keeps the sessions alive whose sockets are used.
@@ -75,6 +77,7 @@ class HubCore(Access):
         self.presence = Presence()
         self.guard = Guard(settings)
         self.expiry = Expiry()
+        self.farewells = Farewells()
         self.tickets: TicketStore = MemoryTickets()
         self.runtime = Runtime()
         self.touches = Touches(functools.partial(self.runtime.keep, context=Context()))
@@ -187,8 +190,9 @@ class HubCore(Access):
         """
         if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
-                f"a session id is a str, not {id!r}; a session that lives in a cookie has one once "
-                "`await hub.remember(request)` was called at login"
+                f"a session id is a str, not {id!r}: whoever has no session, or none any more, has "
+                "no id; one that lives in a cookie has one once `await hub.remember(request)` was "
+                "called at login"
             )
         if not id:
             raise ValueError("a session id can't be empty")
@@ -395,6 +399,7 @@ class HubCore(Access):
         self.presence.forget()
         self._watches = False
         self.expiry = Expiry()
+        self.farewells = Farewells()
         for endpoint in self.endpoints.all():
             endpoint.begin_anew()
         self.guard = Guard(self.settings)

@@ -83,6 +83,7 @@ class Request:
         "_headers",
         "_proxied",
         "_query",
+        "_since",
         "app",
         "client",
         "identity",
@@ -105,6 +106,7 @@ class Request:
         proxies: tuple[Network, ...] = (),
     ):
         self.scope = scope
+        self._since: int | None = None  # see farewell.Farewells
         self.path = path
         self.params: Mapping[str, Any] = MappingProxyType(dict(params))
         self.session = NO_SESSION if session is None else session

@@ -24,7 +24,8 @@ DOCUMENTS = [
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_the_code_of_a_document_runs(document, tmp_path, monkeypatch):
     """The blocks of one document run in one module, one after the other."""
-    (tmp_path / "chat.html").write_text("<!doctype html><title>chat</title>")
+    for page in ("chat.html", "names.html"):
+        (tmp_path / page).write_text("<!doctype html><title>chat</title>")
     module = types.ModuleType("document")
     module.__file__ = str(tmp_path / "document.py")
     monkeypatch.setitem(sys.modules, "document", module)

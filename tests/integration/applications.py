@@ -1,7 +1,7 @@
 """Several applications in one process, as alike as can be, for test_applications.py.
 
-Two FastAPI apps with hubs of their own below /one and /two, and by the hosts one.localhost and
-two.localhost; a third keeps its sessions with starsessions; Django has django.localhost.
+Two FastAPI apps with hubs of their own below /one and /two, and two at the hosts left.localhost and
+right.localhost; another keeps its sessions with starsessions; Django has django.localhost.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from telling import Chat
 from backchannel import Hub
 
 
-def make_app(name: str) -> FastAPI:
-    """An app like the other one, but for its name and its secret."""
+def make_app(name: str, path: str) -> FastAPI:
+    """An app like the other one, but for its name, its secret, and the path of its cookie."""
     hub = Hub(authenticate=lambda request: request.session.get("user"))
     hub.add("/ws/chat/{channel}", Chat)
     app = FastAPI()
-    app.add_middleware(SessionMiddleware, secret_key=f"the secret of {name}", path=f"/{name}")
+    app.add_middleware(SessionMiddleware, secret_key=f"the secret of {name}", path=path)
     app.mount("/live", hub)
 
     @app.post("/login")
@@ -99,12 +99,14 @@ def make_django() -> Any:
     return application
 
 
-one, two = make_app("one"), make_app("two")
+one, two = make_app("one", "/one"), make_app("two", "/two")
 app = Starlette(
     routes=[
         Mount("/one", one),
         Mount("/two", two),
         Mount("/server", make_server_side()),
         Host("django.localhost", make_django()),
+        Host("left.localhost", make_app("left", "/")),
+        Host("right.localhost", make_app("right", "/")),
     ]
 )

@@ -220,6 +220,40 @@ async def test_fastapi_and_django_in_one_process(server):
             assert [await read(fastapi) for _ in range(2)] == ["channel of one", "everyone of one"]
 
 
+async def test_applications_at_two_hosts_never_mix(server):
+    """One process, one port, the same paths and cookies of one name: only the host differs."""
+    local = httpx.AsyncHTTPTransport(verify=False)
+    async with (
+        httpx.AsyncClient(transport=_ToLoopback(local), timeout=30) as http,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        sockets = {}
+        for host, user in (("left", "ana"), ("right", "bob")):
+            at = f"http://{host}.localhost:{server.port}"
+            answer = await http.post(f"{at}/login", params={"user": user})
+            cookie = answer.headers["set-cookie"].partition(";")[0]
+            for name in ("left", "right"):  # each cookie is sent to both hosts
+                sockets[cookie_of := (host, name)] = await stack.enter_async_context(
+                    connect(
+                        f"ws://{name}.localhost:{server.port}/live/ws/chat/cars",
+                        host="127.0.0.1", port=server.port, proxy=None,
+                        additional_headers={"Cookie": cookie},
+                    )
+                )  # fmt: skip
+                seen = await read(sockets[cookie_of])
+                assert seen["user"] == (user if host == name else None), cookie_of
+        told = await http.post(
+            f"http://left.localhost:{server.port}/tell", params={"channel": "cars", "user": "ana"}
+        )
+        assert told.json()["reached"] == [2, 1, 2]
+        assert [await read(sockets["left", "left"]) for _ in range(3)] == [
+            "channel of left", "user of left", "everyone of left"
+        ]  # fmt: skip
+        for cookie_of in (("left", "right"), ("right", "right")):
+            await sockets[cookie_of].send("hello")
+        assert await read(sockets["right", "right"]) == "hello"  # and nothing before it
+
+
 class _ToLoopback(httpx.AsyncBaseTransport):
     """Send requests for any host to this machine, with the Host that they are for."""
 

@@ -624,3 +624,61 @@ async def test_sessions_in_redis_outlive_the_server(run, folder, redis_server):
     server.process.end()
     assert await visits(run("visits.py"), cookie) == "2"
     assert not re.search("secret|Traceback|Warning", server.printed())
+
+
+# ── forwarded addresses ───────────────────────────────────────────────────────────────────────
+
+COUNTED = """
+from backchannel import Hub
+
+hub = Hub(max_connections_per_address=1, trusted_proxies={proxies!r})
+
+
+@hub.endpoint("/ws")
+def where(ws, message: str):
+    return ws.client[0]
+"""
+
+
+@pytest.mark.parametrize("transport", ["native", "portable"])
+async def test_a_forwarded_address_counts_only_from_a_trusted_proxy(folder, run, transport):
+    (folder / "counted.py").write_text(COUNTED.format(proxies=[]))
+    server = run("counted.py", "--transport", transport)
+    async with server.connect("/ws") as client:
+        for forged in ("6.6.6.6", "6.6.6.7"):
+            headers = {"X-Forwarded-For": forged, "Forwarded": f"for={forged}"}
+            with pytest.raises(InvalidStatus) as caught:
+                async with server.connect("/ws", additional_headers=headers):
+                    pass
+            assert caught.value.response.status_code == 429
+        await client.send("?")
+        assert await client.recv() == "127.0.0.1"
+    assert "6.6.6" not in server.printed()
+
+
+async def test_a_proxy_that_is_trusted_says_who_the_client_is(folder, run):
+    (folder / "counted.py").write_text(COUNTED.format(proxies=["127.0.0.0/8"]))
+    server = run("counted.py")
+    async with (
+        server.connect("/ws", additional_headers={"X-Forwarded-For": "6.6.6.6"}) as one,
+        server.connect("/ws", additional_headers={"X-Forwarded-For": "6.6.6.7"}) as two,
+    ):
+        for client, address in ((one, "6.6.6.6"), (two, "6.6.6.7")):
+            await client.send("?")
+            assert await client.recv() == address
+
+
+# ── packages ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("target", ["site/live.py:hub", "site.live:hub"])
+def test_a_file_in_a_package_imports_its_own_package(folder, run, target):
+    target = target.replace("site", "mysite")
+    (folder / "mysite").mkdir()
+    (folder / "mysite/__init__.py").write_text("")
+    (folder / "mysite/names.py").write_text("PATH = '/ws'\n")
+    (folder / "mysite/live.py").write_text(
+        "from backchannel import Hub, Listener\nfrom mysite.names import PATH\n\n"
+        "hub = Hub()\nhub.add(PATH, Listener)\n"
+    )
+    assert "ws://localhost" in run(target).printed()

@@ -321,8 +321,42 @@ async def test_djangos_view_in_a_thread_reaches_the_room(people):
     (ana,) = await people("django", "native", "ana")
     async with ana.connect() as socket:
         await read(socket)
-        assert (await ana.ask("GET", "/announce?text=lunch")).json()["reached"] >= 1
+        form = Form((await ana.ask("GET", "/")).text).fields
+        answer = await ana.ask("POST", "/announce", {**form, "text": "lunch"})
+        assert answer.json()["reached"] >= 1
         assert await read(socket) == "lunch"
+
+
+async def test_a_mistyped_url_beside_django_is_answered_404_with_what_is_near(people):
+    (ana,) = await people("django", "native", "ana")
+    with pytest.raises(InvalidStatus) as caught:
+        async with ana.server.connect("/ws/rom/lobby"):
+            pass
+    assert caught.value.response.status_code == 404
+    assert b"/ws/room/" in caught.value.response.body
+    assert "Traceback" not in ana.server.printed()
+
+
+NAMES_ANEW = [
+    case
+    for case in CASES
+    if case[0] in {"fastapi", "starlette", "flask", "flask-session", "quart", "litestar"}
+    and case[1] == "native"
+]
+
+
+@pytest.mark.parametrize(("app", "kind"), NAMES_ANEW)
+async def test_who_signs_in_as_another_leaves_no_socket_of_the_one_before(people, app, kind):
+    (someone,) = await people(app, kind, "ana")
+    async with someone.connect() as socket:
+        assert await read(socket) == "Welcome to lobby, ana."
+        form = Form((await someone.ask("GET", "/login")).text)
+        user = next(field for field in form.fields if field.endswith("name"))
+        filled = {**form.fields, user: "bob", "password": "chat"}
+        await someone.ask("POST", form.action or "/login", filled)
+        assert (await ended(socket))[0] == 4004
+    async with someone.connect() as socket:
+        assert await read(socket) == "Welcome to lobby, bob."
 
 
 async def test_fastapis_own_door_of_the_page(start, laid_out):
@@ -333,7 +367,9 @@ async def test_fastapis_own_door_of_the_page(start, laid_out):
         assert await refused(server.connect("/rooms/7")) == 403
         async with server.connect("/rooms/7", additional_headers={"Cookie": ana.cookie}) as socket:
             assert await read(socket) == "Welcome to room:7, ana."
-            answer = await server.request("POST", "/announce/7?text=lunch")
+            refused_one = await server.request("POST", "/announce/7?text=lunch")
+            assert refused_one.status_code == 401
+            answer = await ana.ask("POST", "/announce/7?text=lunch")
             assert answer.json() == {"reached": 1}
             assert await read(socket) == "lunch"
 

@@ -154,6 +154,14 @@ async def test_doctor_names_what_a_proxy_lost(behind, name, line, advice):
     assert advice in str(diagnosis), diagnosis
 
 
+async def test_doctor_names_what_caddy_was_told_to_lose(behind):
+    line = "reverse_proxy 127.0.0.1:8888"
+    lost = line + " {\n header_up Host {upstream_hostport}\n header_up -X-Forwarded-Host\n }"
+    port = behind("caddy", lambda text: text.replace(line, lost), app="untrusting")
+    diagnosis = await diagnose(f"ws://127.0.0.1:{port}/ws/where/cars")
+    assert "header_up Host" in str(diagnosis), diagnosis
+
+
 PATIENCE = {
     "nginx": ("proxy_buffering off;", "proxy_buffering off; proxy_read_timeout 2s;"),
     "apache": ("ProxyPreserveHost On", "ProxyPreserveHost On\nTimeout 2\nProxyTimeout 2"),

@@ -10,7 +10,7 @@ from starlette.requests import Request as StarletteRequest
 
 from backchannel import Hub, Listener
 from backchannel.errors import HandshakeRefused, SessionReadOnly, SessionUnavailable
-from backchannel.session.web import NO_SESSION, REMEMBERED, Session
+from backchannel.session.web import NO_SESSION, NO_SESSIONS, REMEMBERED, Session
 
 
 class Store:
@@ -296,6 +296,56 @@ async def test_a_store_that_is_down_ends_no_session_and_is_named_once(store, cap
         del store.sessions["s1"]
         with pytest.raises(Exception, match="4004"):
             await client.receive()
+    await hub.stop()
+
+
+async def test_a_session_that_is_asked_for_where_there_are_none_says_so_once(caplog, monkeypatch):
+    monkeypatch.setattr(NO_SESSIONS, "has_warned", False)
+    hub = Hub(authenticate=lambda request: request.session.get("user"), require_user=True)
+    hub.add("/ws", Room)
+    for _ in range(2):
+        client = hub.test_client("/ws")
+        del client._scope["session"]  # as without any middleware
+        with pytest.raises(HandshakeRefused, match="401"):
+            await client.connect()
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "'user'" in line
+    assert "session middleware" in line
+
+
+@pytest.mark.parametrize("spoil", ["raises", "hangs"])
+async def test_one_session_that_can_not_be_read_keeps_no_other_from_ending(
+    store, spoil, monkeypatch, caplog
+):
+    monkeypatch.setattr("backchannel.session.watch.PATIENCE", 0.05)
+    load = store.load
+
+    async def load_or_not(key):
+        if key == "s0" and store.loads:
+            if spoil == "hangs":
+                await asyncio.Event().wait()
+            raise ValueError("what is stored is no session")
+        return await load(key)
+
+    hub = Hub(session=store, session_check=0.01)
+    hub.add("/ws", Room)
+    store.sessions["s0"] = {}
+    async with (
+        hub.test_client("/ws", cookies={"sid": "s0"}) as broken,
+        hub.test_client("/ws", cookies={"sid": "s1"}) as ended,
+    ):
+        store.load = load_or_not
+        del store.sessions["s1"]
+        with pytest.raises(Exception, match="closed with 4004 session ended"):
+            await ended.receive()
+        assert broken.closed is None
+        lines = []
+        while not lines:
+            await asyncio.sleep(0.01)
+            told = [record.getMessage() for record in caplog.records]
+            lines = [line for line in told if "open connections stay" in line]
+        assert len(lines) == 1
+        assert "s0" not in lines[0]
     await hub.stop()
 
 

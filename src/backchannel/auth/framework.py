@@ -35,7 +35,7 @@ def session_user(key: str = "user_id") -> Callable[[Request], Any]:
                 "sessions: Hub(session=…)",
                 key,
             )
-        return request.session.get(key)
+        return None if request.session is NO_SESSIONS else request.session.get(key)
 
     return find
 

@@ -297,7 +297,9 @@ _PHRASES: Final = {
         "If a proxy is in between, let it pass the Host on. For nginx:\n"
         "    proxy_set_header Host $http_host;\n"
         "For Apache:\n"
-        "    ProxyPreserveHost On"
+        "    ProxyPreserveHost On\n"
+        "Caddy does, unless its configuration says otherwise: take out\n"
+        "    header_up Host …"
     ),
     "patience": (
         "If a proxy is in between, let it wait for longer than pings are apart (ping_interval, 25 "

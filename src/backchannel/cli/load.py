@@ -44,13 +44,16 @@ class Found:
 
 
 def split_target(target: str) -> tuple[Path, str | None]:
-    """Split ``FILE[:NAME]``; a drive letter is no file.
+    """Split ``FILE[:NAME]``, also as ``package.module:NAME``; a drive letter is no file.
 
     Raises:
         click.ClickException: there is no such file.
     """
     text, separator, name = target.rpartition(":")
     file, chosen = (Path(text), name) if separator and name.isidentifier() else (Path(target), None)
+    as_module = Path(*str(file).split(".")).with_suffix(".py")
+    if "." in str(file) and not file.is_file() and as_module.is_file():
+        return as_module, chosen
     if not file.is_file():
         hint = f"; did you mean {file}.py?" if file.with_name(file.name + ".py").is_file() else ""
         raise click.ClickException(f"there is no file {file}{hint}")
@@ -147,10 +150,16 @@ def _listing(hubs: dict[str, Hub]) -> str:
 
 
 def _import(file: Path) -> ModuleType:
-    """Import a file as `python FILE` would: its folder comes first on the path."""
+    """Import a file as `python FILE` would: its folder comes first on the path.
+
+    The working directory comes last: a console script has it nowhere, and a file such as
+    mysite/asgi.py imports its own package by it.
+    """
     path = file.resolve()
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))
     name = path.stem if path.stem.isidentifier() else "backchannel_app"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -102,10 +102,14 @@ def serve(options: Options, sockets: list[socket.socket]) -> None:
         if forbid_blocking_calls() is None:
             click.echo("blocking calls go unnoticed: pip install 'backchannel[debug]'", err=True)
     settings = [hub.settings for hub in found.hubs]
+    proxies = sorted({proxy for one in settings for proxy in one.trusted_proxies})
     config = uvicorn.Config(
         found.app,
         log_config=None,
         access_log=False,
+        # Of whom forwarded headers are believed the hub says, not uvicorn's own default.
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
         lifespan="on" if found.app in found.hubs else "auto",
         http=door.patient(max([one.handshake_timeout for one in settings], default=10.0)),
         ws=door.Protocol if options.transport == "native" else "websockets-sansio",

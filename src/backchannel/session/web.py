@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from backchannel.errors import SessionReadOnly, SessionUnavailable
+from backchannel.observe import HANDSHAKE
 
 if TYPE_CHECKING:
     from backchannel.contracts import SessionStore
@@ -201,7 +202,29 @@ class Session(MutableMapping[str, Any]):
 NO_SESSION: Final = Session()
 """Where there is none."""
 
-NO_SESSIONS: Final = Session()
+
+class _NoSessions(Session):
+    """Stands where nothing is set up that would find a session; says so once when it is read."""
+
+    __slots__ = ("has_warned",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_warned = False
+
+    def __getitem__(self, key: str) -> Any:
+        if not self.has_warned:
+            self.has_warned = True
+            HANDSHAKE.warning(
+                "the session was asked for %r, and there are no sessions: put the session "
+                "middleware around the app that the hub is mounted in, or say which sessions: "
+                "Hub(session=…)",
+                key,
+            )
+        raise KeyError(key)
+
+
+NO_SESSIONS: Final = _NoSessions()
 """Where there are none at all: nothing is set up that would find one."""
 
 

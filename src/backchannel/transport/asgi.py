@@ -80,6 +80,8 @@ async def serve(
     if isinstance(place, Reject):
         await refuse(scope, send, place, accepted=accepted)
         return
+    farewells = hub.farewells
+    farewells.begin(request)
     try:
         await _serve(
             hub, endpoint, request, place, scope, receive, send,
@@ -87,6 +89,7 @@ async def serve(
         )  # fmt: skip
     finally:
         place.give_back(unless_held=True)
+        farewells.abandon(request)
 
 
 async def _serve(
@@ -129,6 +132,7 @@ async def _serve(
         hub, endpoint, request, link, context=context, channel=channel, subprotocol=subprotocol
     )
     dispatch = hub.guard.dispatch(hub, ws, place)
+    dispatch.follow(request)
     if isinstance(link, NativeSocket) and taken is not None:
         begin(link, dispatch, taken)
         if stay:

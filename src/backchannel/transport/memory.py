@@ -153,10 +153,13 @@ class MemoryClient:
         place = hub.guard.enter(request.client)
         if isinstance(place, Reject):
             raise HandshakeRefused(place.status, place.text)
+        farewells = hub.farewells
+        farewells.begin(request)
         try:
             await self._shake_hands(hub, endpoint, request, place)
         finally:
             place.give_back(unless_held=True)
+            farewells.abandon(request)
         if wait:
             await self._connected().settled()
         return self
@@ -185,6 +188,7 @@ class MemoryClient:
             subprotocol=endpoint.choose_subprotocol(request.subprotocols) or request.subprotocol,
         )
         self._dispatch = hub.guard.dispatch(hub, ws, place)
+        self._dispatch.follow(request)
         self._dispatch.start()
 
     async def send(self, message: Any) -> None:

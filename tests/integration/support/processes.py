@@ -26,6 +26,13 @@ PATIENCE = 15.0
 """Seconds a test waits for what should come at once."""
 
 
+def program(name):
+    """Return what starts a program: our own script as people start it, whose path has no folder."""
+    if name == "backchannel":
+        return [str(Path(sys.executable).with_name(name))]
+    return [sys.executable, name] if name.endswith(".py") else [sys.executable, "-m", name]
+
+
 class Process:
     """A program that a test started, with what it printed."""
 
@@ -33,7 +40,7 @@ class Process:
         self.log = Path(log)
         with self.log.open("wb") as out:
             self.popen = subprocess.Popen(
-                [sys.executable, *([] if arguments[0].endswith(".py") else ["-m"]), *arguments],
+                [*program(arguments[0]), *arguments[1:]],
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
