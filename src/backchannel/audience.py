@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Union
 from backchannel.codes import check_close
 from backchannel.connection import ABSENT, CloseReason, Connection
 from backchannel.contracts import Receipt, Target
+from backchannel.history import History, Position
 from backchannel.sent import Sent
 
 if TYPE_CHECKING:
@@ -118,6 +119,38 @@ class Audience:
             RuntimeError: awaited outside the hub's event loop.
         """
         return [self._hub.info(ws) for ws in await self._hub.recheck(self.target)]
+
+    async def history(
+        self,
+        *,
+        since: Position | str | None = None,
+        limit: int = 100,
+        reader: Connection | None = None,
+    ) -> History:
+        """Return what was published to this channel, as far as a rule has kept it.
+
+        Args:
+            since: what came after this position, from the oldest; None is the newest.
+            limit: publications that are looked at.
+            reader: whom it is for: those that were for some only (``to=``, ``exclude=``) are there
+                where they were for this connection. Left out, they are not there.
+
+        Raises:
+            TypeError: this audience is no channel, or a ``since`` or ``limit`` of the wrong type.
+            ValueError: ``since`` is no position, ``limit`` is below 1, or the reader is another
+                hub's.
+            BrokerUnavailable: the broker does not answer.
+        """
+        if self.target.kind != "channel":
+            raise TypeError(f"{self!r} has no history: channels have, hub.channel(name).history()")
+        if isinstance(limit, bool) or not isinstance(limit, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"limit= is a number of publications, not {limit!r}")
+        if limit < 1:
+            raise ValueError(f"limit= is at least 1, not {limit}")
+        if reader is not None and reader.hub is not self._hub:
+            raise ValueError(f"reader={reader!r} belongs to another hub")
+        after = None if since is None else Position.of(since)
+        return await self._hub.read_history(self.target.key, after, limit, reader)
 
     async def connections(self) -> list[Info]:
         """Return the connections in this audience, in the order they came."""

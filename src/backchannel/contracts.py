@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from backchannel.history import Page, Position, Retention
 from backchannel.messages import Frame
 
 if TYPE_CHECKING:
@@ -63,19 +64,24 @@ class Receipt(NamedTuple):
 
     Args:
         reached: connections it was queued for; None where other nodes may have more.
+        position: where it stands in the channel's history; None where none is kept.
     """
 
     reached: int | None
+    position: Position | None = None
 
 
-Deliver = Callable[[Publication], int]
-"""Hands a publication to the connections of this node; returns how many it was queued for."""
+Deliver = Callable[[Publication, Position | None], int]
+"""Hands a publication, with its position where history is kept, to the connections of this node;
+returns how many it was queued for."""
 
 
 class Broker(Protocol):
     """Carries every publication, on one node too: there is one delivery path.
 
-    Order: each node hears the publications of one publisher in the order of its calls.
+    Order: each node hears the publications of one publisher in the order of its calls. Those of a
+    channel whose history is kept have one order for all: their offsets count up without gaps, and
+    what history() has of them is what deliver() was given, audience and all.
     Failure: publish() raises when the broker did not take the publication; then nobody got it.
     """
 
@@ -83,10 +89,29 @@ class Broker(Protocol):
         """Tell the broker where this node's connections are; called once, before anything else."""
         ...
 
-    def publish(self, publication: Publication) -> Receipt:
-        """Take a publication and see to its delivery on every node, this one included.
+    def publish(self, publication: Publication, keep: Retention | None) -> Receipt:
+        """Take a publication, keep it, and see to its delivery on every node: in one step.
 
         Called in the hub's event loop. Delivery on this node may happen before it returns.
+
+        Args:
+            publication: it.
+            keep: how much of the channel's history is to be there, this one included; None keeps
+                nothing, and is always so for what goes to no channel.
+        """
+        ...
+
+    async def history(self, channel: str, since: Position | None, limit: int) -> Page[Publication]:
+        """Read a channel's history in one step.
+
+        Args:
+            channel: its name.
+            since: return what came after this, from the oldest; None returns the newest.
+            limit: publications at most; 0 only tells the position.
+
+        Returns:
+            ``lost`` where anything between ``since`` and the newest is not there any more, or
+            ``since`` is of another epoch or later than the newest. An epoch never comes again.
         """
         ...
 
@@ -156,6 +181,10 @@ class Link(Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Close after what was pushed before; later calls do nothing."""
+        ...
+
+    async def drained(self) -> None:
+        """Wait until nothing of what was flushed waits for the client, or it is gone."""
         ...
 
     async def finished(self) -> None:

@@ -8,16 +8,19 @@ Exception
     ├── ListenerError         also TypeError: a listener or rule that can't be registered
     ├── SessionReadOnly       also TypeError: a session that a socket can't write
     ├── SessionUnavailable    the store of the web sessions does not answer
+    ├── BrokerUnavailable     the broker does not answer, or can't take any more
     ├── HandshakeRefused      the test client was not let in
     └── ConnectionClosed      the test client's connection has ended
 └── Reject                    raised or returned by a callback to refuse
-    └── InvalidToken          a token that is not accepted: 401
+    ├── InvalidToken          a token that is not accepted: 401
+    └── TryLater              what is needed for it does not answer: 503, 1013
 """
 
 from __future__ import annotations
 
 __all__ = [
     "BackchannelError",
+    "BrokerUnavailable",
     "ConnectionClosed",
     "HandshakeRefused",
     "InvalidMessage",
@@ -27,6 +30,7 @@ __all__ = [
     "SessionReadOnly",
     "SessionUnavailable",
     "TemplateError",
+    "TryLater",
     "UnsendableMessage",
 ]
 
@@ -82,6 +86,13 @@ class SessionUnavailable(BackchannelError):  # noqa: N818
     """The store of the web sessions does not answer.
 
     A handshake is answered with 503 and Retry-After; connections that are open live on.
+    """
+
+
+class BrokerUnavailable(BackchannelError):  # noqa: N818
+    """The broker does not answer, or can't take any more; nobody got what was to be published.
+
+    Connections that are open live on.
     """
 
 
@@ -141,6 +152,13 @@ class Reject(Exception):  # noqa: N818 - not an error: an answer
         self.status = number
         self.text = said
         self.headers = headers or {}
+
+
+class TryLater(Reject):
+    """Refused for now: a connection that is closed for it is closed with 1013, try again later."""
+
+    def __init__(self, text: str):
+        super().__init__(503, text)
 
 
 class InvalidToken(Reject):

@@ -9,31 +9,31 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from logging import DEBUG
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backchannel.access import Access
-from backchannel.audience import Addressees, Audience, Changes, Info, targets
+from backchannel.audience import Changes, Info
+from backchannel.catchup import CatchUps, Missed
 from backchannel.change import Change
 from backchannel.channel import Channels, check_channel
 from backchannel.codes import check_close, meaning_of
-from backchannel.connection import ABSENT, CloseReason, Connection
-from backchannel.contracts import Broker, Publication, Receipt, Target, TicketStore
+from backchannel.connection import CloseReason, Connection
+from backchannel.contracts import Broker, Receipt, TicketStore
 from backchannel.dispatch import Dispatch
 from backchannel.endpoint import Endpoint, Endpoints
 from backchannel.expiry import Expiry
 from backchannel.fanout import Encoder, Fanout
 from backchannel.guard import Guard
+from backchannel.history import Position
 from backchannel.listener import read_listener
 from backchannel.membership import Membership
-from backchannel.messages import encode
-from backchannel.observe import HUB, LISTENER, excerpt
+from backchannel.observe import HUB, LISTENER
 from backchannel.presence import Presence
+from backchannel.publishing import Publishing
 from backchannel.request import user_id
 from backchannel.roster import Roster
 from backchannel.rules import Rules
 from backchannel.runtime import Runtime
-from backchannel.sent import Sent
 from backchannel.session.watch import watch_sessions
 from backchannel.session.web import Session, remember
 from backchannel.template import Template
@@ -65,7 +65,7 @@ class Health:
     problems: tuple[str, ...]
 
 
-class HubCore(Access):
+class HubCore(Publishing, Access):
     """One application's connection manager, without what carries its bytes.
 
     Attributes:
@@ -84,7 +84,8 @@ class HubCore(Access):
         self.roster = Roster()
         self.fanout = _fanout(settings)
         self.rules = Rules()
-        self.membership = Membership(self.roster, self.fanout, Channels(), self.rules)
+        self._broker = broker
+        self._begin_membership()
         self.dispatches: set[Dispatch] = set()
         self.endpoints = Endpoints(casefold=settings.casefold_channels)
         self.presence = Presence()
@@ -94,8 +95,13 @@ class HubCore(Access):
         self.runtime = Runtime()
         self.is_stopping = False
         self._watches = False
-        self._broker = broker
         broker.bind(self._deliver)
+
+    def _begin_membership(self) -> None:
+        self._catch_ups = CatchUps(self._broker, self.roster)
+        self.membership = Membership(
+            self.roster, self.fanout, Channels(), self.rules, self._catch_ups
+        )
 
     # ── endpoints ─────────────────────────────────────────────────────────────────────────────
 
@@ -172,49 +178,7 @@ class HubCore(Access):
         self.endpoints.add(endpoint)
         return endpoint
 
-    # ── audiences ─────────────────────────────────────────────────────────────────────────────
-
-    def channel(self, name: str) -> Audience:
-        """Return everyone in a channel.
-
-        Raises:
-            TypeError, ValueError: no valid channel name.
-        """
-        return Audience(self, Target("channel", self.check_channel(name)))
-
-    def user(self, id: object) -> Audience:  # noqa: A002 - the public name
-        """Return a user on all devices. 42 and "42" are the same user.
-
-        Raises:
-            TypeError, ValueError: None, empty, or no str or int.
-        """
-        return Audience(self, Target("user", user_id(id)))
-
-    def session(self, id: str) -> Audience:  # noqa: A002 - the public name
-        """Return every connection of a web session.
-
-        Raises:
-            TypeError: None or no str: a session kept in a cookie alone has no id.
-            ValueError: empty.
-        """
-        if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(
-                f"a session id is a str, not {id!r}; a session that lives in a cookie has one once "
-                "`await hub.remember(request)` was called at login"
-            )
-        if not id:
-            raise ValueError("a session id can't be empty")
-        return Audience(self, Target("session", id))
-
-    def connection(self, id: str) -> Audience:  # noqa: A002 - the public name
-        """Return one connection, by its id. An unknown id is no error: it reaches nobody.
-
-        Raises:
-            TypeError: not a str.
-        """
-        if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"a connection id is a str, not {id!r}")
-        return Audience(self, Target("connection", id))
+    # ── what else an application asks for ─────────────────────────────────────────────────────
 
     async def remember(self, request: Any) -> str:
         """Name the web session of an HTTP request, so that its sockets can be addressed.
@@ -233,72 +197,6 @@ class HubCore(Access):
             TypeError: the request has no session.
         """
         return await remember(request)
-
-    @property
-    def everyone(self) -> Audience:
-        """Everyone connected to this hub."""
-        return Audience(self, Target("everyone"))
-
-    def broadcast(
-        self,
-        channel: str,
-        message: Any,
-        *,
-        to: Addressees = ABSENT,
-        exclude: Addressees = ABSENT,
-    ) -> Sent:
-        """Send to everyone in a channel, or to some of them.
-
-        Args:
-            channel: the channel's name.
-            message: str (text frame), bytes (binary frame), or anything that can be JSON.
-            to: only these, and only if they are in the channel: a connection, a connection id
-                (a bare str is one id), ``hub.user(…)``, ``hub.session(…)``, or a list of these.
-                An empty list reaches nobody.
-            exclude: not these.
-
-        Returns:
-            ``.reached`` tells how many connections it was queued for.
-
-        Raises:
-            UnsendableMessage: the message has no valid JSON form; nothing was sent to anyone.
-            TypeError: ``to`` or ``exclude`` is None or addresses nobody.
-            ValueError: no valid channel name, or a connection of another hub.
-        """
-        return self.publish(Target("channel", self.check_channel(channel)), message, to, exclude)
-
-    def channels(self) -> dict[str, int]:
-        """Return this node's channels that have members, with how many."""
-        return self.roster.counts()
-
-    def publish(self, target: Target, message: Any, to: Addressees, exclude: Addressees) -> Sent:
-        """Send to a target; what ``broadcast`` and ``Audience.send`` have in common."""
-        if HUB.isEnabledFor(DEBUG):
-            # The id of a session is a secret where a framework puts it into the cookie as it is.
-            is_named = target.key and target.kind != "session"
-            whom = f"{target.kind} {target.key!r}" if is_named else target.kind
-            HUB.debug("publish to %s: %s", whom, excerpt(encode(message)))
-        publication = Publication(
-            target,
-            encode(message),
-            None if to is ABSENT else targets(self, to, "to"),
-            () if exclude is ABSENT else targets(self, exclude, "exclude"),
-        )
-        return self.runtime.do(functools.partial(self._publish, publication))
-
-    def _publish(self, publication: Publication) -> Receipt:
-        return self._broker.publish(publication)
-
-    def _deliver(self, publication: Publication) -> int:
-        """Queue a publication for this node's receivers: the end of the one delivery path."""
-        frame, target = publication.frame, publication.target
-        if target.kind == "channel" and publication.to is None:
-            members = self.roster.members(target)
-            without = self.roster.named(publication.exclude) if publication.exclude else ()
-            return self.fanout.broadcast(target.key, members, frame, without)
-        return sum([ws._push(frame) for ws in self.roster.receivers(publication)])
-
-    # ── what else an application asks for ─────────────────────────────────────────────────────
 
     async def ticket(self, user: object, ttl: float = 30) -> str:
         """Return a ticket, with which a client may connect once as this user.
@@ -366,10 +264,6 @@ class HubCore(Access):
         """Return what anyone may know about a connection."""
         return Info(ws.id, ws.user, ws.endpoint, self.node, ws.opened_at, dict(ws.meta))
 
-    def check_channel(self, name: str) -> str:
-        """Return a valid channel name as this hub keeps it; see ``channel.check_channel``."""
-        return check_channel(name, casefold=self.settings.casefold_channels)
-
     # ── starting and stopping ─────────────────────────────────────────────────────────────────
 
     @property
@@ -399,7 +293,7 @@ class HubCore(Access):
         self.runtime.bind()
         self.roster = Roster()
         self.fanout = _fanout(self.settings)
-        self.membership = Membership(self.roster, self.fanout, Channels(), self.rules)
+        self._begin_membership()
         self.dispatches.clear()
         self.presence.forget()
         self._watches = False
@@ -453,11 +347,24 @@ class HubCore(Access):
         dispatch, is_here = ws._dispatch, not self.runtime.is_elsewhere()
         if is_here and (done := dispatch.change_now(name, entering=entering)) is not None:
             return done
-        change = Change(dispatch, functools.partial(self._apply, dispatch, name, entering))
+        change = Change(dispatch, functools.partial(self._apply, dispatch, name, entering=entering))
         if is_here:
             self._take(change, dispatch, name, entering)
         else:
             self.runtime.loop.call_soon_threadsafe(self._take, change, dispatch, name, entering)
+        return change
+
+    def change_since(self, ws: Connection, channel: str, since: Position | str) -> Change:
+        """Let a connection enter a channel with what it missed; see ``Connection.subscribe``."""
+        name = check_channel(channel, casefold=self.settings.casefold_channels)
+        dispatch, missed = ws._dispatch, Missed(Position.of(since))
+        apply = functools.partial(self._apply, dispatch, name, entering=True, missed=missed)
+        change = Change(dispatch, apply, missed)
+        take = functools.partial(dispatch.take, change, at_once=False)
+        if self.runtime.is_elsewhere():
+            self.runtime.loop.call_soon_threadsafe(take)
+        else:
+            take()
         return change
 
     def change_all(
@@ -477,10 +384,12 @@ class HubCore(Access):
         ask = self.membership.enters_at_once if entering else self.membership.is_immediate
         dispatch.take(change, at_once=ask(dispatch, name))
 
-    async def _apply(self, dispatch: Dispatch, name: str, entering: bool) -> bool:
+    async def _apply(
+        self, dispatch: Dispatch, name: str, *, entering: bool, missed: Missed | None = None
+    ) -> bool:
         if not entering:
             return await self.membership.leave(dispatch, name)
-        refused = await self.membership.enter(dispatch, name)
+        refused = await self.membership.enter(dispatch, name, missed)
         return refused is None and name in dispatch.ws._channels
 
 

@@ -6,9 +6,10 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Final
 
-from backchannel.errors import Reject
+from backchannel.catchup import CatchUps, Missed
+from backchannel.errors import Reject, TryLater
 from backchannel.handshake import refusal
-from backchannel.observe import CONNECTION, TRACE
+from backchannel.observe import CONNECTION, HUB, TRACE
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -39,10 +40,18 @@ class Membership:
             no channel yet, where it would be found, so its rule is asked again before it enters.
     """
 
-    __slots__ = ("_channels", "_fanout", "_roster", "_rules", "rechecks")
+    __slots__ = ("_catch_ups", "_channels", "_fanout", "_roster", "_rules", "rechecks")
 
-    def __init__(self, roster: Roster, fanout: Fanout, channels: Channels, rules: Rules):
+    def __init__(
+        self,
+        roster: Roster,
+        fanout: Fanout,
+        channels: Channels,
+        rules: Rules,
+        catch_ups: CatchUps,
+    ):
         self._roster = roster
+        self._catch_ups = catch_ups
         self._fanout = fanout
         self._channels = channels
         self._rules = rules
@@ -50,8 +59,12 @@ class Membership:
 
     def enters_at_once(self, dispatch: Dispatch, name: str) -> bool:
         """Tell whether entering would not have to wait for anything."""
-        asking = self._rules.asking(name) if self._rules.some else None
-        return (asking is None or asking.returns_at_once) and self.is_immediate(dispatch, name)
+        rule = self._rules.find(name) if self._rules.some else None
+        if rule is not None and (
+            rule.replay or not (rule.subscribe is None or rule.subscribe.returns_at_once)
+        ):
+            return False
+        return self.is_immediate(dispatch, name)
 
     def is_immediate(self, dispatch: Dispatch, name: str) -> bool:
         """Tell whether leaving would not have to wait, nor entering once the rule was asked."""
@@ -79,14 +92,15 @@ class Membership:
         ws = dispatch.ws
         if name in ws._channels:
             return True
-        if self._rules.some and (asking := self._rules.asking(name)) is not None:
-            if not asking.returns_at_once:
+        if self._rules.some and (rule := self._rules.find(name)) is not None:
+            if rule.replay or not (rule.subscribe is None or rule.subscribe.returns_at_once):
                 return None
-            answer = dispatch.call_def(asking, ws, name)
-            if inspect.iscoroutine(answer):
-                return self._ask_later(dispatch, name, asking, answer, self.rechecks)
-            if self._stays_out(ws, name, answer):
-                return name in ws._channels
+            if (asking := rule.subscribe) is not None:
+                answer = dispatch.call_def(asking, ws, name)
+                if inspect.iscoroutine(answer):
+                    return self._ask_later(dispatch, name, asking, answer, self.rechecks)
+                if self._stays_out(ws, name, answer):
+                    return name in ws._channels
         if channel is None or not channel.holders:
             channel = self._channels.hold(name, dispatch.endpoint)
         channel.holders += 1
@@ -193,8 +207,16 @@ class Membership:
         """Take a connection out of a channel that it is in; ``left`` does the rest."""
         self._leave(ws, name)
 
-    async def enter(self, dispatch: Dispatch, name: str) -> Reject | None:
-        """Ask the rule and on_subscribe and enter; return who refused, None when it is in."""
+    async def enter(
+        self, dispatch: Dispatch, name: str, missed: Missed | None = None
+    ) -> Reject | None:
+        """Ask the rule and on_subscribe and enter; return who refused, None when it is in.
+
+        Args:
+            dispatch: the connection's.
+            name: the channel.
+            missed: from where on it gets what it missed, first; told what came of it.
+        """
         ws = dispatch.ws
         if name in ws._channels:
             return None
@@ -202,9 +224,11 @@ class Membership:
         refused = await self.ask_rule(dispatch, name) if self._rules.some else None
         if self._stays_out(ws, name, refused):
             return None if name in ws._channels else refused
-        return await self._enter_admitted(dispatch, name, seen)
+        return await self._enter_admitted(dispatch, name, seen, missed)
 
-    async def _enter_admitted(self, dispatch: Dispatch, name: str, seen: int) -> Reject | None:
+    async def _enter_admitted(
+        self, dispatch: Dispatch, name: str, seen: int, missed: Missed | None = None
+    ) -> Reject | None:
         """Enter as far as the rule is concerned, which was asked after so many rechecks."""
         ws = dispatch.ws
         channel = self._channels.hold(name, dispatch.endpoint)
@@ -214,9 +238,13 @@ class Membership:
             if name not in ws._channels:
                 on_subscribe = dispatch.endpoint.callbacks.on_subscribe
                 refused = await self.ask(dispatch, on_subscribe, name)
-            if refused is None and seen != self.rechecks:
+            if missed is None and (replay := self._rules.replaying(name)):
+                missed = Missed(None, replay)
+            if refused is None and missed is not None:
+                refused, stays = await self._catch_up(dispatch, name, seen, missed)
+            elif refused is None and seen != self.rechecks:
                 refused = await self._ask_again(dispatch, name, seen)
-            if name in ws._channels:  # a callback about this very channel has let it in
+            if stays or name in ws._channels:  # a callback about this very channel has let it in
                 return None
             if refused is None and ws.reason is None:
                 self._enter(ws, name)
@@ -227,6 +255,28 @@ class Membership:
             if not stays:
                 await self._release(dispatch, channel)
         return refused
+
+    async def _catch_up(
+        self, dispatch: Dispatch, name: str, seen: int, missed: Missed
+    ) -> tuple[Reject | None, bool]:
+        """Send what was missed and enter; return who refused, and whether it has entered."""
+        ws = dispatch.ws
+        refused: Reject | None = None
+        catch_up = self._catch_ups.begin(ws, name, missed)
+        try:
+            while refused is None and not (catch_up.is_complete and seen == self.rechecks):
+                if ws.reason is not None or name in ws._channels:
+                    return None, False
+                await catch_up.fill()
+                refused, seen = await self._ask_again(dispatch, name, seen), self.rechecks
+            if refused is None:
+                self._enter(ws, name)
+        except Exception as error:  # noqa: BLE001 - a broker may raise anything
+            HUB.error("the history of %r can't be read: %r", name, error, exc_info=error)
+            refused = TryLater(f"the history of {name!r} can't be read now")
+        finally:
+            self._catch_ups.end(catch_up)
+        return refused, refused is None
 
     async def leave(self, dispatch: Dispatch, name: str) -> bool:
         """Leave and tell on_unsubscribe; return whether it was in."""

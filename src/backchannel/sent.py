@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Generator
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from backchannel.contracts import Receipt
+
+if TYPE_CHECKING:
+    from backchannel.history import Position
 
 __all__ = ["MISSED", "REACHED", "Outcome", "Sent", "wait_in_thread"]
 
@@ -26,9 +29,14 @@ class Sent:
         self._receipt = receipt
 
     @property
-    def position(self) -> None:
-        """Where it stands in the channel's history; None without history."""
-        return None
+    def position(self) -> Position | None:
+        """Where it stands in the channel's history; None without history.
+
+        Raises:
+            RuntimeError: sent from another thread and not awaited yet.
+            Exception: what publishing raised.
+        """
+        return self._known().position
 
     @property
     def reached(self) -> int | None:
@@ -38,12 +46,15 @@ class Sent:
             RuntimeError: sent from another thread and not awaited yet.
             Exception: what publishing raised.
         """
+        return self._known().reached
+
+    def _known(self) -> Receipt:
         receipt = self._receipt
         if isinstance(receipt, concurrent.futures.Future):
             if not receipt.done():
                 raise RuntimeError("not sent yet: await it, or call .result(timeout) in a thread")
-            receipt = receipt.result()
-        return receipt.reached
+            return receipt.result()
+        return receipt
 
     def result(self, timeout: float | None = None) -> Sent:
         """Wait in another thread until the broker has it.

@@ -20,9 +20,9 @@ def broker(request):
 
 def test_a_publication_reaches_this_node_itself(broker):
     heard = []
-    broker.bind(lambda publication: heard.append(publication) or 1)
+    broker.bind(lambda publication, _: heard.append(publication) or 1)
 
-    receipt = broker.publish(Publication(CARS, "hello"))
+    receipt = broker.publish(Publication(CARS, "hello"), None)
 
     assert heard == [Publication(CARS, "hello")]
     assert receipt.reached == 1
@@ -30,39 +30,39 @@ def test_a_publication_reaches_this_node_itself(broker):
 
 def test_publications_arrive_in_the_order_of_the_calls(broker):
     heard = []
-    broker.bind(lambda publication: heard.append(publication.frame) or 0)
+    broker.bind(lambda publication, _: heard.append(publication.frame) or 0)
 
     for number in range(100):
-        broker.publish(Publication(CARS, str(number)))
+        broker.publish(Publication(CARS, str(number)), None)
 
     assert heard == [str(number) for number in range(100)]
 
 
 def test_the_audience_travels_with_the_publication(broker):
     heard = []
-    broker.bind(lambda publication: heard.append(publication) or 0)
+    broker.bind(lambda publication, _: heard.append(publication) or 0)
     whisper = Publication(
         CARS, "psst", to=(Target("connection", "a"),), exclude=(Target("user", "bob"),)
     )
 
-    broker.publish(whisper)
+    broker.publish(whisper, None)
 
     assert heard == [whisper]
 
 
 def test_publishing_before_there_is_a_node_is_a_clear_error(broker):
     with pytest.raises(RuntimeError, match="bind"):
-        broker.publish(Publication(CARS, "hello"))
+        broker.publish(Publication(CARS, "hello"), None)
 
 
 def test_a_delivery_that_fails_is_the_publishers_to_know(broker):
-    def deliver(publication):
+    def deliver(publication, position):
         raise OSError("disk on fire")
 
     broker.bind(deliver)
 
     with pytest.raises(OSError, match="disk on fire"):
-        broker.publish(Publication(CARS, "hello"))
+        broker.publish(Publication(CARS, "hello"), None)
 
 
 class Failing:
@@ -71,7 +71,7 @@ class Failing:
     def bind(self, deliver):
         pass
 
-    def publish(self, publication):
+    def publish(self, publication, keep):
         raise OSError("the engine is away")
 
 
