@@ -332,8 +332,9 @@ def _write_all(lanes: list[Lane], due: list[Flushed]) -> Iterator[None]:
 def _write_one(lane: Lane) -> Iterator[None]:
     """Write what one lane has to all who share it."""
     sockets = list(lane.shared.values())
-    for start in range(0, len(sockets), _BATCH):
-        some = sockets[start : start + _BATCH]
+    batch = _BATCH
+    for start in range(0, len(sockets), batch):
+        some = sockets[start : start + batch]
         if deflating := [socket for socket in some if socket.deflates]:
             deflating[0].write_each(zip(deflating, repeat(lane.joined(deflates=True))))
             some = [socket for socket in some if not socket.deflates]
@@ -352,8 +353,9 @@ def _write_mixed(lanes: list[Lane]) -> Iterator[None]:
             plan[socket] = plan.get(socket, 0) | bit
     mix = (_Mix(lanes, deflates=False), _Mix(lanes, deflates=True))
     due = [(socket, mix[socket.deflates][bits]) for socket, bits in plan.items()]
-    for start in range(0, len(due), _BATCH):
-        due[start][0].write_each(due[start : start + _BATCH])
+    batch = _BATCH
+    for start in range(0, len(due), batch):
+        due[start][0].write_each(due[start : start + batch])
         yield
 
 
