@@ -445,7 +445,7 @@ class FailingBroker:
     def bind(self, deliver):
         pass
 
-    def publish(self, publication):
+    def publish(self, publication, keep):
         raise ConnectionError("the broker is away")
 
 
