@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from backchannel.config import SettingsOptions
+    from backchannel.contracts import Broker
     from backchannel.transport.asgi import Event, Receive, Scope, Send
 
 __all__ = ["Hub"]
@@ -73,7 +74,7 @@ class Hub(HubCore):
                 hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
                 raise TypeError(f"Hub has no setting {name!r}; {hint}")
         checked = Settings(**settings)
-        super().__init__(checked, checked.broker or MemoryBroker())
+        super().__init__(checked, _broker(checked))
         self.pages = http.Pages()
         self.heartbeat = Heartbeat(checked.ping_interval, checked.ping_timeout)
 
@@ -272,6 +273,23 @@ class Hub(HubCore):
             self, url, user=user, headers=headers, cookies=cookies, session=session,
             subprotocols=subprotocols,
         )  # fmt: skip
+
+
+def _broker(settings: Settings) -> Broker:
+    """Return what carries publications between nodes."""
+    url = settings.broker
+    if not isinstance(url, str):
+        return url or MemoryBroker()
+    try:
+        from backchannel.broker.redis import RedisBroker  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ImportError(
+            f"Hub(broker={url.partition('@')[2] or url!r}) needs redis and hiredis: pip install "
+            f'"backchannel[redis]" ({error})'
+        ) from error
+    return RedisBroker(
+        url, settings.name, timeout=settings.broker_timeout, max_unsent=settings.max_unsent
+    )
 
 
 def _label(template: str, params: Mapping[str, Any]) -> Template:

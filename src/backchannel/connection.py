@@ -115,7 +115,9 @@ class Connection:
         channel: str | None,
         subprotocol: str | None,
     ):
-        self.id = secrets.token_urlsafe(12)
+        token = secrets.token_urlsafe(12)
+        # Elsewhere it tells which node to ask.
+        self.id = f"{hub.node}.{token}" if hub.cluster.is_shared else token
         self.hub = hub
         self.channel = channel
         self.subprotocol = subprotocol

@@ -134,6 +134,8 @@ class Dispatch(Caller):
         CONNECTION.info("%s ended by the %s: %s", ws, reason.by, words)
         self._hub.fanout.leaving(ws, ws._channels)
         self._hub.roster.remove(ws)
+        if self._hub.cluster.is_shared:
+            self._hub.cluster.release(ws)
         self._hub.expiry.discard(self)
         ws._link.close(reason.code, reason.text)
         keep = not self._hub.settings.cancel_on_close and reason.by == "client" and self._opened
@@ -339,8 +341,10 @@ class Dispatch(Caller):
     def _opens_at_once(self) -> bool:
         """Opening would not have to wait for anything."""
         channel = self.ws.channel
+        cluster = self._hub.cluster
         return (
-            self.endpoint.callbacks.opening_is_immediate
+            (not cluster.is_shared or cluster.holds_all(self.ws))
+            and self.endpoint.callbacks.opening_is_immediate
             and self.endpoint.occupancy.is_calm
             and (channel is None or self._hub.membership.enters_at_once(self, channel))
         )
@@ -364,6 +368,11 @@ class Dispatch(Caller):
                 return
         if ws.reason is not None:
             return
+        if self._hub.cluster.is_shared:
+            await self._hub.cluster.hold(ws)
+            if ws.reason is not None:
+                self._hub.cluster.release(ws)
+                return
         self._hub.roster.admit(ws)
         self._hub.watch(ws.session)
         if ws.channel is not None:

@@ -9,6 +9,7 @@ Exception
     ├── SessionReadOnly       also TypeError: a session that a socket can't write
     ├── SessionUnavailable    the store of the web sessions does not answer
     ├── BrokerUnavailable     the broker does not answer, or can't take any more
+    ├── BrokerUnusable        the broker answers, and will not do: too old, wrong password
     ├── HandshakeRefused      the test client was not let in
     └── ConnectionClosed      the test client's connection has ended
 └── Reject                    raised or returned by a callback to refuse
@@ -21,6 +22,7 @@ from __future__ import annotations
 __all__ = [
     "BackchannelError",
     "BrokerUnavailable",
+    "BrokerUnusable",
     "ConnectionClosed",
     "HandshakeRefused",
     "InvalidMessage",
@@ -94,6 +96,10 @@ class BrokerUnavailable(BackchannelError):  # noqa: N818
 
     Connections that are open live on.
     """
+
+
+class BrokerUnusable(BackchannelError):  # noqa: N818
+    """The broker answers and will not do: too old, another password, another's data."""
 
 
 class HandshakeRefused(BackchannelError):  # noqa: N818

@@ -16,6 +16,7 @@ from backchannel.audience import Changes, Info
 from backchannel.catchup import CatchUps, Missed
 from backchannel.change import Change
 from backchannel.channel import Channels, check_channel
+from backchannel.cluster import Cluster
 from backchannel.codes import check_close, meaning_of
 from backchannel.connection import CloseReason, Connection
 from backchannel.contracts import Broker, Receipt, TicketStore
@@ -56,12 +57,14 @@ class Health:
         running: it takes connections.
         connections: how many are open on this node.
         channels: how many have members on this node.
+        broker: how the broker is doing, in a few words.
         problems: what went wrong and was not awaited by anyone, newest last.
     """
 
     running: bool
     connections: int
     channels: int
+    broker: str
     problems: tuple[str, ...]
 
 
@@ -85,6 +88,7 @@ class HubCore(Publishing, Access):
         self.fanout = _fanout(settings)
         self.rules = Rules()
         self._broker = broker
+        self.cluster = Cluster(self, broker)
         self._begin_membership()
         self.dispatches: set[Dispatch] = set()
         self.endpoints = Endpoints(casefold=settings.casefold_channels)
@@ -95,12 +99,18 @@ class HubCore(Publishing, Access):
         self.runtime = Runtime()
         self.is_stopping = False
         self._watches = False
-        broker.bind(self._deliver)
+        self._starting = asyncio.Lock()
+        broker.bind(self.cluster)
 
     def _begin_membership(self) -> None:
         self._catch_ups = CatchUps(self._broker, self.roster)
         self.membership = Membership(
-            self.roster, self.fanout, Channels(), self.rules, self._catch_ups
+            self.roster,
+            self.fanout,
+            Channels(),
+            self.rules,
+            self._catch_ups,
+            self.cluster if self.cluster.is_shared else None,
         )
 
     # ── endpoints ─────────────────────────────────────────────────────────────────────────────
@@ -245,6 +255,7 @@ class HubCore(Publishing, Access):
             running=self.is_running,
             connections=len(self.roster.everyone),
             channels=len(self.roster.counts()),
+            broker=self._broker.state,
             problems=self.runtime.problems,
         )
 
@@ -283,6 +294,10 @@ class HubCore(Publishing, Access):
         Raises:
             RuntimeError: it runs in another event loop.
         """
+        async with self._starting:
+            await self._start()
+
+    async def _start(self) -> None:
         if self.is_running:
             if self.runtime.is_here():
                 return
@@ -301,8 +316,14 @@ class HubCore(Publishing, Access):
         for endpoint in self.endpoints.all():
             endpoint.begin_anew()
         self.guard = Guard(self.settings)
-        self.is_stopping = False
         self.node = secrets.token_hex(4)
+        self.cluster.begin_anew()
+        try:
+            await self._broker.start()
+        except BaseException:
+            self.runtime.release()
+            raise
+        self.is_stopping = False
         HUB.debug("hub started as node %s with %d endpoints", self.node, len(list(self.endpoints)))
 
     async def stop(self, code: int = 1001, reason: str = "", *, timeout: float = 2.0) -> None:  # noqa: ASYNC109 - it is the API
@@ -338,6 +359,7 @@ class HubCore(Publishing, Access):
             for task in unsent:
                 task.cancel()
         await self.runtime.cancel_all(max(0.1, deadline - loop.time()))
+        await self._broker.stop()
 
     # ── membership ──────────────────────────────────────────────────────────────────
 
@@ -368,9 +390,21 @@ class HubCore(Publishing, Access):
         return change
 
     def change_all(
-        self, members: Callable[[], Iterable[Connection]], channel: str, *, entering: bool
+        self,
+        members: Callable[[], Iterable[Connection]],
+        channel: str,
+        *,
+        entering: bool,
+        elsewhere: Target | None = None,
     ) -> Changes:
-        """Let many connections enter or leave a channel; see ``Audience.subscribe``."""
+        """Let many connections enter or leave a channel; see ``Audience.subscribe``.
+
+        Args:
+            members: they, of this node.
+            channel: the channel.
+            entering: False leaves it.
+            elsewhere: those of this target on other nodes do so too.
+        """
         name = self.check_channel(channel)
         changes: list[Change] = []
 
@@ -378,7 +412,12 @@ class HubCore(Publishing, Access):
             changes.extend(self.change(ws, name, entering=entering) for ws in members())
             return Receipt(len(changes))
 
-        return Changes(self.runtime.do(begin), changes)
+        started, others = self.runtime.do(begin), None
+        if elsewhere is not None and self.cluster.is_shared:
+            verb = "subscribe" if entering else "unsubscribe"
+            tell = functools.partial(self.cluster.tell, elsewhere, "others", verb, name)
+            others = self.runtime.do(tell)
+        return Changes(started, changes, others)
 
     def _take(self, change: Change, dispatch: Dispatch, name: str, entering: bool) -> None:
         ask = self.membership.enters_at_once if entering else self.membership.is_immediate

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from backchannel.channel import Channel, Channels
+    from backchannel.cluster import Cluster
     from backchannel.connection import Connection
     from backchannel.dispatch import Dispatch
     from backchannel.fanout import Fanout
@@ -40,7 +41,9 @@ class Membership:
             no channel yet, where it would be found, so its rule is asked again before it enters.
     """
 
-    __slots__ = ("_catch_ups", "_channels", "_fanout", "_roster", "_rules", "rechecks")
+    __slots__ = (
+        "_catch_ups", "_channels", "_cluster", "_fanout", "_roster", "_rules", "rechecks",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -49,9 +52,11 @@ class Membership:
         channels: Channels,
         rules: Rules,
         catch_ups: CatchUps,
+        cluster: Cluster | None = None,
     ):
         self._roster = roster
         self._catch_ups = catch_ups
+        self._cluster = cluster  # None where there are no other nodes
         self._fanout = fanout
         self._channels = channels
         self._rules = rules
@@ -71,12 +76,16 @@ class Membership:
         if not dispatch.endpoint.callbacks.membership_is_immediate:
             return False
         channel = self._channels.find(name)
+        if self._cluster is not None and (channel is None or not channel.is_open):
+            return False
         return channel is None or (
             channel.is_calm and channel.opener.callbacks.membership_is_immediate
         )
 
     def _is_plain(self, dispatch: Dispatch, channel: Channel | None) -> bool:
         """Tell whether entering or leaving means no more than to call a def of the listener."""
+        if self._cluster is not None and (channel is None or not channel.is_open):
+            return False
         return dispatch.endpoint.callbacks.membership_is_plain and (
             channel is None or (channel.is_calm and channel.opener.callbacks.membership_is_plain)
         )
@@ -120,6 +129,8 @@ class Membership:
         channel.holders -= 1
         if not channel.holders:
             channel.is_open = False
+            if self._cluster is not None:
+                self._cluster.close(channel.name)
             self._channels.drop_if_free(channel)
 
     async def _ask_later(
@@ -330,19 +341,25 @@ class Membership:
 
     async def _close_behind(self, dispatch: Dispatch, channel: Channel) -> None:
         on_close = channel.opener.callbacks.on_channel_close
-        await channel.leave(
-            None
-            if on_close is None
-            else functools.partial(dispatch.call_safely, on_close, channel.name)
-        )
+        closing = None
+        if on_close is not None or self._cluster is not None:
+            closing = functools.partial(self._close, dispatch, channel, on_close)
+        await channel.leave(closing)
         self._channels.drop_if_free(channel)
 
+    async def _close(self, dispatch: Dispatch, channel: Channel, on_close: Callback | None) -> None:
+        if self._cluster is not None:
+            self._cluster.close(channel.name)
+        await dispatch.call_safely(on_close, channel.name)
+
     def _opening(self, dispatch: Dispatch, channel: Channel) -> Step | None:
-        if dispatch.endpoint.callbacks.on_channel_open is None:
+        if dispatch.endpoint.callbacks.on_channel_open is None and self._cluster is None:
             return None
         return functools.partial(self._open, dispatch, channel)
 
     async def _open(self, dispatch: Dispatch, channel: Channel) -> None:
         channel.opener = dispatch.endpoint
+        if self._cluster is not None:
+            await self._cluster.open(channel.name)
         on_open = dispatch.endpoint.callbacks.on_channel_open
         await dispatch.call_safely(on_open, channel.name)

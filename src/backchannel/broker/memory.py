@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import secrets
 from collections import deque
 from heapq import heappop, heappush
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backchannel.contracts import Receipt
 from backchannel.history import REMEMBERED, Page, Position
 
 if TYPE_CHECKING:
-    from backchannel.contracts import Deliver, Publication
+    from collections.abc import Callable
+
+    from backchannel.contracts import Node, Publication, Target
     from backchannel.history import Retention
 
 __all__ = ["MemoryBroker"]
@@ -22,14 +26,39 @@ __all__ = ["MemoryBroker"]
 class MemoryBroker:
     """Delivers at once, in the order of the calls, to the one node there is."""
 
+    shared = False
+    state = "in this process"
+
     def __init__(self) -> None:
-        self._deliver: Deliver | None = None
+        self._deliver: Callable[[Publication, Position | None], int] | None = None
         self._logs: dict[str, _Log] = {}
         self._ends: list[tuple[float, str]] = []  # a heap: when to look whether a log has ended
 
-    def bind(self, deliver: Deliver) -> None:
+    def bind(self, node: Node) -> None:
         """Remember the node."""
-        self._deliver = deliver
+        self._deliver = node.deliver
+        self._answer = node.answer
+
+    async def start(self) -> None:
+        """There is nothing to start."""
+
+    async def stop(self) -> None:
+        """There is nothing to stop; what is kept stays."""
+
+    def listen(self, target: Target) -> None:
+        """Everything is heard."""
+
+    def unlisten(self, target: Target) -> None:
+        """Everything is heard."""
+
+    def ask(self, target: Target, words: list[Any]) -> asyncio.Future[tuple[list[Any], int]]:
+        """Ask the one node."""
+
+        async def asked() -> tuple[list[Any], int]:
+            answer = self._answer("", target, words)
+            return [await answer if inspect.isawaitable(answer) else answer], 0
+
+        return asyncio.ensure_future(asked())
 
     def publish(self, publication: Publication, keep: Retention | None) -> Receipt:
         """Keep and deliver."""
@@ -40,7 +69,14 @@ class MemoryBroker:
         position = self._log(publication.target.key).add(publication, keep)
         return Receipt(self._deliver(publication, position), position)
 
-    async def history(self, channel: str, since: Position | None, limit: int) -> Page[Publication]:
+    async def history(
+        self,
+        channel: str,
+        since: Position | None,
+        limit: int,
+        *,
+        had: bool = False,  # noqa: ARG002
+    ) -> Page[Publication]:
         """Read what is kept of a channel."""
         return self._log(channel).read(since, limit)
 
