@@ -15,6 +15,7 @@ python3 dev.py setup    only set up
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -27,14 +28,16 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 LOCK = ROOT / "requirements-dev.lock"
 FUZZER = "atheris==3.0.0"  # not in the lock: it has wheels for Linux only
-CHECKS = {
+# One process for each CPU, four at most; tests/conftest.py says which tests stay together.
+PARALLEL = ["-n", "auto", "--maxprocesses", "4"]
+READING = {  # these only read, each by itself: they run at the same time
     "format": ["ruff", "format", "--check", "."],
     "lint": ["ruff", "check", "."],
     "mypy": ["mypy"],
     "pyright": ["pyright"],
     "ladder": ["lint-imports"],
-    "tests": ["pytest"],
 }
+CHECKS = {**READING, "tests": ["pytest", *PARALLEL]}
 
 
 def main(command: str = "help", *arguments: str) -> int:
@@ -53,7 +56,7 @@ def main(command: str = "help", *arguments: str) -> int:
     if command == "check":
         return check()
     if command == "test":
-        return tool("pytest", *arguments)
+        return tool("pytest", *(arguments or PARALLEL))
     if command == "fix":
         return tool("ruff", "check", "--fix", ".") | tool("ruff", "format", ".")
     if command == "conformance":
@@ -113,14 +116,26 @@ def make_venv() -> list[str]:
 def check() -> int:
     """Run every check, also after one failed; say at the end which did."""
     failed: list[str] = []
-    for name, command in CHECKS.items():
-        print(f"── {name}: {' '.join(command)}", flush=True)
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        started = {name: stack.enter_context(start(*READING[name])) for name in READING}
+        for name, process in started.items():
+            output, _ = process.communicate()  # whole: what they say is not mixed
+            print(f"── {name}: {' '.join(READING[name])}\n{output}", end="", flush=True)
+            report(name, process.returncode, began, failed)
+    for name in CHECKS.keys() - READING.keys():
+        print(f"── {name}: {' '.join(CHECKS[name])}", flush=True)
         began = time.monotonic()
-        if tool(*command):
-            failed.append(name)
-        print(f"── {name}: {time.monotonic() - began:.0f} s", flush=True)
+        report(name, tool(*CHECKS[name]), began, failed)
     print(f"FAILED: {', '.join(failed)}" if failed else "All checks passed.")
     return 1 if failed else 0
+
+
+def report(name: str, code: int, began: float, failed: list[str]) -> None:
+    """Print how long a check took; note it where it failed."""
+    print(f"── {name}: {time.monotonic() - began:.0f} s", flush=True)
+    if code:
+        failed.append(name)
 
 
 def fuzz(*arguments: str) -> int:
@@ -167,10 +182,23 @@ def tool(name: str, *arguments: str, folder: Path = ROOT) -> int:
         return 130
 
 
+def start(name: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a command of .venv in the checkout; what it prints is read from its ``stdout``."""
+    return subprocess.Popen(
+        [str(BIN / name), *arguments],
+        cwd=ROOT, env=environment(), text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
 def environment() -> dict[str, str]:
-    """Return this environment with the commands of .venv first on the path."""
+    """Return this environment with the commands of .venv first on the path.
+
+    Python keeps what it compiled: the tests start hundreds of servers, and each would compile anew.
+    """
     path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PATH": path}
 
 
 def run_or_exit(command: list[str]) -> None:

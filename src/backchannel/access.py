@@ -6,12 +6,12 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Never
 
 from backchannel.channel import check_channel
 from backchannel.listener import written_at
-from backchannel.observe import CONNECTION
-from backchannel.rules import read_rule
+from backchannel.observe import CONNECTION, HUB
+from backchannel.rules import astray, check_call, read_rule
 from backchannel.stepping import InContext
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from backchannel.config import Settings
     from backchannel.connection import Connection
     from backchannel.contracts import Target
+    from backchannel.endpoint import Endpoints
     from backchannel.membership import Membership
     from backchannel.roster import Roster
     from backchannel.rules import Rules
@@ -45,16 +46,18 @@ class Access:
     membership: Membership
     runtime: Runtime
     rules: Rules
+    endpoints: Endpoints
 
     def rule(
         self,
         pattern: str,
-        *,
+        *unnamed: Never,
         subscribe: Callable[..., Any] | None = None,
         publish: Callable[..., Any] | None = None,
         history: int | None = None,
         ttl: float = 3600,
         replay: int = 0,
+        **unknown: Never,
     ) -> None:
         """Say who may enter the channels of a pattern, who may publish to them, and what is kept.
 
@@ -76,6 +79,8 @@ class Access:
             ttl: seconds that each of them is kept.
             replay: publications, the newest ones, that everyone who enters gets before all later
                 ones, as far as they were for this one; at most ``history``.
+            unnamed: refused: subscribe and publish are given by name.
+            unknown: refused, with what was probably meant.
 
         Raises:
             TemplateError: the pattern is malformed or fits no channel, has a rule already, or is
@@ -83,7 +88,9 @@ class Access:
             ListenerError: what is to be asked takes something that rules do not have to give.
             TypeError: the pattern is no str, or a number is none.
             ValueError: a number is out of range, or more is to be replayed than is kept.
+            TypeError: the pattern is no str, or something is given by no name or an unknown one.
         """
+        check_call(pattern, unnamed, unknown)
         caller = sys._getframe(1)
         where = written_at(caller.f_code.co_filename, caller.f_lineno)
         casefold = self.settings.casefold_channels
@@ -99,6 +106,17 @@ class Access:
                 casefold=casefold,
             )
         )
+
+    def _warn_of_rules(self) -> None:
+        """Warn of rules that fit no endpoint's channel, but nearly: they guard nothing there."""
+        patterns = [(one.pattern, one) for one in self.endpoints.all() if one.pattern is not None]
+        for rule, near in astray(self.rules, [pattern for pattern, _ in patterns]):
+            where = next(one for pattern, one in patterns if pattern is near)
+            HUB.warning(
+                "rule %s fits no channel that an endpoint leads into, so that it guards none of "
+                "them: did you mean %r, those of %r (%s)?",
+                rule, near.text, where.template.text, where.callbacks.name,
+            )  # fmt: skip
 
     async def may_publish(self, ws: Connection, channel: str) -> bool:
         """Tell whether a rule lets a client publish to a channel: for listeners that pass it on.

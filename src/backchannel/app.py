@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from backchannel.access import Access
 from backchannel.broker.memory import MemoryBroker
 from backchannel.config import Settings
 from backchannel.connection import ABSENT
-from backchannel.endpoint import Endpoint
+from backchannel.endpoint import Endpoint, check_options
 from backchannel.errors import Reject
 from backchannel.heartbeat import Heartbeat
 from backchannel.hub import HubCore
@@ -215,6 +217,7 @@ class Hub(HubCore):
             ListenerError, TemplateError: as for ``add``, at the first connection.
         """
         scope = websocket.scope
+        check_options(options, "hub.serve", scope["path"])
         values = dict(params or {})
         template = getattr(scope.get("route"), "path", None) or scope["path"]
         endpoint = self.endpoints.served(
@@ -290,6 +293,17 @@ def _broker(settings: Settings) -> Broker:
     return RedisBroker(
         url, settings.name, timeout=settings.broker_timeout, max_unsent=settings.max_unsent
     )
+
+
+def _name_after_hub(*kinds: type) -> None:
+    """Let Python's errors about a call name it as applications write it: ``Hub.add() takes …``."""
+    for kind in kinds:
+        for name, member in vars(kind).items():
+            if inspect.isfunction(member) and not name.startswith("_"):
+                member.__qualname__ = f"Hub.{name}"
+
+
+_name_after_hub(HubCore, Access)
 
 
 def _label(template: str, params: Mapping[str, Any]) -> Template:

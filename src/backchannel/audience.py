@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Union
 
 from backchannel.codes import check_close
 from backchannel.connection import ABSENT, CloseReason, Connection
 from backchannel.contracts import Receipt, Target
 from backchannel.history import History, Position
+from backchannel.info import Info, unpacked
 from backchannel.sent import Sent
 
 if TYPE_CHECKING:
@@ -19,27 +18,6 @@ if TYPE_CHECKING:
     from backchannel.sent import Outcome
 
 __all__ = ["Addressees", "Audience", "Changes", "Info", "targets"]
-
-
-@dataclass(frozen=True, slots=True)
-class Info:
-    """What anyone may know about a connection.
-
-    Args:
-        id: connection id.
-        user: user id, or None for an anonymous client.
-        endpoint: the URL template it came in by.
-        node: id of the node it is connected to.
-        opened_at: aware datetime of its handshake.
-        meta: what the listener put into ``ws.meta``.
-    """
-
-    id: str
-    user: str | None
-    endpoint: str
-    node: str
-    opened_at: datetime
-    meta: Mapping[str, Any]
 
 
 class Audience:
@@ -93,9 +71,7 @@ class Audience:
         Raises:
             TypeError, ValueError: no valid channel name.
         """
-        return self._hub.change_all(
-            self._members, channel, entering=True, elsewhere=self.target
-        )
+        return self._hub.change_all(self._members, channel, entering=True, elsewhere=self.target)
 
     def unsubscribe(self, channel: str) -> Changes:
         """Let every connection in this audience leave a channel.
@@ -106,9 +82,7 @@ class Audience:
         Raises:
             TypeError, ValueError: no valid channel name.
         """
-        return self._hub.change_all(
-            self._members, channel, entering=False, elsewhere=self.target
-        )
+        return self._hub.change_all(self._members, channel, entering=False, elsewhere=self.target)
 
     async def recheck(self) -> list[Info]:
         """Ask the rules again about everyone in this audience; who has lost access is taken out.
@@ -177,7 +151,7 @@ class Audience:
             BrokerUnavailable: the other nodes can't be asked.
         """
         others = self._ask_others("count")
-        return len(self._hub.roster.members(self.target)) + sum(await others)
+        return len(self._hub.roster.members(self.target)) + sum(map(int, await others))
 
     async def users(self) -> list[str]:
         """Return the ids of the users in this audience, each once, in the order they came.

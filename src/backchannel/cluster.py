@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable
 from contextvars import Context
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from backchannel.audience import Info
 from backchannel.connection import CloseReason
 from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable
 from backchannel.history import Follower, Position, Retention
+from backchannel.info import packed
 from backchannel.observe import BROKER
 from backchannel.sent import Outcome
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from backchannel.connection import Connection
     from backchannel.hub import HubCore
 
-__all__ = ["Cluster", "unpacked"]
+__all__ = ["Cluster"]
 
 PAGE: Final = 100
 """Publications that are read at a time to fill a gap."""
@@ -218,7 +217,7 @@ class Cluster:
             case ["users"]:
                 return list(dict.fromkeys(ws.user for ws in members if ws.user is not None))
             case ["connections"]:
-                return [_packed(self._hub.info(ws)) for ws in members]
+                return [packed(self._hub.info(ws)) for ws in members]
             case ["subscribe" | "unsubscribe", str(channel)]:
                 return self._change(target, channel, entering=verb == "subscribe")
             case ["recheck"]:
@@ -233,21 +232,7 @@ class Cluster:
         return (await changes).reached or 0
 
     async def _recheck(self, target: Target) -> list[Any]:
-        return [_packed(self._hub.info(ws)) for ws in await self._hub.recheck(target)]
-
-
-def unpacked(answers: Iterable[Iterable[Any]]) -> list[Info]:
-    """Return the connections that other nodes named."""
-    return [
-        Info(id_, user, endpoint, node, datetime.fromtimestamp(opened_at, UTC), meta)
-        for answer in answers
-        for id_, user, endpoint, node, opened_at, meta in answer
-    ]
-
-
-def _packed(info: Info) -> list[Any]:
-    opened_at = info.opened_at.timestamp()
-    return [info.id, info.user, info.endpoint, info.node, opened_at, dict(info.meta)]
+        return [packed(self._hub.info(ws)) for ws in await self._hub.recheck(target)]
 
 
 def _belongs_to(ws: Connection) -> tuple[Target, ...]:

@@ -12,8 +12,8 @@ from backchannel.messages import Frame
 if TYPE_CHECKING:
     import asyncio
 
-    from backchannel.sent import Outcome
     from backchannel.request import Request
+    from backchannel.sent import Outcome
     from backchannel.session.web import Session
 
 __all__ = [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import fields
+from typing import Any, Final
 
 from backchannel.backlog import SLOW_CLIENT, SlowClient
+from backchannel.config import Settings
 from backchannel.errors import InvalidMessage, TemplateError
 from backchannel.heartbeat import Heartbeat
 from backchannel.listener import Callback, Callbacks
@@ -14,7 +17,38 @@ from backchannel.messages import Decoder, Frame, tag_reader
 from backchannel.template import NamePattern, Router, Template, near_misses
 from backchannel.turn import Occupancy
 
-__all__ = ["Endpoint", "Endpoints"]
+__all__ = ["Endpoint", "Endpoints", "check_options"]
+
+_OPTIONS: Final = (
+    "channel", "share_channels", "tag", "subprotocols", "slow_client", "idle_timeout",
+    "authenticate",
+)  # fmt: skip
+
+
+def check_options(options: Iterable[str], call: str, template: str) -> None:
+    """Check the names of an endpoint's options.
+
+    Args:
+        options: their names.
+        call: what they were given to, such as ``hub.add``.
+        template: the URL that they are for.
+
+    Raises:
+        TypeError: endpoints have no such option; the error says what was probably meant.
+    """
+    settings = [field.name for field in fields(Settings) if field.name not in _OPTIONS]
+    for name in options:
+        if name in _OPTIONS:
+            continue
+        hint = "known are " + ", ".join(f"{known}=" for known in _OPTIONS)
+        near = difflib.get_close_matches(name, [*_OPTIONS, *settings], n=1, cutoff=0.75)
+        if name in settings:
+            hint = f"{name}= is a setting of the hub, for all its endpoints: Hub({name}=…)"
+        elif near and near[0] in settings:
+            hint = f"did you mean {near[0]}= of the hub, for all its endpoints: Hub({near[0]}=…)?"
+        elif near:
+            hint = f"did you mean {near[0]}=?"
+        raise TypeError(f"{call} has no option {name}= for {template!r}; {hint}")
 
 
 class Endpoint:

@@ -19,6 +19,9 @@ Exception
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 __all__ = [
     "BackchannelError",
     "BrokerUnavailable",
@@ -35,6 +38,11 @@ __all__ = [
     "TryLater",
     "UnsendableMessage",
 ]
+
+
+_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""What a header may be called (RFC 9110, token)."""
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 
 
 class BackchannelError(Exception):
@@ -143,7 +151,7 @@ class Reject(Exception):  # noqa: N818 - not an error: an answer
         headers: more response headers, used before the 101 only.
 
     Raises:
-        ValueError: the status is no HTTP status of a refusal.
+        ValueError: the status is no HTTP status of a refusal, or a header can't be sent as it is.
     """
 
     def __init__(
@@ -154,6 +162,13 @@ class Reject(Exception):  # noqa: N818 - not an error: an answer
             raise ValueError(
                 f"Reject's status must be an HTTP status from 300 to 599, not {number}"
             )
+        for name, value in (headers or {}).items():
+            if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+                raise ValueError(
+                    f"Reject's header {name!r}: {value!r} can't be sent: no control characters or "
+                    "line breaks, and Latin-1 only; quote what comes from a client, for instance "
+                    "with urllib.parse.quote"
+                )
         super().__init__(number, said)
         self.status = number
         self.text = said

@@ -14,7 +14,7 @@ from backchannel.connection import ABSENT
 from backchannel.errors import InvalidToken, Reject, SessionUnavailable
 from backchannel.identity import expiry_of, id_of
 from backchannel.listener import where_defined
-from backchannel.observe import HANDSHAKE, address, new_error_id, report_slow, timed
+from backchannel.observe import HANDSHAKE, address, excerpt, new_error_id, report_slow, timed
 from backchannel.request import Request
 from backchannel.session.scope import in_scope
 from backchannel.session.web import NO_SESSION
@@ -187,13 +187,13 @@ async def _identify(
         try:
             identity = await _call(_Check(asked), settings, request)
         except Reject as answer:
-            return answer
-        refused = refusal(identity, Reject(401, "Not authenticated."))
-        if refused is None:
-            refused = _note(request, identity)
-    if refused is None and settings.require_user and request.user is None:
-        return Reject(401, "Not authenticated.")
-    return refused
+            identity = answer
+        refused = refusal(identity, Reject(401, "Not authenticated.")) or _note(request, identity)
+    if refused is not None:
+        return _noted(refused, "authenticate", request)
+    if settings.require_user and request.user is None:
+        return _noted(Reject(401, "Not authenticated."), "require_user", request)
+    return None
 
 
 def _note(request: Request, identity: object) -> Reject | None:
@@ -209,10 +209,12 @@ def _note(request: Request, identity: object) -> Reject | None:
 async def _redeem(request: Request, offered: list[str], tickets: TicketStore) -> Reject | None:
     """Use up the ticket in the URL; whatever is refused later, it is gone."""
     if len(offered) > 1:
-        return Reject(401, "The URL has more than one ticket; it may have one.")
+        refused = Reject(401, "The URL has more than one ticket; it may have one.")
+        return _noted(refused, "its ticket", request)
     user = await tickets.take(key_of(offered[0]))
     if user is None:
-        return Reject(401, "The ticket is not valid: unknown, used already, or expired.")
+        refused = Reject(401, "The ticket is not valid: unknown, used already, or expired.")
+        return _noted(refused, "its ticket", request)
     request.user = request.identity = user
     return None
 
@@ -222,7 +224,17 @@ async def _ask(callback: Callback, settings: Settings, request: Request) -> Reje
         answer = await _call(callback, settings, request)
     except Reject as raised:
         answer = raised
-    return refusal(answer, Reject(403, "Refused."))
+    refused = refusal(answer, Reject(403, "Refused."))
+    return refused and _noted(refused, "on_handshake", request)
+
+
+def _noted(refused: Reject, by: str, request: Request) -> Reject:
+    """Say in the log who is refused by what; the text is what the client is told, no token."""
+    HANDSHAKE.info(
+        "refused %r from %s with %d by %s: %s",
+        request.path, address(request.client), refused.status, by, excerpt(refused.text),
+    )  # fmt: skip
+    return refused
 
 
 class _Check:

@@ -19,9 +19,9 @@ from backchannel.channel import Channels, check_channel
 from backchannel.cluster import Cluster
 from backchannel.codes import check_close, meaning_of
 from backchannel.connection import CloseReason, Connection
-from backchannel.contracts import Broker, Receipt, TicketStore
+from backchannel.contracts import Broker, Receipt, Target, TicketStore
 from backchannel.dispatch import Dispatch
-from backchannel.endpoint import Endpoint, Endpoints
+from backchannel.endpoint import Endpoint, Endpoints, check_options
 from backchannel.expiry import Expiry
 from backchannel.fanout import Encoder, Fanout
 from backchannel.guard import Guard
@@ -130,6 +130,7 @@ class HubCore(Publishing, Access):
             raise TypeError(
                 '@hub.endpoint takes the URL, as in @hub.endpoint("/ws/chat/{channel}")'
             )
+        check_options(options, "hub.endpoint", template)
         names = _names_of_caller(2)
 
         def bind(target: T) -> T:
@@ -159,6 +160,7 @@ class HubCore(Publishing, Access):
             ListenerError: the listener can't serve (signature, annotation, spelling).
             TypeError, ValueError: an option has no such value.
         """
+        check_options(options, "hub.add", template)
         self._add(template, listener, _names_of_caller(2), options)
 
     def replace(self, template: str, listener: object) -> None:
@@ -324,6 +326,7 @@ class HubCore(Publishing, Access):
             self.runtime.release()
             raise
         self.is_stopping = False
+        self._warn_of_rules()
         HUB.debug("hub started as node %s with %d endpoints", self.node, len(list(self.endpoints)))
 
     async def stop(self, code: int = 1001, reason: str = "", *, timeout: float = 2.0) -> None:  # noqa: ASYNC109 - it is the API

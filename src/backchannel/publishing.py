@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from backchannel.roster import Roster
     from backchannel.rules import Rules
     from backchannel.runtime import Runtime
-    from backchannel.sent import Sent
+    from backchannel.sent import Outcome, Sent
 
 __all__ = ["Publishing"]
 
@@ -141,7 +141,7 @@ class Publishing:
         )
         return self.runtime.do(functools.partial(self._publish, publication))
 
-    def _publish(self, publication: Publication) -> Receipt:
+    def _publish(self, publication: Publication) -> Receipt | Outcome:
         kind, name = publication.target
         keep = self.rules.keeping(name) if self.rules.keep and kind == "channel" else None
         return self._broker.publish(publication, keep)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -15,7 +16,7 @@ from backchannel.history import Retention
 from backchannel.listener import Callback, read_callback
 from backchannel.template import NamePattern
 
-__all__ = ["Rule", "Rules", "read_rule"]
+__all__ = ["Rule", "Rules", "astray", "check_call", "read_rule"]
 
 KEPT: Final = 4096
 """Channel names of which it is kept which rule holds for them; then it is found out anew."""
@@ -160,6 +161,52 @@ def _check_count(text: str, name: str, value: object, *, at_least: int) -> None:
         raise TypeError(f"rule {text!r}: {name}= is a number of publications, not {value!r}")
     if value < at_least:
         raise ValueError(f"rule {text!r}: {name}= is at least {at_least}, not {value}")
+
+
+ALIKE: Final = 0.8
+"""From which likeness on (difflib) a rule was probably meant for the channels of an endpoint."""
+
+
+def astray(rules: Rules, patterns: Sequence[NamePattern]) -> Iterator[tuple[Rule, NamePattern]]:
+    """Find rules that were probably meant for an endpoint's channels, and fit none of them.
+
+    A rule may also be for names that ``ws.subscribe`` will use, so that only those are found which
+    look much like the channels of an endpoint that has no rule.
+
+    Args:
+        rules: all of them.
+        patterns: the channels that endpoints lead into.
+
+    Yields:
+        The rule, and the pattern that it looks like.
+    """
+    bare = [one for one in patterns if not any(one.common_name(rule.pattern) for rule in rules)]
+    for rule in rules:
+        if any(one.common_name(rule.pattern) for one in patterns):
+            continue
+        texts = {"{}".join(one.shape).casefold(): one for one in bare}
+        text = "{}".join(rule.pattern.shape).casefold()
+        if near := difflib.get_close_matches(text, texts, n=1, cutoff=ALIKE):
+            yield rule, texts[near[0]]
+
+
+def check_call(pattern: object, unnamed: Sequence[object], unknown: Mapping[str, object]) -> None:
+    """Refuse what ``hub.rule`` was given besides the pattern and what it knows by name.
+
+    Raises:
+        TypeError: there is something; the error says how to write it.
+    """
+    if unnamed:
+        name = getattr(unnamed[0], "__name__", "…")
+        raise TypeError(
+            "hub.rule asks a function before a client subscribes, or before it publishes: say what "
+            f"it is for: hub.rule({pattern!r}, subscribe={name}) or publish={name}"
+        )
+    for name in unknown:
+        known = ("subscribe", "publish")
+        near = difflib.get_close_matches(name.removeprefix("on_"), known, n=1)
+        hint = f"did you mean {near[0]}=?" if near else "it has subscribe= and publish="
+        raise TypeError(f"hub.rule has no {name}=; {hint}")
 
 
 def read_rule(

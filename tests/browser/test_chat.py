@@ -5,79 +5,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
-import shutil
-import signal
-import sys
-from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
-CHAT = Path(__file__).parents[2] / "examples" / "chat.py"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-proxy-server",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-PATIENCE = 10.0
-"""Seconds a test waits for what should come at once."""
+pytest.importorskip("playwright", reason="no playwright: pip install it")
 
-playwright_api = pytest.importorskip("playwright.async_api", reason="no playwright: pip install it")
-expect = playwright_api.expect
-expect.set_options(timeout=PATIENCE * 1000)
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason=f"no browser to test with: none of {', '.join(BROWSERS)} is installed"
-)
+from playwright.async_api import expect
 
-
-class Server:
-    """The chat, which can be stopped and started again at the same port."""
-
-    def __init__(self):
-        self.port = 0
-
-    @property
-    def url(self):
-        return f"http://localhost:{self.port}/"
-
-    async def start(self):
-        self.log = []
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "backchannel", "run", str(CHAT), "--port", str(self.port),
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            self.port = int(await asyncio.wait_for(self._port(), 30))
-        except (EOFError, TimeoutError):
-            pytest.fail(f"the chat did not say where it serves:\n{''.join(self.log)}")
-        finally:
-            self.rest = asyncio.create_task(self.process.stdout.read())
-
-    async def _port(self):
-        while line := (await self.process.stdout.readline()).decode():
-            self.log.append(line)
-            if found := re.search(r"page +http://localhost:(\d+)/", line):
-                return found[1]
-        raise EOFError
-
-    async def stop(self):
-        if self.process.returncode is None:
-            self.process.send_signal(signal.SIGINT)
-        try:
-            await asyncio.wait_for(self.process.wait(), PATIENCE)
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
-            pytest.fail("the chat had to be killed")
-        finally:
-            self.log.append((await self.rest).decode())
-        printed = "".join(self.log)
-        # On a busy machine the process may be held up inside a callback; the hub can't know why.
-        bad = re.search(r"ERROR|WARNING(?!.*held the event loop)|Traceback", printed)
-        assert bad is None, printed
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 class Person:
@@ -138,34 +76,31 @@ class Person:
         )
 
 
-@pytest.fixture
-async def server():
-    server = Server()
+@pytest_asyncio.fixture(loop_scope="session")
+async def server(make_app):
+    server = make_app("chat.py")
     await server.start()
     yield server
     await server.stop()
 
 
-@pytest.fixture
-async def come(server):
+@pytest_asyncio.fixture(loop_scope="session")
+async def come(server, new_context):
     """Bring people to the page; at the end nothing may have gone wrong in anyone's."""
     people = []
-    async with playwright_api.async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
 
-        async def bring(name=None, channel="cars", **options):
-            context = await browser.new_context(**options)
-            context.set_default_timeout(PATIENCE * 1000)
-            person = Person(await context.new_page())
-            people.append(person)
-            await person.page.goto(server.url)
-            if name is not None:
-                await person.knock(name, channel)
-                await expect(person.state).to_have_text("Connected")
-            return person
+    async def bring(name=None, channel="cars", **options):
+        person = Person(await (await new_context(**options)).new_page())
+        people.append(person)
+        await person.page.goto(server.url)
+        if name is not None:
+            await person.knock(name, channel)
+            await expect(person.state).to_have_text("Connected")
+        return person
 
-        yield bring
-        await browser.close()
+    yield bring
+    for person in people:
+        await person.page.context.close()
     assert [problem for person in people for problem in person.problems] == []
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from backchannel import Connection, Hub, Listener
 
 hub = Hub(trusted_proxies=["127.0.0.1"], ping_interval=0.5, ping_timeout=5)
+rarely = Hub(trusted_proxies=["127.0.0.1"], ping_interval=60)
+untrusting = Hub()
 
 
+@untrusting.endpoint("/ws/where/{channel}")
+@rarely.endpoint("/ws/where/{channel}")
 @hub.endpoint("/ws/where/{channel}")
 class Where(Listener):
     """Tells what it knows of its client, then echoes."""

@@ -5,17 +5,15 @@ This is what the system that Backchannel takes its idea from got wrong.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import os
 import re
 from pathlib import Path
 
 import httpx
 import pytest
+from clients import ended, read
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
 
 PROJECT = Path(__file__).parents[2] / "examples" / "django_project"
 TRANSPORTS = {
@@ -29,6 +27,7 @@ def server(request, start_once, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / f"applications-{request.param}"
     folder.mkdir(exist_ok=True)
     env = (
+        ("DJANGO_SETTINGS_MODULE", "quick_settings"),
         ("DATABASE", str(folder / "db.sqlite3")),
         ("PYTHONPATH", os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])),
     )
@@ -40,7 +39,7 @@ class Browser:
 
     def __init__(self, server):
         self.server = server
-        self.http = httpx.AsyncClient(trust_env=False, timeout=30)
+        self.http = httpx.AsyncClient(trust_env=False, timeout=30, verify=False)
 
     async def __aenter__(self):
         return self
@@ -71,19 +70,6 @@ class Browser:
         headers = {"Cookie": self.cookies(path)}
         async with self.server.connect(path, additional_headers=headers) as socket:
             yield socket
-
-
-async def read(socket):
-    message = await asyncio.wait_for(socket.recv(), 10)
-    return json.loads(message) if message[:1] == "{" else message
-
-
-async def ended(socket):
-    try:
-        while True:
-            await read(socket)
-    except ConnectionClosed as closed:
-        return closed.rcvd.code, closed.rcvd.reason
 
 
 async def test_each_listener_sees_its_own_applications_session(server):
@@ -207,7 +193,7 @@ async def test_starsessions_are_asked_written_and_end_their_sockets(server):
 async def test_fastapi_and_django_in_one_process(server):
     async with Browser(server) as browser:
         login = browser.url("/accounts/login/", "django.localhost")
-        local = httpx.AsyncHTTPTransport()
+        local = httpx.AsyncHTTPTransport(verify=False)
         async with httpx.AsyncClient(transport=_ToLoopback(local), timeout=30) as http:
             page = await http.get(login)
             token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', page.text)[1]

@@ -30,7 +30,7 @@ def checkout(tmp_path):
     spec = importlib.util.spec_from_file_location("dev", folder / "dev.py")
     dev = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(dev)
-    (folder / ".venv/.installed").write_text(dev.wanted())
+    (folder / ".venv/.installed").write_text(f"{dev.wanted()} dev")
     return folder
 
 
@@ -101,3 +101,50 @@ async def test_the_exit_code_is_that_of_the_command(process, checkout):
     started = process("dev.py", "run", "nowhere.py", cwd=checkout)
     assert await asyncio.to_thread(started.wait) == 1
     assert "there is no file nowhere.py" in started.output()
+
+
+# mypy ends only once pyright ran, and says something before and after; it finds fault.
+TOOLS = {
+    "ruff": "echo all well",
+    "mypy": "echo mypy begins; while [ ! -e pyright-ran ]; do sleep 0.01; done; echo mypy ends; exit 1",
+    "pyright": "touch pyright-ran; echo pyright says; echo pyright complains >&2",
+    "lint-imports": "echo kept",
+    "pytest": "echo pytest gets $*; echo compiles anew: $PYTHONDONTWRITEBYTECODE; exit 5",
+}
+
+
+@pytest.fixture
+def tools(checkout):
+    """Return a checkout whose .venv has small programs in place of the tools."""
+    folder = checkout / ".venv/bin"
+    folder.unlink()
+    folder.mkdir()
+    for name, does in TOOLS.items():
+        (folder / name).write_text(f"#!/bin/sh\n{does}\n")
+        (folder / name).chmod(0o755)
+    return checkout
+
+
+async def test_check_runs_all_reads_at_once_mixes_nothing_and_names_what_failed(process, tools):
+    started = process("dev.py", "check", cwd=tools)
+    assert await asyncio.to_thread(started.wait) == 1
+    printed = started.output()
+    for block in (
+        "── mypy: mypy\nmypy begins\nmypy ends\n── mypy: ",
+        "── pyright: pyright\npyright says\npyright complains\n── pyright: ",
+        "pytest gets -n auto",
+    ):
+        assert block in printed, printed
+    order = ["format", "lint", "mypy", "pyright", "ladder", "tests"]
+    assert re.findall(r"^── (\S+): \d+ s$", printed, re.MULTILINE) == order
+    assert printed.endswith("FAILED: mypy, tests\n")
+
+
+@pytest.mark.parametrize(("given", "gets"), [((), "-n auto"), (("-k", "x"), "-k x\n")])
+async def test_all_tests_run_in_several_processes_and_named_ones_in_one(
+    process, tools, given, gets
+):
+    started = process("dev.py", "test", *given, cwd=tools, env={"PYTHONDONTWRITEBYTECODE": "1"})
+    assert await asyncio.to_thread(started.wait) == 5
+    assert f"pytest gets {gets}" in started.output()
+    assert "compiles anew:\n" in started.output()

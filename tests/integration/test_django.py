@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from clients import ended, read
+from websockets.exceptions import InvalidStatus
 
 PROJECT = Path(__file__).parents[2] / "examples" / "django_project"
 TRANSPORTS = {
@@ -34,6 +34,7 @@ def serve(start_once, tmp_path_factory, transport):
         folder = tmp_path_factory.getbasetemp() / f"django-{transport}-{engine}"
         folder.mkdir(exist_ok=True)
         env = (
+            ("DJANGO_SETTINGS_MODULE", "quick_settings"),
             ("DATABASE", str(folder / "db.sqlite3")),
             ("CACHE", str(folder / "cache")),
             ("SESSION_ENGINE", f"django.contrib.sessions.backends.{engine}"),
@@ -49,7 +50,9 @@ class Browser:
 
     def __init__(self, server):
         self.server = server
-        self.http = httpx.AsyncClient(base_url=server.http, trust_env=False, timeout=30)
+        self.http = httpx.AsyncClient(
+            base_url=server.http, trust_env=False, timeout=30, verify=False
+        )
 
     async def __aenter__(self):
         return self
@@ -84,18 +87,6 @@ async def signed_in(server, name="ana"):
         answer = await browser.login(name)
         assert "Lobby" in answer.text
         yield browser
-
-
-async def read(socket):
-    return await asyncio.wait_for(socket.recv(), 10)
-
-
-async def ended(socket):
-    try:
-        while True:
-            await read(socket)
-    except ConnectionClosed as closed:
-        return closed.rcvd.code, closed.rcvd.reason
 
 
 @pytest.mark.parametrize("engine", ENGINES)

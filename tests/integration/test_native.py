@@ -1,4 +1,4 @@
-"""The native transport's hazards, each with a real server on it; the rest is in test_servers."""
+"""The native transport's hazards, each with a real server on it; the rest is in test_servers and its neighbours."""
 
 from __future__ import annotations
 

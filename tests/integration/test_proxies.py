@@ -21,7 +21,7 @@ from websockets.exceptions import InvalidStatus
 from backchannel.cli.doctor import diagnose
 
 PAGE = (Path(__file__).parents[2] / "docs" / "proxies.md").read_text()
-NATIVE = "uvicorn proxied:hub --port {port} --ws backchannel.transport.uvicorn:Protocol"
+NATIVE = "uvicorn proxied:{app} --port {port} --ws backchannel.transport.uvicorn:Protocol"
 MODULES = "/usr/lib/apache2/modules"
 NGINX = """daemon off; worker_processes 1; pid {folder}/pid; error_log stderr;
 events {{}}
@@ -64,13 +64,14 @@ def behind(start_once, tmp_path):
     """Start a proxy before the hub; returns its port. ``change`` edits the page's text."""
     started = []
 
-    def start(name, change=str):
+    def start(name, change=str, app="hub"):
         program, whole, command = PROXIES[name]
         path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
         if (found := shutil.which(program, path=path)) is None:
             pytest.skip(f"no {program}: apt-get install {program}")
-        app, port = start_once("proxied", NATIVE), free_port()
-        block = change(documented(name)).replace("127.0.0.1:8888", f"127.0.0.1:{app.port}")
+        server = start_once("proxied", NATIVE.replace("{app}", app))
+        port = free_port()
+        block = change(documented(name)).replace("127.0.0.1:8888", f"127.0.0.1:{server.port}")
         block = re.sub(r"(listen |\*:|http://:)80\b", rf"\g<1>{port}", block)
         config = tmp_path / f"{name}.conf"
         config.write_text(whole.format(folder=tmp_path, block=block, port=port, modules=MODULES))
@@ -141,11 +142,37 @@ async def test_pings_keep_an_idle_connection_through_a_proxy_with_little_patienc
     [
         ("nginx", "proxy_set_header Upgrade $http_upgrade;", "proxy_set_header Upgrade"),
         ("nginx", "proxy_set_header Host $http_host;", "proxy_set_header Host $http_host"),
-        ("apache", " upgrade=websocket", "Upgrade"),
+        ("apache", " upgrade=websocket", "upgrade=websocket"),
+        ("apache", "ProxyPreserveHost On", "ProxyPreserveHost On"),
     ],
 )
 async def test_doctor_names_what_a_proxy_lost(behind, name, line, advice):
     assert line in documented(name)
-    port = behind(name, lambda text: text.replace(line, ""))
+    # With a proxy that is trusted, Apache's X-Forwarded-Host would make up for the Host.
+    port = behind(name, lambda text: text.replace(line, ""), app="untrusting")
     diagnosis = await diagnose(f"ws://127.0.0.1:{port}/ws/where/cars")
     assert advice in str(diagnosis), diagnosis
+
+
+PATIENCE = {
+    "nginx": ("proxy_buffering off;", "proxy_buffering off; proxy_read_timeout 2s;"),
+    "apache": ("ProxyPreserveHost On", "ProxyPreserveHost On\nTimeout 2\nProxyTimeout 2"),
+}
+
+
+@pytest.mark.parametrize("name", PATIENCE)
+async def test_doctor_names_a_proxys_time_limit(behind, name):
+    port = behind(name, lambda text: text.replace(*PATIENCE[name]), app="rarely")
+    diagnosis = await diagnose(f"ws://127.0.0.1:{port}/ws/where/cars", watch=30)
+    assert not diagnosis.ok
+    assert "without a close frame" in diagnosis.title, diagnosis
+    assert re.search(r"For 2\.\d s before", diagnosis.explanation), diagnosis
+    assert "proxy_read_timeout 75s;" in str(diagnosis)
+    assert "ProxyTimeout 75" in str(diagnosis)
+
+
+async def test_doctor_sees_pings_keep_a_connection_through_the_same_limit(behind):
+    port = behind("nginx", lambda text: text.replace(*PATIENCE["nginx"]))
+    diagnosis = await diagnose(f"ws://127.0.0.1:{port}/ws/where/cars", watch=4)
+    assert diagnosis.ok, diagnosis
+    assert "after 4 s still open" in diagnosis.title

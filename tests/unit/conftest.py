@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from shared import Room, WebSession
 
 from backchannel import CloseReason, Hub, Listener, threaded
+from backchannel.testing import MemoryClient
 
 PARAMETERS = {
     "on_handshake": "request",
@@ -100,3 +102,19 @@ async def hub() -> AsyncIterator[Hub]:
     assert hub.health.connections == 0
     assert hub.channels() == {}
     assert not hub.dispatches
+
+
+@pytest.fixture
+async def room(hub: Hub) -> AsyncIterator[dict[str, MemoryClient]]:
+    """Ana on two devices, bob, and an anonymous; all but ana's second device in `cars`."""
+    hub.add("/ws/{channel}", Room)
+    hub.add("/quiet", Room)
+    clients = {
+        "ana1": await hub.test_client("/ws/cars", user="ana", session=WebSession("s1")).connect(),
+        "ana2": await hub.test_client("/quiet", user="ana", session=WebSession("s2")).connect(),
+        "bob": await hub.test_client("/ws/cars", user="bob", session=WebSession("s1")).connect(),
+        "anonymous": await hub.test_client("/ws/cars").connect(),
+    }
+    yield clients
+    for client in clients.values():
+        await client.close()

@@ -104,6 +104,24 @@ def test_rejects_only_argument_may_be_the_text():
     assert (answer.status, answer.text) == (403, "members only")
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Location": "/x\r\nSet-Cookie: a=b"},
+        {"Location": "/x\n"},
+        {"X": "\0"},
+        {"X": "🙂"},
+        {"X Y": "a"},
+        {"X:": "a"},
+        {"": "a"},
+    ],
+)
+def test_a_header_that_would_become_another_is_refused(headers):
+    with pytest.raises(ValueError, match="quote what comes from a client") as error:
+        Reject(302, "Moved.", headers)
+    assert repr(next(iter(headers))) in str(error.value)
+
+
 def test_two_rejects_share_no_headers():
     Reject().headers["X"] = "1"
     assert Reject().headers == {}

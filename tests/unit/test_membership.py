@@ -10,14 +10,9 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shared import turns
 
 from backchannel import Hub, Listener, Reject, threaded
-
-
-async def turns(count=10):
-    """Let everything that is ready run."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 def refusals(how):

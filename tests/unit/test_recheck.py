@@ -7,14 +7,9 @@ import logging
 import random
 
 import pytest
+from shared import turns
 
 from backchannel import Hub, Listener, Reject, threaded
-
-
-async def turns(count=10):
-    """Let everything that is ready run."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 class Access:

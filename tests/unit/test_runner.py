@@ -13,6 +13,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
+from shared import turns
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 SEEN: ContextVar[int] = ContextVar("seen", default=0)
@@ -23,12 +24,6 @@ async def crowd(hub, count, path="/ws"):
     """So many clients; what they send one after the other comes in one turn of the event loop."""
     async with contextlib.AsyncExitStack() as stack:
         yield [await stack.enter_async_context(hub.test_client(path)) for _ in range(count)]
-
-
-async def turns(count=10):
-    """Let everything that is ready run."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 async def all_say(clients, *messages):

@@ -95,7 +95,8 @@ class JWT:
             "audience": audience if audience is None else list(_texts(audience)),
             "issuer": issuer if issuer is None else list(_texts(issuer)),
             "leeway": leeway,
-            "options": {"require": [user, *_texts(require)]},
+            # A number is an id as everywhere else, so that PyJWT's own check of "sub" is off.
+            "options": {"require": [user, *_texts(require)], "verify_sub": False},
         }
 
     def __call__(self, request: Request) -> Identity | None:
@@ -145,9 +146,14 @@ class JWT:
             return token
         if at is None:
             return None
-        if at + 1 == len(offered):
-            raise InvalidToken(f"The subprotocol {self.subprotocol} wants a token after it.")
-        return offered[at + 1]
+        after = offered[at + 1 : at + 2]
+        looks = [name.count(".") == 2 for name in offered]  # as a JWT
+        if not after or (any(looks) and not looks[at + 1]):
+            raise InvalidToken(
+                f"The subprotocol {self.subprotocol} wants a token right after it: "
+                f'new WebSocket(url, ["{self.subprotocol}", token]).'
+            )
+        return after[0]
 
     def _until(self, exp: Any) -> datetime | None:
         return None if exp is None else datetime.fromtimestamp(int(exp) + self._leeway, UTC)
@@ -163,7 +169,6 @@ class JWT:
             (raised.InvalidIssuerError, "The token is of another issuer."),
             (raised.ImmatureSignatureError, "The token is not valid yet."),
             (raised.InvalidAlgorithmError, "The token's algorithm is not accepted here."),
-            (raised.InvalidSubjectError, "The token's claim 'sub' is no user's id."),
         ):
             if isinstance(error, kind):
                 return text
@@ -192,14 +197,25 @@ class JWT:
                 f"{names} anybody could sign with it"
             )
         prepared = key
-        for one in found:
+        for name, one in zip(self.algorithms, found, strict=True):
             try:
                 prepared = one.prepare_key(key)
             except (self._jwt.PyJWTError, TypeError, ValueError) as error:
                 raise ValueError(f"JWT: this is no key for {names}: {error}") from error
             if short := one.check_key_length(prepared):
-                raise ValueError(f"JWT: {short}")
+                raise ValueError(f"JWT: {_too_short(name, prepared) or short}")
         return prepared
+
+
+def _too_short(name: str, key: Any) -> str:
+    """Say that a secret is too short, and how to make one; nothing for what is no secret."""
+    if not name.startswith("HS"):
+        return ""
+    size = int(name[2:]) // 8  # its hash's (RFC 7518 §3.2)
+    return (
+        f"the secret has {len(key)} bytes, and {name} wants {size} or more: make one with "
+        f"python -c 'import secrets; print(secrets.token_hex({size}))', and sign with the same"
+    )
 
 
 def _library() -> Any:

@@ -38,6 +38,7 @@ async def diagnose(
     subprotocols: Sequence[str] = (),
     headers: Sequence[tuple[str, str]] = (),
     insecure: bool = False,
+    watch: float = 0,
 ) -> Diagnosis:
     """Connect to a WebSocket as a browser would, and tell what came of it.
 
@@ -52,16 +53,20 @@ async def diagnose(
         subprotocols: names to offer, the preferred one first.
         headers: more headers to send, as (name, value); their values are shown nowhere.
         insecure: True goes on when the server's certificate is not valid.
+        watch: seconds to stay connected and silent, to see what ends that; 0 leaves at once.
 
     Returns:
         The diagnosis. What is wrong with the URL or the connection is in it, never raised.
 
     Raises:
-        ValueError: the timeout is not above 0 or above a day, or the origin, a subprotocol or a
+        ValueError: the timeout is not above 0 or above a day, watch below 0 or above a day, or the
+            origin, a subprotocol or a
             header can't be sent.
     """
     if not 0 < timeout <= 86_400:
         raise ValueError(f"timeout must be more than 0 seconds and at most a day, not {timeout}")
+    if not 0 <= watch <= 86_400:
+        raise ValueError(f"watch must be 0 seconds or more and at most a day, not {watch}")
     if origin is not None and not re.fullmatch(r"null|[a-z][a-z0-9+.-]*://[][a-z0-9_.:-]+", origin):
         raise ValueError(f"{origin!r} is no origin: write it like https://example.com, no path")
     validate_subprotocols([Subprotocol(name) for name in subprotocols])
@@ -71,7 +76,7 @@ async def diagnose(
         uri, note = _read_url(url)
     except TroubleError as trouble:
         return fill(trouble.row, {"url": clean(url), **trouble.values}, {})
-    visit = Visit(uri, origin, timeout, subprotocols, headers, insecure=insecure)
+    visit = Visit(uri, origin, timeout, subprotocols, headers, insecure=insecure, watch=watch)
     try:
         row = await visit.run()
     except TroubleError as trouble:
@@ -140,6 +145,21 @@ def render(diagnosis: Diagnosis, console: Console) -> None:
             console.print(grid)
 
 
+def _read_watch(_context: click.Context, _option: click.Parameter, text: str | None) -> float:
+    if text is None:
+        return 0
+    try:
+        seconds = float(text)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r} is no number of seconds; the URL comes first, as in: backchannel doctor URL "
+            "--watch"
+        ) from error
+    if not 0 < seconds <= 86_400:
+        raise click.BadParameter(f"{text} is not more than 0 seconds and at most a day")
+    return seconds
+
+
 @click.command()
 @click.argument("url")
 @click.option("--origin", help="The Origin to send; by default that of a page from the same host.")
@@ -147,6 +167,9 @@ def render(diagnosis: Diagnosis, console: Console) -> None:
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'",
               help="Send this header too, such as a cookie; repeat for more.")  # fmt: skip
 @click.option("--timeout", default=5.0, show_default=True, help="Seconds for each step.")
+@click.option("--watch", is_flag=False, flag_value="300", callback=_read_watch,
+              metavar="[SECONDS]", help="Stay connected and silent for so long, 300 unless given, "
+              "and say what ends it, such as a proxy's time limit.")  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Go on when the certificate is not valid.")
 def doctor(
     url: str,
@@ -154,6 +177,7 @@ def doctor(
     subprotocols: tuple[str, ...],
     headers: tuple[str, ...],
     timeout: float,
+    watch: float,
     insecure: bool,
 ) -> None:
     """Connect to the WebSocket at URL as a browser would, and explain what happens.
@@ -167,7 +191,10 @@ def doctor(
         subprotocols=subprotocols,
         headers=[_read_header(header) for header in headers],
         insecure=insecure,
+        watch=watch,
     )
+    if watch:
+        click.echo(f"Once connected, it is watched for {watch:g} s; Ctrl-C ends that.", err=True)
     try:
         diagnosis = asyncio.run(visit)
     except ValueError as error:

@@ -122,8 +122,7 @@ redirect nowhere: HTTP {status}: the server redirects, but not to any address
 401: HTTP 401: the server wants to know who connects
 = The doctor sends no cookie and no token of its own. If only signed-in users may connect, all is
   well.{said}
-- To try as a user, put the token into the URL's query as your page does ({base}{path}?token=…), or
-  send what a browser would, with --header "Cookie: session=…" or --header "Authorization: …".
+- {as_user}
 - Sign in with a browser, then try in its console: new WebSocket("{url}")
 - If that fails too, see what `authenticate` returns for its cookie or token.
 - If anonymous users may connect, take `require_user=True` away.
@@ -172,7 +171,8 @@ redirect nowhere: HTTP {status}: the server redirects, but not to any address
 = The server is well and turned this one away because of a limit.{said}
 - Wait and try again{retry}.
 - If it happens in normal use, see who connects so often: a page that reconnects without a pause?
-- Or raise the server's limit on handshakes or connections.
+- Or raise the limit that the server's log names. A hub's are max_handshakes_per_second,
+  max_connections_per_address and max_connections_per_user.
 
 500: HTTP 500: the server failed on the handshake
 = It raised an exception before it accepted the connection.{said}
@@ -227,6 +227,35 @@ closed: Connected, then closed at once with code {code} ({meaning})
 - {what_to_do}
 - See the server's log for this connection.
 
+closed later: Connected, then closed after {after} with code {code} ({meaning})
+= The connection was fine, then the server's side ended it. {why} {come_back} {pings}
+- {what_to_do}
+- See the server's log for this connection.
+
+cut silent: Connected, then cut off after {after} without a close frame
+= For {silence} before that neither side had said anything. {pings} Proxies and load balancers end
+  what is silent for too long, nginx (proxy_read_timeout) and Apache (the longer of Timeout and
+  ProxyTimeout) after 60 s unless told otherwise. A server that crashes looks the same from here.
+- Try again: a time limit ends it after the same time, a crash does not.
+- {patience}
+- Or ping more often: Hub(ping_interval={less}). Where the server pings and not the hub, tell the
+  server, such as uvicorn with --ws-ping-interval.
+- See the proxy's and the server's log at this very moment.
+
+cut: Connected, then cut off after {after}, though it was not silent for long
+= No close frame came, and {silence} before that something was still heard. {pings} So it is hardly
+  a limit for silence.
+- See whether the server still runs, and its log at this very moment: it crashed or was restarted.
+- Try again: if it ends after the same time, a proxy or load balancer limits how long a connection
+  may last. Raise that, and let the page connect again.
+
+dead: Connected, but after {watched} of silence a ping was not answered within {timeout} s
+= Nobody ended the connection, and yet nothing comes back: a firewall or a router in between forgot
+  it while it was silent, or the server hangs. {pings}
+- Ping more often: Hub(ping_interval={less}). Where the server pings and not the hub, tell the
+  server, such as uvicorn with --ws-ping-interval.
+- {hangs}
+
 bad frames: Connected, but what the server sends is no WebSocket
 = After the handshake came bytes that are no valid frames: {why}.
 - Connect past the proxy to see whether it changes what passes through.
@@ -238,7 +267,11 @@ no pong: Connected, but a ping was not answered within {timeout} s
 - Connect past the proxy to see which of the two it is.
 
 ok: Connected: {url} is fine, round trip {rtt}
-= The handshake succeeded, the connection stayed open, and a ping came back.{uncertain}
+= The handshake succeeded, the connection stayed open, and a ping came back.{uncertain} Whether
+  something in between ends it when it is silent for long, as proxies do, --watch finds out.
+
+ok watched: Connected: {url} is fine, and after {watched} still open
+= The doctor was silent for so long, then a ping came back. {pings}{uncertain}
 """
 
 _PHRASES: Final = {
@@ -256,11 +289,31 @@ _PHRASES: Final = {
         "If nginx is in between, add to its location:\n"
         "    proxy_http_version 1.1;\n"
         "    proxy_set_header Upgrade $http_upgrade;\n"
-        '    proxy_set_header Connection "upgrade";'
+        '    proxy_set_header Connection "upgrade";\n'
+        "For Apache, 2.4.47 or newer:\n"
+        "    ProxyPass / http://127.0.0.1:8888/ upgrade=websocket"
     ),
     "nginx_host": (
         "If a proxy is in between, let it pass the Host on. For nginx:\n"
-        "    proxy_set_header Host $http_host;"
+        "    proxy_set_header Host $http_host;\n"
+        "For Apache:\n"
+        "    ProxyPreserveHost On"
+    ),
+    "patience": (
+        "If a proxy is in between, let it wait for longer than pings are apart (ping_interval, 25 "
+        "s unless set otherwise):\n"
+        "    proxy_read_timeout {more}s;  # nginx\n"
+        "    ProxyTimeout {more}          # Apache\n"
+        "    timeout tunnel {more}s       # HAProxy"
+    ),
+    "as_user": (
+        "To try as a user, send what your page would, one of:\n"
+        '    --header "Cookie: session=…"\n'
+        '    --header "Authorization: Bearer TOKEN"\n'
+        "    --subprotocol backchannel.jwt --subprotocol TOKEN\n"
+        '    "{base}{path}?ticket=bct_…"\n'
+        "The first is a session's cookie, the next two a JWT, the last a one-time ticket, made by "
+        "`await hub.ticket(user)`."
     ),
 }
 
@@ -300,8 +353,18 @@ def fill(
     row = re.search(rf"^{name}: (.+?)\n\n", f"{ROWS}\n", re.DOTALL | re.MULTILINE)
     assert row, name  # noqa: S101 - the tests go through all rows
     lines = [" ".join(line.split()) for line in re.split(r"\n[=-] ", row[1])]
-    title, why, *advice = (line.format_map({**_PHRASES, **values}) for line in lines)
-    return Diagnosis(name == "ok", title, note + why, tuple(advice), tuple(details.items()))
+    phrases = {key: text.format_map(_Left(values)) for key, text in _PHRASES.items()}
+    title, why, *advice = (line.format_map({**phrases, **values}) for line in lines)
+    return Diagnosis(
+        name in {"ok", "ok watched"}, title, note + why, tuple(advice), tuple(details.items())
+    )
+
+
+class _Left(dict[str, object]):
+    """What phrases are filled in with; those that a row does not use may lack something."""
+
+    def __missing__(self, key: str) -> str:
+        return ""
 
 
 def clean(text: str | bytes, limit: int = 300) -> str:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from backchannel.app import Hub
 from backchannel.cli.mistakes import MistakeError
+from backchannel.cli.mounts import Inside, is_asgi_app, look_inside
 
 __all__ = ["Found", "find", "split_target"]
+
+USUAL: Final[tuple[str, ...]] = ("app", "application", "asgi")
+"""What apps are called; of several that have the hub in them, one of this name is served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +32,15 @@ class Found:
         label: file and name, for people.
         left_out: hubs and apps of the file that are not served, by the name to choose each with,
             and its endpoints.
+        note: why it is the app and not the hub, and how to have the hub; empty for a hub or an app
+            that was named.
     """
 
     app: Any
     hubs: tuple[Hub, ...]
     label: str
     left_out: Mapping[str, tuple[str, ...]]
+    note: str = ""
 
 
 def split_target(target: str) -> tuple[Path, str | None]:
@@ -52,7 +58,7 @@ def split_target(target: str) -> tuple[Path, str | None]:
 
 
 def find(target: str) -> Found:
-    """Import a file and find its hub.
+    """Import a file and find its hub, or the app of the file that has the hub in it.
 
     Args:
         target: ``FILE`` or ``FILE:NAME``, where NAME is a hub or another ASGI app.
@@ -64,47 +70,74 @@ def find(target: str) -> Found:
     file, name = split_target(target)
     module = _import(file)
     hubs = {key: value for key, value in vars(module).items() if isinstance(value, Hub)}
-    distinct = tuple(dict.fromkeys(hubs.values()))
     if name is not None:
-        if not hasattr(module, name):
-            raise click.ClickException(f"{file} has no {name!r}; {_listing(hubs)}")
-        app = getattr(module, name)
-        if not callable(app):
-            raise click.ClickException(f"{file}:{name} is {app!r}, which is no hub or ASGI app")
-        if not isinstance(app, Hub):
-            return Found(app, distinct, f"{file}:{name}", {})
-    elif "hub" in hubs or len(distinct) == 1:
-        name = "hub" if "hub" in hubs else next(iter(hubs))
-        app = hubs[name]
-    else:
+        return _named(module, file, name, hubs)
+    distinct = list(dict.fromkeys(hubs.values()))
+    wanted = [hubs["hub"]] if "hub" in hubs else distinct
+    if (chosen := _app_with(module, wanted)) is not None:
+        name, app, inside = chosen
+        served = tuple(hub for hub in distinct if hub in inside.hubs)
+        alone = next(key for key, hub in hubs.items() if hub in served)
+        note = f"{name} has {alone} in it. To serve the hub alone: backchannel run {file}:{alone}"
+        seen = inside.seen | {id(hub) for hub in served}
+        return Found(app, served, f"{file}:{name}", _left_out(module, file, app, seen), note)
+    if len(wanted) != 1:
         raise click.ClickException(
             f"{file} has no hub named 'hub'; {_listing(hubs)}"
             + (f". Choose one: backchannel run {file}:{next(iter(hubs))}" if hubs else "")
         )
+    name = next(key for key, hub in hubs.items() if hub is wanted[0])
+    return _named(module, file, name, hubs)
+
+
+def _named(module: ModuleType, file: Path, name: str, hubs: dict[str, Hub]) -> Found:
+    """Return what was named, be it a hub or an app."""
+    if not hasattr(module, name):
+        raise click.ClickException(f"{file} has no {name!r}; {_listing(hubs)}")
+    app = getattr(module, name)
+    if not callable(app):
+        raise click.ClickException(f"{file}:{name} is {app!r}, which is no hub or ASGI app")
+    if not isinstance(app, Hub):
+        return Found(app, tuple(dict.fromkeys(hubs.values())), f"{file}:{name}", {})
     return Found(app, (app,), f"{file}:{name}", _left_out(module, file, app))
 
 
-def _left_out(module: ModuleType, file: Path, served: Hub) -> dict[str, tuple[str, ...]]:
+def _app_with(module: ModuleType, hubs: Sequence[Hub]) -> tuple[str, Any, Inside] | None:
+    """Return the app of a file that has all of the hubs in it; None where none or no one is it."""
+    apps = {
+        name: (app, look_inside(app))
+        for name, app in reversed(vars(module).items())
+        if not isinstance(app, Hub) and is_asgi_app(app)
+    }
+    found = {
+        name: (app, inside)
+        for name, (app, inside) in apps.items()
+        if hubs and set(hubs) <= set(inside.hubs)
+    }
+    outermost = [
+        name
+        for name, (app, _) in found.items()
+        if not any(id(app) in inside.seen for other, inside in found.values() if other is not app)
+    ]
+    if len({id(found[name][0]) for name in outermost}) > 1:
+        outermost = [name for name in USUAL if name in outermost][:1]
+    return (outermost[-1], *found[outermost[-1]]) if outermost else None
+
+
+def _left_out(
+    module: ModuleType, file: Path, served: object, inside: frozenset[int] = frozenset()
+) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     seen: list[object] = [served]
     for name, value in vars(module).items():
-        if any(value is other for other in seen):
+        if id(value) in inside or any(value is other for other in seen):
             continue
         if isinstance(value, Hub):
             found[f"{file}:{name}"] = tuple(one.template.text for one in value.endpoints)
-        elif _is_asgi_app(value):
+        elif is_asgi_app(value):
             found[f"{file}:{name}"] = ()
         seen.append(value)
     return found
-
-
-def _is_asgi_app(value: object) -> bool:
-    if isinstance(value, type) or not callable(value):
-        return False
-    try:
-        return list(inspect.signature(value).parameters) == ["scope", "receive", "send"]
-    except (TypeError, ValueError):  # it does not tell
-        return False
 
 
 def _listing(hubs: dict[str, Hub]) -> str:

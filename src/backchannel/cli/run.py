@@ -77,7 +77,7 @@ def run(
     open_browser: bool,
     transport: str,
 ) -> None:
-    """Serve the hub in a Python file: `hub`, or the one named after the colon."""
+    """Serve the hub in a Python file, or the app that has it in it; NAME names another one."""
     options = Options(target, host, port, log_level, log_file, debug, open_browser, transport)
     file, _ = split_target(target)
     sockets = bind(host, port)
@@ -293,6 +293,8 @@ def _notes(found: Found) -> list[str]:
             "This hub has no endpoint, so no WebSocket can connect to it: write "
             '@hub.endpoint("/ws/echo") above a listener.'
         )
+    if found.note:
+        notes.append(found.note)
     if found.left_out:
         named = [f"{name} ({', '.join(e)})" if e else name for name, e in found.left_out.items()]
         notes += [

@@ -16,21 +16,16 @@ from urllib.parse import unquote, urljoin
 from websockets.client import ClientProtocol
 from websockets.exceptions import NegotiationError
 from websockets.extensions.permessage_deflate import enable_client_permessage_deflate
-from websockets.frames import Frame, Opcode
 from websockets.headers import build_host
 from websockets.protocol import State
 from websockets.typing import Origin, Subprotocol
 from websockets.uri import WebSocketURI
 
 from backchannel.cli.findings import TroubleError, clean
-from backchannel.codes import ENDINGS, meaning_of
+from backchannel.cli.stay import GOODBYE, Stay
 
 __all__ = ["Visit"]
 
-_SETTLE: Final = 0.5
-"""Seconds a fresh connection is watched: one that ends within them was "closed at once"."""
-_GOODBYE: Final = 1.0
-"""Seconds at most for what is only nice to have: the rest of a body, the answer to our close."""
 _PROBE: Final = 2.0
 """Seconds at most to see whether a port would rather have had TLS, or rather not."""
 _PORTION: Final = 4096
@@ -56,25 +51,6 @@ _CERTIFICATES: Final = {
     **dict.fromkeys((62, 64), "name"),
 }
 
-_AFTER_CLOSE: Final = {
-    1000: "See where the listener calls ws.close().",
-    1001: "Connect again in a moment: the server was shutting down.",
-    1006: "See whether the server still runs: it raised, crashed, or a proxy cut the connection.",
-    1008: "See what `on_open` and `on_subscribe` return: False and Reject refuse.",
-    1011: "See the server's log for the traceback: `on_open` or `on_first_open` raised.",
-    1012: "Connect again in a moment.",
-    1013: "Connect again later, and see which limit was reached.",
-    4004: "Sign in again, then connect.",
-    4005: "See which other connection of the same user took its place.",
-    4007: "Get a new token, then connect.",
-}
-
-_COME_BACK: Final = {
-    True: "A client should come back: connecting again can work.",
-    False: "A client should not come back: it would only happen again.",
-    None: "Whether to come back, the code does not say.",
-}
-
 
 class Visit:
     """One attempt to connect: its steps in order, and what was learnt on the way."""
@@ -91,9 +67,10 @@ class Visit:
         headers: Sequence[tuple[str, str]],
         *,
         insecure: bool,
+        watch: float = 0,
     ) -> None:
         self.uri, self.timeout, self.offered, self.insecure = uri, timeout, subprotocols, insecure
-        self.headers = headers
+        self.headers, self.seconds = headers, watch
         host, s = build_host(uri.host, uri.port, uri.secure), "s" if uri.secure else ""
         own = f"http{s}://{host}"
         origin = origin or own
@@ -136,7 +113,10 @@ class Visit:
             if answer.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
                 return self.refusal(answer, await self.body(head, answer))
             self.check_switch(head, answer)
-            return await self.watch()
+            stay = Stay(
+                self.reader, self.writer, self.protocol, self.timeout, self.values, self.details
+            )
+            return await stay.watch(self.seconds)
         finally:
             await _hang_up(self.writer)
 
@@ -222,7 +202,7 @@ class Visit:
         self.protocol.send_request(request)
         try:
             async with asyncio.timeout(self.timeout):
-                self.flush()
+                self.writer.write(b"".join(self.protocol.data_to_send()))
                 # Stops early on what is not HTTP: such a program may wait for us to go on.
                 while b"\r\n\r\n" not in got and b"HTTP/".startswith(got[:5]):
                     data = await self.reader.read(_PORTION)
@@ -243,7 +223,7 @@ class Visit:
         head, _, body = got.partition(b"\r\n\r\n")
         wanted = _PORTION if answer.length is None else min(answer.length, _PORTION)
         with suppress(OSError):  # a time-out is one
-            async with asyncio.timeout(_GOODBYE):
+            async with asyncio.timeout(GOODBYE):
                 while len(body) < wanted and not (answer.chunked and body.endswith(b"0\r\n\r\n")):
                     data = await self.reader.read(_PORTION)
                     if not data:
@@ -322,69 +302,11 @@ class Visit:
         if error := protocol.handshake_exc:
             raise TroubleError("bad 101", why=clean(str(error.__cause__ or error)))
         if self.offered and not protocol.subprotocol:
-            why = f"the server chose none of “{', '.join(self.offered)}”"
+            named = [name if len(name) <= 40 else f"{name[:8]}…" for name in self.offered]  # tokens
+            why = f"the server chose none of “{', '.join(named)}”"
             raise TroubleError("subprotocol", why=why)
         self.details["subprotocol"] = protocol.subprotocol or "none"
         self.details["compression"] = ", ".join(e.name for e in protocol.extensions) or "none"
-
-    async def watch(self) -> str:
-        """See whether the open connection stays; measure it, and leave politely."""
-        # Only listens at first: writing to a socket that is being closed can lose its last words.
-        await self.listen(_SETTLE)
-        began = asyncio.get_running_loop().time()
-        if self.protocol.state is State.OPEN:
-            self.protocol.send_ping(b"doctor")
-            if await self.listen(self.timeout):
-                taken = asyncio.get_running_loop().time() - began
-                self.values["rtt"] = self.details["round trip"] = f"{taken * 1000:.1f} ms"
-                self.protocol.send_close(1000)
-                await self.listen(_GOODBYE)
-                return "ok"
-        return "no pong" if self.protocol.state is State.OPEN else self.ending()
-
-    async def listen(self, seconds: float) -> bool:
-        """Exchange frames until a pong, the end or the time is up; return whether a pong came."""
-        protocol = self.protocol
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while True:
-                    self.flush()
-                    for event in protocol.events_received():
-                        if isinstance(event, Frame) and event.opcode is Opcode.PONG:
-                            return True
-                    if protocol.close_rcvd or protocol.parser_exc:
-                        return False
-                    try:
-                        data = await self.reader.read(65536)
-                    except OSError:  # a reset is an end like any other
-                        data = b""
-                    if data:
-                        protocol.receive_data(data)
-                    else:
-                        protocol.receive_eof()
-        return False
-
-    def flush(self) -> None:
-        """Write what the protocol has to say."""
-        self.writer.write(b"".join(self.protocol.data_to_send()))
-
-    def ending(self) -> str:
-        """Return the row for a connection that the other side ended."""
-        close, error = self.protocol.close_rcvd, self.protocol.parser_exc
-        if not close and not isinstance(error, EOFError):
-            self.values["why"] = clean(str(error))
-            return "bad frames"
-        code, reason = (close.code, clean(close.reason)) if close else (1006, "")
-        self.details["close code"] = f"{code} {reason}".rstrip()
-        otherwise = "See where the server, or a library of it, closes with this code."
-        self.values |= {
-            "code": code,
-            "meaning": meaning_of(code),
-            "why": f"Its reason: “{reason}”." if reason else "It gave no reason.",
-            "come_back": _COME_BACK[ENDINGS[code].come_back if code in ENDINGS else None],
-            "what_to_do": _AFTER_CLOSE.get(code, otherwise),
-        }
-        return "closed"
 
 
 async def _hang_up(writer: asyncio.StreamWriter) -> None:

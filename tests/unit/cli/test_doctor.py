@@ -21,6 +21,7 @@ from rich.console import Console
 from websockets.asyncio.server import serve
 
 from backchannel.cli import findings, visit
+from backchannel.cli import stay as staying
 from backchannel.cli.doctor import Diagnosis, diagnose, doctor, render
 from backchannel.codes import ENDINGS
 
@@ -30,7 +31,7 @@ HOST = "127.0.0.1"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Watch a fresh connection for a shorter time than a person would wait for."""
-    monkeypatch.setattr(visit, "_SETTLE", 0.1)
+    monkeypatch.setattr(staying, "SETTLE", 0.1)
 
 
 def text_of(diagnosis):
@@ -293,7 +294,8 @@ REFUSALS = [
     (http("307 Temporary", "", "Location: http://[bad"), ["HTTP 307", "Location header"]),
     (http("400 Bad Request", "what?"), ["HTTP 400", "“what?”", "proxy_set_header Host", "ALLOWED_HOSTS"]),
     (http("401 Unauthorized", "who?"), ["HTTP 401", "who connects", "“who?”", "require_user=True",
-                                        "/ws/echo?token=", '--header "Cookie: ', "URL's query"]),
+                                        "/ws/echo?ticket=bct_", '--header "Cookie: ',
+                                        "--subprotocol backchannel.jwt --subprotocol TOKEN"]),
     (http("403 Forbidden", "Not you."), ["HTTP 403", "http://127.0.0.1:", "“Not you.”", "on_handshake"]),
     (http("403 Forbidden"), ["HTTP 403 without a word", "Starlette", "Origin sent, http://127.0.0.1:"]),
     (http("404 Not Found", "nope"), ["no endpoint at /ws/echo", "“nope”", "template"]),
@@ -407,7 +409,7 @@ async def test_plain_to_a_tls_port_that_says_so(body):
     ],
 )
 async def test_bodies_in_every_shape(body, monkeypatch):
-    monkeypatch.setattr(visit, "_GOODBYE", 0.1)
+    monkeypatch.setattr(visit, "GOODBYE", 0.1)
     diagnosis = await seen_by(answering(f"HTTP/1.1 403 No\r\n{body}"))
     assert_says(diagnosis, "“no, nope”")
 
@@ -668,14 +670,16 @@ async def test_subprotocol_nobody_chose():
     )
 
 
-def switch(*headers, then=b""):
-    """Return a handler that does the WebSocket handshake right, and then sends raw bytes."""
+def switch(*headers, then=b"", after=None):
+    """Return a handler that does the WebSocket handshake right, sends raw bytes, then does more."""
 
     async def handle(reader, writer):
         request = await reader.readuntil(b"\r\n\r\n")
         key = re.search(rb"Sec-WebSocket-Key: (\S+)", request)[1].decode()
         lines = [f"{ACCEPT}Sec-WebSocket-Accept: {accept_key(key)}", *headers, "", ""]
         writer.write("\r\n".join(lines).encode() + then)
+        if after is not None:
+            await after(reader, writer)
         if then is not None:
             await reader.read()
 
@@ -812,6 +816,128 @@ async def test_ipv6():
     assert dict(diagnosis.details)["Origin sent"] == f"http://[::1]:{port}"
 
 
+# Watching a connection that is silent
+
+
+@contextlib.asynccontextmanager
+async def impatient(seconds, port):
+    """Pass bytes on to a port, both ways, until nothing came for so many seconds."""
+
+    async def pass_on(reader, writer):
+        there, back = await asyncio.open_connection(HOST, port)
+        heard = asyncio.Event()
+
+        async def copy(source, target):
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    heard.set()
+                    target.write(data)
+            heard.set()
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(copy(*pair)) for pair in ((reader, back), (there, writer))]
+            with contextlib.suppress(TimeoutError):
+                while not any(task.done() for task in tasks):
+                    heard.clear()
+                    await asyncio.wait_for(heard.wait(), seconds)
+            for one in (back, writer):
+                one.transport.abort()
+
+    async with talking(pass_on) as through:
+        yield through
+
+
+async def test_what_ends_silence_is_named_with_the_time_it_took():
+    async with (
+        websocket(stay, ping_interval=None) as port,
+        impatient(0.6, port) as through,
+    ):
+        diagnosis = await diagnose(f"ws://{HOST}:{through}/ws", watch=30)
+    assert_says(
+        diagnosis,
+        "cut off after ",
+        "without a close frame",
+        "before that neither side had said anything. No ping came.",
+        "proxy_read_timeout 75s;  # nginx",
+        "Hub(ping_interval=0.",
+    )
+    assert re.search(r"For 0\.[6-9] s before", diagnosis.explanation)
+    details = dict(diagnosis.details)
+    assert details["pings from the server"] == "none"
+    assert details["close code"] == "1006"
+    assert re.fullmatch(r"[01]\.\d s, the last 0\.[6-9] s silent", details["ended after"])
+
+
+async def test_pings_keep_a_silent_connection_and_are_counted():
+    async with (
+        websocket(stay, ping_interval=0.2) as port,
+        impatient(2.0, port) as through,
+    ):
+        diagnosis = await diagnose(f"ws://{HOST}:{through}/ws", watch=1.0)
+    assert_says(diagnosis, "fine, and after 1 s still open", "The server pinged", ok=True)
+    assert re.match(
+        r"\d, the longest silence 0\.\d s", dict(diagnosis.details)["pings from the server"]
+    )
+
+
+async def test_an_end_between_pings_is_no_limit_for_silence():
+    async def crash(ws):
+        for _ in range(3):
+            await asyncio.sleep(0.3)
+            await ws.ping()
+        ws.transport.abort()
+
+    async with websocket(crash, ping_interval=None) as port:
+        diagnosis = await diagnose(f"ws://{HOST}:{port}/ws", watch=30)
+    assert_says(
+        diagnosis, "though it was not silent for long", "crashed", "how long a connection may last"
+    )
+
+
+async def test_a_later_close_is_told_with_its_code():
+    async def idle(ws):
+        await asyncio.sleep(0.4)
+        await ws.close(4008, "no message for 0.4 s")
+
+    async with websocket(idle) as port:
+        diagnosis = await diagnose(f"ws://{HOST}:{port}/ws", watch=30)
+    assert_says(
+        diagnosis, "closed after 0.", "4008 (idle)", "no message for 0.4 s", "`idle_timeout`"
+    )
+
+
+async def test_a_connection_that_somebody_forgot_is_dead():
+    """It answers the first ping, then nothing, and never ends: as behind a firewall."""
+
+    async def forget(reader, writer):
+        ping = await reader.readexactly(6 + 7)
+        text = bytes(b ^ ping[2 + i % 4] for i, b in enumerate(ping[6:]))
+        writer.write(b"\x8a" + bytes([len(text)]) + text)
+
+    diagnosis = await seen_by(switch(after=forget), watch=0.3, timeout=0.3)
+    assert_says(diagnosis, "after 0.3 s of silence a ping was not answered", "firewall")
+
+
+@pytest.mark.parametrize("seconds", [-1, 86_401, float("nan")])
+async def test_only_some_time_can_be_watched(seconds):
+    with pytest.raises(ValueError, match="watch must be 0 seconds or more and at most a day"):
+        await diagnose("ws://localhost", watch=seconds)
+
+
+async def test_a_fine_connection_says_how_to_find_out_what_ends_it_later():
+    async with websocket(stay) as port:
+        diagnosis = await diagnose(f"ws://{HOST}:{port}")
+    assert_says(diagnosis, "--watch", ok=True)
+
+
+async def test_a_token_that_is_offered_is_not_shown():
+    secret = "eyJhbGciOi" * 10
+    async with websocket(stay) as port:
+        diagnosis = await diagnose(f"ws://{HOST}:{port}", subprotocols=["backchannel.jwt", secret])
+    assert_says(diagnosis, "chose none of “backchannel.jwt, eyJhbGci…”")
+    assert secret not in str(diagnosis)
+
+
 # The texts
 
 
@@ -825,7 +951,7 @@ def test_every_row_is_whole():
         diagnosis = findings.fill(name, known, {})
         assert diagnosis.title
         assert diagnosis.explanation
-        assert diagnosis.advice or name == "ok"
+        assert diagnosis.advice or name in {"ok", "ok watched"}
     named = {row for _, _, row in visit._ANSWERS} | set(visit._CERTIFICATES.values())
     assert named <= set(names)
 
@@ -889,6 +1015,33 @@ def test_command_sends_headers(server):
     result = CliRunner().invoke(doctor, [f"ws://{HOST}:{server}", *options])
     assert result.exit_code == 0
     assert re.search(r"headers sent +Cookie, X-One", result.output)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--watch", "soon"], "no number of seconds"),
+        (["--watch", "0"], "more than 0"),
+        (["--watch", "nan"], "more than 0"),
+    ],
+)
+def test_what_can_not_be_watched_is_explained(options, why):
+    result = CliRunner().invoke(doctor, ["ws://localhost", *options])
+    assert result.exit_code == 2
+    assert why in " ".join(result.output.split())
+
+
+def test_an_url_behind_the_option_is_explained():
+    result = CliRunner().invoke(doctor, ["--watch", "ws://localhost"])
+    assert result.exit_code == 2
+    assert "the URL comes first" in " ".join(result.output.split())
+
+
+def test_command_watches(server):
+    result = CliRunner().invoke(doctor, [f"ws://{HOST}:{server}/ws", "--watch", "0.2"])
+    assert result.exit_code == 0, result.output
+    assert "watched for 0.2 s" in result.output
+    assert "after 0.2 s still open" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(

@@ -392,7 +392,9 @@ class RedisBroker:
         self._foreign += 1
         if self._foreign == 1:
             shown = excerpt(data)
-            BROKER.error("a stranger publishes to %r, which is dropped: %s (%s)", topic, shown, error)
+            BROKER.error(
+                "a stranger publishes to %r, which is dropped: %s (%s)", topic, shown, error
+            )
 
     # ── history ───────────────────────────────────────────────────────────────────────────────
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import hiredis
@@ -162,7 +162,7 @@ def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
     if options.get("connection_class") is not SSLConnection:
         return None
     wanted = {name: value for name, value in options.items() if name.startswith("ssl_")}
-    return cast("ssl.SSLContext", SSLConnection(**wanted).ssl_context.get())
+    return SSLConnection(**wanted).ssl_context.get()
 
 
 def _facts(info: Any) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """One connection to Redis or Valkey: commands in order, and what its subscriptions hear.
 
 RESP3, so that one connection does both, and a command's reply and what it caused to be heard keep
-their order. hiredis reads and writes the protocol; what a turn of the event loop has to say leaves in
-one write.
+their order. hiredis reads and writes the protocol; what a turn of the event loop has to say leaves
+in one write.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import hiredis
 
@@ -76,7 +76,7 @@ class Link(asyncio.Protocol):
 
     # ── what is asked ─────────────────────────────────────────────────────────────────────────
 
-    def call(self, *command: str | bytes | int | float) -> asyncio.Future[Any]:
+    def call(self, *command: str | bytes | float) -> asyncio.Future[Any]:
         """Send a command; return what becomes its reply.
 
         Raises (in the future):
@@ -87,14 +87,14 @@ class Link(asyncio.Protocol):
         self.send(call, *command)
         return call.future
 
-    def send(self, waiting: Command, *command: str | bytes | int | float) -> None:
+    def send(self, waiting: Command, *command: str | bytes | float) -> None:
         """Send a command, whose reply ``waiting`` gets."""
         if self.lost.done():
             waiting.abandon()
             return
         if not self._due:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._due.append(hiredis.pack_command(command))
+        self._due.append(hiredis.pack_command(cast("tuple[str | bytes | int]", command)))
         self._waiting.append(waiting)
 
     def _flush(self) -> None:
@@ -111,8 +111,7 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Read replies, and what subscriptions hear."""

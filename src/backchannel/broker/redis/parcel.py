@@ -1,9 +1,9 @@
 """What is published to the engine's topics: one letter that says what it is, then that.
 
-``T`` a text frame, ``B`` a binary one: the common case, and as short as it can be. ``X`` a publication
-with its audience, and maybe with the node that wants to know how many it reached. ``Q`` a question to
-all who hear the topic, ``A`` an answer. Before it stands ``@epoch.offset `` where the engine keeps
-history; the script that keeps it puts that there.
+``T`` a text frame, ``B`` a binary one: the common case, and as short as it can be. ``X`` a
+publication with its audience, and maybe with the node that wants to know how many it reached. ``Q``
+a question to all who hear the topic, ``A`` an answer. Before it stands ``@epoch.offset `` where the
+engine keeps history; the script that keeps it puts that there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ import msgspec
 from backchannel.contracts import Publication, Target
 from backchannel.history import Position
 
-__all__ = ["Answer", "Asking", "Heard", "Question", "pack", "pack_answer", "pack_question", "unpack"]
+__all__ = [
+    "Answer",
+    "Asking",
+    "Heard",
+    "Question",
+    "pack",
+    "pack_answer",
+    "pack_question",
+    "unpack",
+]
 
 _msgpack = msgspec.msgpack.Encoder()
 

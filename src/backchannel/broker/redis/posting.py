@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from backchannel.broker.redis.parcel import Asking
     from backchannel.contracts import Publication, Target
     from backchannel.history import Retention
     from backchannel.sent import Outcome
@@ -99,8 +98,8 @@ class Posting:
     """
 
     __slots__ = (
-        "_asked", "_owner", "inquiry", "is_retry", "keep", "number", "outcome", "publication", "size",
-        "target", "until", "words",
+        "_asked", "_owner", "inquiry", "is_retry", "keep", "number", "outcome", "publication",
+        "size", "target", "until", "words",
     )  # fmt: skip
 
     def __init__(
@@ -132,13 +131,10 @@ class Posting:
 
     def pack(self, node: str) -> bytes:
         """Return it as it travels."""
-        asking: Asking | None = None
-        if self.inquiry is not None:
-            asking = parcel.Asking(node, self.number)
-        if self.publication is not None:
-            return parcel.pack(self.publication, asking)
-        assert asking is not None
-        return parcel.pack_question(self.target, asking, self.words or [])
+        asking = parcel.Asking(node, self.number)
+        if self.publication is None:
+            return parcel.pack_question(self.target, asking, self.words or [])
+        return parcel.pack(self.publication, asking if self.inquiry is not None else None)
 
     # ── what became of it ─────────────────────────────────────────────────────────────────────
 

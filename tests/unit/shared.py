@@ -1,0 +1,43 @@
+"""What several unit tests share besides fixtures."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from backchannel import Listener
+
+
+class WebSession(dict):
+    """A session with an id, as a framework that keeps it on the server has."""
+
+    def __init__(self, key):
+        super().__init__()
+        self.session_key = key
+
+
+class Room(Listener):
+    """Does nothing; its connections are sent to."""
+
+
+def heard(room):
+    """Return who of the fixture `room` has heard what, and forget it."""
+    got = {name: client.received() for name, client in room.items()}
+    return {name: frames for name, frames in got.items() if frames}
+
+
+def to_all(names, message="hi"):
+    return {name: [message] for name in names.split()}
+
+
+def lines_of(caplog, level=logging.ERROR, name="backchannel"):
+    """Return the lines that were logged, from a level on."""
+    return [
+        r.getMessage() for r in caplog.records if r.levelno >= level and r.name.startswith(name)
+    ]
+
+
+async def turns(count=10):
+    """Let everything that is ready run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
