@@ -82,7 +82,7 @@ class Heard(NamedTuple):
 
 
 class _Addressed(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    frame: str | bytes
+    frame: Any  # str or bytes, which msgspec can't tell apart in an annotation
     to: tuple[Target, ...] | None
     exclude: tuple[Target, ...]
     asking: Asking | None = None
@@ -147,6 +147,8 @@ def unpack(target: Target, data: bytes) -> Heard | Question | Answer:
         return Heard(Publication(target, rest), position, None)
     if kind == b"X":
         found = _addressed.decode(rest)
+        if not isinstance(found.frame, str | bytes):
+            raise ValueError("its frame is neither text nor binary")
         publication = Publication(target, found.frame, found.to, found.exclude)
         return Heard(publication, position, found.asking)
     if kind == b"Q":
