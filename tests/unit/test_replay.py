@@ -235,22 +235,16 @@ async def test_what_was_for_others_stays_out_of_what_was_missed(hub):
         assert (await ana.receive_json())["position"] == f"{since.epoch}.4"
 
 
-class Slow:
+class Slow(memory.MemoryBroker):
     """A memory broker whose history takes its time, as one over a network does."""
 
     def __init__(self):
-        self.inner = memory.MemoryBroker()
+        super().__init__()
         self.asked = asyncio.Queue()
         self.go_on = asyncio.Queue()
 
-    def bind(self, deliver):
-        self.inner.bind(deliver)
-
-    def publish(self, publication, keep):
-        return self.inner.publish(publication, keep)
-
-    async def history(self, channel, since, limit):
-        page = await self.inner.history(channel, since, limit)
+    async def history(self, channel, since, limit, *, had=False):
+        page = await super().history(channel, since, limit)
         self.asked.put_nowait(since)
         await self.go_on.get()
         return page
@@ -302,7 +296,7 @@ async def test_who_loses_access_while_history_is_read_does_not_come_in(hub):
 
 async def test_history_that_can_not_be_read_refuses_with_try_again_later(caplog):
     class Away(Slow):
-        async def history(self, channel, since, limit):
+        async def history(self, channel, since, limit, *, had=False):
             raise OSError("the engine is away")
 
     hub = Hub(broker=Away())

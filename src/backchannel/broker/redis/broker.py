@@ -370,7 +370,11 @@ class RedisBroker:
 
     def _take_question(self, question: parcel.Question) -> None:
         asking = question.asking
-        answer = self._node.answer(asking.node, question.target, question.words)
+        try:
+            answer = self._node.answer(asking.node, question.target, question.words)
+        except Exception:
+            self._answer(asking, None)
+            raise
         if inspect.isawaitable(answer):
             self._node.keep(self._answer_later(asking, answer))
         else:
