@@ -2,6 +2,7 @@
 """Everything a person or CI does with this checkout. Needs Python 3.11+ and pip, nothing else.
 
 python3 dev.py chat     set up and run the example chat at http://localhost:8888/
+python3 dev.py example …  the same for any example, with what it needs; without a name: all of them
 python3 dev.py check    set up and run every check: format, lint, types, import ladder, tests
 python3 dev.py test …   only the tests, with pytest's arguments
 python3 dev.py fix      format, and mend what the linter can mend
@@ -18,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -27,6 +29,16 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 LOCK = ROOT / "requirements-dev.lock"
+EXAMPLES = {
+    "chat": ("chat.py", "channels, names, presence, whispers"),
+    "django_project": ("django_project/serve.py:application", "Django's login, users and sessions"),
+    "echo": ("echo.py", "the smallest endpoint"),
+    "fastapi_app": ("fastapi_app.py:app", "an HTTP POST that broadcasts"),
+    "fastapi_login": ("fastapi_login.py:app", "a login, and sockets that know who signed in"),
+    "private_chat": ("private_chat.py", "a list of users, and private messages"),
+}
+"""By name: what is served below examples/, and what it shows. Its first lines say what it needs."""
+
 FUZZER = "atheris==3.0.0"  # not in the lock: it has wheels for Linux only
 # One process for each CPU, four at most; tests/conftest.py says which tests stay together.
 PARALLEL = ["-n", "auto", "--maxprocesses", "4"]
@@ -43,9 +55,9 @@ CHECKS = {**READING, "tests": ["pytest", *PARALLEL]}
 def main(command: str = "help", *arguments: str) -> int:
     """Run one command; return its exit code."""
     if command == "chat":
-        setup(dev=False)
-        chat, here = ROOT / "examples/chat.py", Path.cwd()
-        return serve(str(chat.relative_to(here) if chat.is_relative_to(here) else chat), *arguments)
+        return example("chat", *arguments)
+    if command == "example":
+        return example(*arguments)
     if command == "run":
         setup(dev=False)
         return serve(*arguments)
@@ -68,6 +80,36 @@ def main(command: str = "help", *arguments: str) -> int:
     if command == "lock":
         return lock()
     return 0
+
+
+def example(name: str = "", *arguments: str) -> int:
+    """Run an example, with what it needs; list them when none is named."""
+    if name not in EXAMPLES:
+        width = max(map(len, EXAMPLES))
+        rows = [
+            f"  python3 dev.py example {n.ljust(width)}  {what}"
+            for n, (_, what) in EXAMPLES.items()
+        ]
+        problem = [f"There is no example {name!r}. There are:", ""] if name else []
+        print("\n".join([*problem, *rows]))
+        return 2 if name else 0
+    target = str(ROOT / "examples" / EXAMPLES[name][0])
+    setup(dev=False)
+    text = Path(target.partition(".py")[0] + ".py").read_text(encoding="utf-8")
+    add(*(found[1].split() if (found := re.search(r"^Needs: +(.+)$", text, re.MULTILINE)) else ()))
+    here = os.path.relpath(target)
+    return serve(target if here.startswith(os.pardir) else here, *arguments)
+
+
+def add(*packages: str) -> None:
+    """Install what an example needs beside this checkout; does nothing when it is there."""
+    stamp = VENV / ".installed"
+    done = stamp.read_text().split()
+    missing = [] if "dev" in done else [name for name in packages if name not in done]
+    if missing:
+        print(f"Installing {', '.join(missing)} into .venv (once)…", flush=True)
+        run_or_exit([*make_venv(), "install", "--quiet", "--constraint", str(LOCK), *missing])
+        stamp.write_text(" ".join([*done, *missing]))
 
 
 def setup(*, dev: bool) -> None:

@@ -1,6 +1,7 @@
 """A chat in channels: who is here, who is typing, and whispers to one person.
 
-Run it:  backchannel run examples/chat.py
+Run it:  in a clone: python3 dev.py example chat
+         elsewhere: pip install /path/to/the/clone, and then: backchannel run chat.py
 Try it:  http://localhost:8888/ in two windows
 
 One connection is one person in one channel; the page opens one for each channel it is in.

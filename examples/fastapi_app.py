@@ -1,9 +1,11 @@
 """A hub inside a FastAPI app: a plain HTTP POST reaches everyone who listens on a channel.
 
-Needs:   FastAPI (in a clone: python3 dev.py setup)
-Run it:  uvicorn examples.fastapi_app:app      (or: backchannel run examples/fastapi_app.py:app)
-Listen:  python -m websockets ws://localhost:8000/live/ws/orders
-Send:    curl localhost:8000/channels/orders -H "Content-Type: application/json" \
+Needs:   fastapi
+Run it:  in a clone: python3 dev.py example fastapi_app
+         elsewhere: pip install fastapi /path/to/the/clone
+         and then: backchannel run fastapi_app.py:app
+Listen:  python -m websockets ws://localhost:8888/live/ws/orders
+Send:    curl localhost:8888/channels/orders -H "Content-Type: application/json" \
               -d '{"text": "Number 42 is ready"}'
 """
 

@@ -1,7 +1,9 @@
 """A FastAPI app with a login: the socket knows who signed in, and closes when they sign out.
 
-Needs:   FastAPI, itsdangerous and python-multipart (in a clone: python3 dev.py setup)
-Run it:  backchannel run examples/fastapi_login.py:app
+Needs:   fastapi itsdangerous python-multipart
+Run it:  in a clone: python3 dev.py example fastapi_login
+         elsewhere: pip install fastapi itsdangerous python-multipart /path/to/the/clone
+         and then: backchannel run fastapi_login.py:app
 Open:    http://localhost:8888/ in two windows; sign in as ana or bob, password "chat"
 """
 
@@ -63,7 +65,8 @@ async def login(
     request: Request, name: Annotated[str, Form()], password: Annotated[str, Form()]
 ) -> Response:
     """Sign in."""
-    if not secrets.compare_digest(PASSWORDS.get(name, secrets.token_hex()), password):
+    known = PASSWORDS.get(name, secrets.token_hex())
+    if not secrets.compare_digest(known.encode(), password.encode()):  # of str it takes ASCII only
         return RedirectResponse("/?failed", status_code=303)
     request.session.clear()
     request.session["user"] = name

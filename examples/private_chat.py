@@ -3,7 +3,8 @@
 The server side of the ``wsprivatechat`` demo of cf-websocket-gateway: its page works with this
 once its URL says ``ws://localhost:8888/ws/privatechat``.
 
-Run it:  backchannel run examples/private_chat.py
+Run it:  in a clone: python3 dev.py example private_chat
+         elsewhere: pip install /path/to/the/clone, and then: backchannel run private_chat.py
 Try it:  python -m websockets ws://localhost:8888/ws/privatechat
          {"msgType": "connect", "username": "Ana", "msg": "Ana"}
          {"msgType": "userlist", "username": "Ana"}

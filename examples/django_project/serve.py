@@ -1,7 +1,9 @@
 """A Django project with live chat: Django's own login, sessions and users, in a WebSocket.
 
-Needs:   Django (in a clone: python3 dev.py setup)
-Run it:  backchannel run examples/django_project/serve.py:application
+Needs:   django
+Run it:  in a clone: python3 dev.py example django_project
+         elsewhere: pip install django /path/to/the/clone
+         and then, in this folder: backchannel run serve.py:application
 Open:    http://localhost:8888/ in two browsers; sign in as ana and as bob, password "chat"
 
 This file makes the database and the two users, so that there is one command. A project of your own

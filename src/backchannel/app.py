@@ -22,6 +22,7 @@ from backchannel.heartbeat import Heartbeat
 from backchannel.hub import HubCore
 from backchannel.listener import read_listener
 from backchannel.request import path_segments
+from backchannel.session.server import ServerSessions
 from backchannel.template import Template
 from backchannel.transport import asgi, http
 from backchannel.transport.lifespan import serve_lifespan, wrap_lifespan
@@ -111,11 +112,21 @@ class Hub(HubCore):
         if scope["type"] == "lifespan":
             await serve_lifespan(self, receive, send)
         elif scope["type"] == "http":
-            await http.answer(self, self.pages, scope, send)
+            await self._serve_http(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._serve_websocket(scope, receive, send)
         else:
             raise ValueError(f"unknown ASGI scope type {scope['type']!r}")
+
+    async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def answer(scope: Scope, _: Receive, send: Send) -> None:
+            await http.answer(self, self.pages, scope, send)
+
+        sessions = self.settings.session
+        if isinstance(sessions, ServerSessions) and self.pages.find(scope):
+            await sessions.wrap(answer, begin=True)(scope, receive, send)
+        else:
+            await answer(scope, receive, send)
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self.endpoints.match(path_segments(scope))

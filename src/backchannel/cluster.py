@@ -222,8 +222,9 @@ class Cluster:
                 return self._change(target, channel, entering=verb == "subscribe")
             case ["recheck"]:
                 return self._recheck(target)
-        BROKER.error("node %s asks what this one does not understand: %r", asker, verb)
-        return None
+            case _:
+                BROKER.error("node %s asks what this one does not understand: %r", asker, verb)
+                return None
 
     async def _change(self, target: Target, channel: str, *, entering: bool) -> int:
         changes = self._hub.change_all(

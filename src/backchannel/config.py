@@ -7,13 +7,14 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast, get_args
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from backchannel.contracts import Broker, Sessions
 
-__all__ = ["Settings", "SettingsOptions"]
+__all__ = ["Settings", "SettingsOptions", "check_authenticate"]
 
 MIB = 1024 * 1024
 # Scheme, host with or without "*." in front, port.
@@ -54,6 +55,8 @@ class Settings:
             hub left in the scope, as Starlette's and starsessions' does.
         session_check: seconds between two looks whether a session that is kept on the server still
             exists; the connections of one that does not end with 4004. None never looks.
+        touch_session: True lets a session that is kept on the server live on while messages come by
+            its sockets: it is touched at most once a minute. False leaves that to HTTP.
         require_user: True refuses anonymous clients with 401.
         trusted_proxies: addresses or networks whose ``X-Forwarded-Host`` and ``X-Forwarded-For``
             are believed.
@@ -100,6 +103,7 @@ class Settings:
     authenticate: Callable[[Any], Any] | None = None
     session: Sessions | None = None
     session_check: float | None = 60.0
+    touch_session: bool = True
     require_user: bool = False
     trusted_proxies: str | Iterable[str] = ()
     max_message: int = MIB
@@ -157,7 +161,7 @@ class Settings:
                 'Hub(broker=…) takes a URL such as "redis://localhost:6379/0" or a Broker, not '
                 f"{self.broker!r}; leave it out to keep messages in this process"
             )
-        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]{1,64}", self.name):
+        if not re.fullmatch(r"[\w.-]{1,64}", self.name):
             raise ValueError(
                 "Hub(name=…) is 1 to 64 letters, digits, dots, dashes and underscores, not "
                 f"{self.name!r}"
@@ -168,8 +172,7 @@ class Settings:
             raise TypeError(
                 f"Hub(session=…) takes an object with find(request), not {self.session!r}"
             )
-        if self.authenticate is not None and not callable(self.authenticate):
-            raise TypeError(f"Hub(authenticate=…) must be callable, not {self.authenticate!r}")
+        check_authenticate("Hub(authenticate=…)", self.authenticate)
 
     def networks(self) -> tuple[Network, ...]:
         """Return the trusted proxies as networks."""
@@ -187,6 +190,7 @@ class SettingsOptions(TypedDict, total=False):
     authenticate: Callable[[Any], Any] | None
     session: Sessions | None
     session_check: float | None
+    touch_session: bool
     require_user: bool
     trusted_proxies: str | Iterable[str]
     max_message: int
@@ -208,6 +212,26 @@ class SettingsOptions(TypedDict, total=False):
     slow_callback: float
     casefold_channels: bool
     debug: bool
+
+
+def check_authenticate(where: str, value: object) -> None:
+    """Check what is to say who a client is; None is nobody.
+
+    Args:
+        where: what it was given as, for the error.
+        value: what was given.
+
+    Raises:
+        TypeError: it can't be called, or it is one of ``backchannel.auth`` that has to be called
+            first.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(f"{where} must be callable, not {value!r}")
+    if not isinstance(value, FunctionType | type):
+        return
+    if value.__module__.startswith("backchannel.auth.") and value.__qualname__ == value.__name__:
+        call = f"{value.__name__}({'' if value.__name__ == 'starlette_user' else '…'})"
+        raise TypeError(f"{where} got {value.__name__}, which makes one: write {call}")
 
 
 def _texts(name: str, value: str | Iterable[str]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ __all__ = [
     "Sessions",
     "Target",
     "TargetKind",
+    "TicketHolder",
     "TicketStore",
 ]
 
@@ -234,7 +235,15 @@ class SessionStore(Protocol):
 
     Failure: each of these raises whatever it likes when the store can't be reached. In a handshake
     that becomes 503 with Retry-After; ``ws.session`` raises SessionUnavailable.
+
+    Attributes:
+        extends: ``touch`` makes a session live longer. False where sessions end at a time that use
+            does not move, or where only writing all that one holds would move it.
     """
+
+    @property
+    def extends(self) -> bool:  # noqa: D102 - described above
+        ...
 
     async def load(self, key: str) -> Mapping[str, Any] | None:
         """Return what a session holds; None when it has expired or was deleted."""
@@ -248,9 +257,23 @@ class SessionStore(Protocol):
         """
         ...
 
+    async def touch(self, key: str) -> bool:
+        """Let a session live on as if it had just been used, and leave alone what it holds.
+
+        What HTTP writes at the same time must not be lost, and one that ends at the same time
+        must not come back. Only called where ``extends`` is true.
+
+        Returns:
+            False when it has expired or was deleted.
+        """
+        ...
+
 
 class Sessions(Protocol):
-    """Finds the web session that a handshake belongs to: one for each framework."""
+    """Finds the web session that a handshake belongs to: one for each framework.
+
+    One that also has an async ``aclose()`` is told so when the hub has stopped.
+    """
 
     async def find(self, request: Request) -> Session:
         """Return the session; an empty one where there is none, or it has expired.
@@ -305,23 +328,37 @@ class Link(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class TicketHolder:
+    """Whom a ticket lets in: plain values, so that it can travel between nodes.
+
+    Args:
+        id: the user's id.
+        expires_at: until when it holds that it is them, in seconds since the epoch; None is for
+            ever. The ticket's own time to be used is another.
+    """
+
+    id: str
+    expires_at: float | None = None
+
+
 class TicketStore(Protocol):
     """Keeps one-time tickets until they are used: those of one hub, on all its nodes.
 
     Failure: both may raise when the store can't be reached; a handshake is refused then.
     """
 
-    async def put(self, key: bytes, user: str, ttl: float) -> None:
+    async def put(self, key: bytes, holder: TicketHolder, ttl: float) -> None:
         """Keep a ticket.
 
         Args:
             key: a hash of it; the ticket itself is kept nowhere.
-            user: whose it is.
+            holder: whose it is.
             ttl: seconds after which it is worth nothing.
         """
         ...
 
-    async def take(self, key: bytes) -> str | None:
+    async def take(self, key: bytes) -> TicketHolder | None:
         """Return whose ticket it is and forget it, in one step: of two that ask, one gets it.
 
         Returns:

@@ -72,8 +72,8 @@ class Dispatch(Caller):
         """Begin the connection's life: on_first_open, on_open, the automatic subscription."""
         TRACE.look()
         self._hub.dispatches.add(self)
-        if (identity := self.ws.identity) is not None:
-            self._hub.expiry.set(self, expiry_of(identity))
+        if (identity := self.ws.identity) is not None or self.ws.session.ends_at is not None:
+            self._hub.expiry.set(self, self._until(expiry_of(identity)))
         if self._opens_at_once():
             if rest := self.ws._context.run(step, self._open()):
                 self._work_on(Rest(functools.partial(awaiting, rest)))
@@ -149,8 +149,16 @@ class Dispatch(Caller):
         return True
 
     def expire(self) -> None:
-        """End the connection: the time has come that its identity holds until."""
-        self.end(CloseReason(4007, meaning_of(4007), "server"))
+        """End the connection: the time has come that its identity or session holds until."""
+        until = expiry_of(self.ws.identity)
+        is_session = self._until(until) != until
+        text = "session expired" if is_session else meaning_of(4007)
+        self.end(CloseReason(4007, text, "server"))
+
+    def _until(self, until: float | None) -> float | None:
+        """Return when the connection ends whose identity holds until then; None is never."""
+        end = self.ws.session.ends_at
+        return until if end is None or (until is not None and until <= end) else end
 
     def renew(self, identity: object, until: float | None) -> bool:
         """Take a newer identity of the same user.
@@ -165,7 +173,7 @@ class Dispatch(Caller):
         if self.ws.reason is not None:
             return False
         self.ws._facts.identity = identity
-        self._hub.expiry.set(self, until)
+        self._hub.expiry.set(self, self._until(until))
         return True
 
     def change_now(self, name: str, *, entering: bool) -> Change | None:

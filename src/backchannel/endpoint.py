@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any, Final
 
 from backchannel.backlog import SLOW_CLIENT, SlowClient
-from backchannel.config import Settings
+from backchannel.config import Settings, check_authenticate
 from backchannel.errors import InvalidMessage, TemplateError
 from backchannel.heartbeat import Heartbeat
 from backchannel.listener import Callback, Callbacks
@@ -96,8 +96,7 @@ class Endpoint:
         idle_timeout: float | None = None,
         authenticate: Callable[[Any], Any] | None = None,
     ):
-        if authenticate is not None and not callable(authenticate):
-            raise TypeError(f"authenticate must be callable, not {authenticate!r}")
+        check_authenticate("authenticate", authenticate)
         self.authenticate = authenticate
         if slow_client not in SLOW_CLIENT:
             known = ", ".join(map(repr, SLOW_CLIENT))

@@ -40,11 +40,6 @@ __all__ = [
 ]
 
 
-_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-"""What a header may be called (RFC 9110, token)."""
-_VALUE: Final = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
-
-
 class BackchannelError(Exception):
     """The root of all errors that Backchannel raises."""
 
@@ -138,6 +133,10 @@ class ConnectionClosed(BackchannelError):  # noqa: N818
         self.reason = reason
 
 
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE: Final = re.compile("[\t\x20-\x7e\x80-\xff]*")
+
+
 class Reject(Exception):  # noqa: N818 - not an error: an answer
     """Refuse, with a word to the client. Returning one and raising one are the same.
 
@@ -151,7 +150,8 @@ class Reject(Exception):  # noqa: N818 - not an error: an answer
         headers: more response headers, used before the 101 only.
 
     Raises:
-        ValueError: the status is no HTTP status of a refusal, or a header can't be sent as it is.
+        ValueError: the status is no HTTP status of a refusal, or a header could not be sent as one:
+            a client's text with a line break in it would make up headers of its own.
     """
 
     def __init__(
@@ -163,11 +163,13 @@ class Reject(Exception):  # noqa: N818 - not an error: an answer
                 f"Reject's status must be an HTTP status from 300 to 599, not {number}"
             )
         for name, value in (headers or {}).items():
-            if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"Reject's headers: {name!r} is no header's name")
+            if not _HEADER_VALUE.fullmatch(value):
                 raise ValueError(
-                    f"Reject's header {name!r}: {value!r} can't be sent: no control characters or "
-                    "line breaks, and Latin-1 only; quote what comes from a client, for instance "
-                    "with urllib.parse.quote"
+                    f"Reject's headers: {name}: {value!r}: a header's value has no control "
+                    "characters and only Latin-1; quote what comes from a client, with "
+                    "urllib.parse.quote"
                 )
         super().__init__(number, said)
         self.status = number

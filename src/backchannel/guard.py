@@ -153,8 +153,11 @@ class Guard:
         """
         settings = self._settings
         is_rated = settings.max_messages_per_second or settings.max_bytes_per_second
+        keeps = settings.touch_session and ws.session.is_extendable
         if is_rated or ws._endpoint.idle is not None:
-            dispatch: Dispatch = Metered(hub, ws, place)
+            dispatch: Dispatch = (KeepingMetered if keeps else Metered)(hub, ws, place)
+        elif keeps:
+            dispatch = Keeping(hub, ws, place)
         elif place is not FREE:
             dispatch = Guarded(hub, ws, place)
         else:
@@ -220,6 +223,22 @@ class Guarded(Dispatch):
         if ended:
             self._place.give_back()
         return ended
+
+
+class Keeping(Guarded):
+    """The dispatch of a connection whose messages keep its web session alive."""
+
+    __slots__ = ("_touch_at",)
+
+    def __init__(self, hub: HubCore, ws: Connection, place: Place):
+        super().__init__(hub, ws, place)
+        self._touch_at = 0.0
+
+    def feed(self, message: Frame) -> bool:
+        """Take a message from the client, and see to it that the session lives on."""
+        if monotonic() >= self._touch_at and self.ws.reason is None:
+            self._touch_at = self._hub.touches.heard(self.ws.session)
+        return super().feed(message)
 
 
 class Metered(Guarded):
@@ -316,6 +335,23 @@ class Metered(Guarded):
         most = self._hub.settings.max_bytes_per_second
         self._hub.guard.tell(self.ws, "max_bytes_per_second", 4006)
         self.end(CloseReason(4006, f"more than {most} bytes a second", "server"))
+
+
+class KeepingMetered(Metered):
+    """The dispatch of a connection that is limited, and whose messages keep its session alive."""
+
+    __slots__ = ("_touch_at",)
+
+    def __init__(self, hub: HubCore, ws: Connection, place: Place):
+        super().__init__(hub, ws, place)
+        self._touch_at = 0.0
+
+    def feed(self, message: Frame) -> bool:
+        """Take a message, unless it is one too many, and see to it that the session lives on."""
+        is_full = super().feed(message)
+        if monotonic() >= self._touch_at and self.ws.reason is None:
+            self._touch_at = self._hub.touches.heard(self.ws.session)
+        return is_full
 
 
 def _size(message: Frame) -> int:

@@ -211,12 +211,11 @@ async def _redeem(request: Request, offered: list[str], tickets: TicketStore) ->
     if len(offered) > 1:
         refused = Reject(401, "The URL has more than one ticket; it may have one.")
         return _noted(refused, "its ticket", request)
-    user = await tickets.take(key_of(offered[0]))
-    if user is None:
+    holder = await tickets.take(key_of(offered[0]))
+    if holder is None:
         refused = Reject(401, "The ticket is not valid: unknown, used already, or expired.")
         return _noted(refused, "its ticket", request)
-    request.user = request.identity = user
-    return None
+    return _note(request, holder.id if holder.expires_at is None else holder)
 
 
 async def _ask(callback: Callback, settings: Settings, request: Request) -> Reject | None:

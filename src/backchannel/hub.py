@@ -8,7 +8,6 @@ import secrets
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import Context, copy_context
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backchannel.access import Access
@@ -26,15 +25,16 @@ from backchannel.expiry import Expiry
 from backchannel.fanout import Encoder, Fanout
 from backchannel.guard import Guard
 from backchannel.history import Position
+from backchannel.identity import holder_of
 from backchannel.listener import read_listener
 from backchannel.membership import Membership
 from backchannel.observe import HUB, LISTENER
 from backchannel.presence import Presence
 from backchannel.publishing import Publishing
-from backchannel.request import user_id
 from backchannel.roster import Roster
 from backchannel.rules import Rules
-from backchannel.runtime import Runtime
+from backchannel.runtime import Health, Runtime
+from backchannel.session.touch import Touches
 from backchannel.session.watch import watch_sessions
 from backchannel.session.web import Session, remember
 from backchannel.template import Template
@@ -43,29 +43,10 @@ from backchannel.tickets import MemoryTickets, check_ttl, key_of, new_ticket
 if TYPE_CHECKING:
     from backchannel.config import Settings
 
-__all__ = ["Health", "HubCore"]
+__all__ = ["HubCore"]
 
 T = TypeVar("T")
 UserCallback = TypeVar("UserCallback", bound=Callable[[str], Any])
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """How a hub is doing.
-
-    Args:
-        running: it takes connections.
-        connections: how many are open on this node.
-        channels: how many have members on this node.
-        broker: how the broker is doing, in a few words.
-        problems: what went wrong and was not awaited by anyone, newest last.
-    """
-
-    running: bool
-    connections: int
-    channels: int
-    broker: str
-    problems: tuple[str, ...]
 
 
 class HubCore(Publishing, Access):
@@ -78,6 +59,7 @@ class HubCore(Publishing, Access):
         guard: keeps the limits of what clients may do.
         expiry: ends the connections whose identity holds until a time.
         tickets: those that wait to be used.
+        touches: keeps the sessions alive whose sockets are used.
         node: this node's id, new at each start.
     """
 
@@ -97,6 +79,7 @@ class HubCore(Publishing, Access):
         self.expiry = Expiry()
         self.tickets: TicketStore = MemoryTickets()
         self.runtime = Runtime()
+        self.touches = Touches(functools.partial(self.runtime.keep, context=Context()))
         self.is_stopping = False
         self._watches = False
         self._starting = asyncio.Lock()
@@ -218,18 +201,21 @@ class HubCore(Publishing, Access):
         check refuses that one.
 
         Args:
-            user: a user id; 42 and "42" are the same user.
+            user: a user id, where 42 and "42" are the same user; or an object with one, as
+                ``authenticate`` returns it. Of that the connection gets the id and, where it has
+                one, the ``expires_at``, with which it ends.
             ttl: seconds it may wait to be used.
 
         Raises:
-            TypeError, ValueError: the user is None, empty, or no str or int; the ttl is no number
-                of seconds above 0.
+            TypeError: the user is nobody's id and has none, or its ``expires_at`` is no time.
+            ValueError: the id is empty, the identity has expired, or the ttl is no number of
+                seconds above 0.
             RuntimeError: too many tickets wait to be used.
         """
-        name = user_id(user)
+        holder = holder_of(user)
         check_ttl(ttl)
         ticket = new_ticket()
-        await self.tickets.put(key_of(ticket), name, ttl)
+        await self.tickets.put(key_of(ticket), holder, ttl)
         return ticket
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -363,6 +349,8 @@ class HubCore(Publishing, Access):
                 task.cancel()
         await self.runtime.cancel_all(max(0.1, deadline - loop.time()))
         await self._broker.stop()
+        if (close := getattr(self.settings.session, "aclose", None)) is not None:
+            await close()
 
     # ── membership ──────────────────────────────────────────────────────────────────
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from time import time
 
+from backchannel.contracts import TicketHolder
 from backchannel.request import user_id
 
-__all__ = ["expiry_of", "id_of"]
+__all__ = ["expiry_of", "holder_of", "id_of"]
 
 
 def id_of(identity: object, what: str = "authenticate returned") -> str:
@@ -54,3 +56,15 @@ def expiry_of(identity: object) -> float | None:
     if value != value:  # noqa: PLR0124 - so is NaN told
         raise ValueError("an identity's expires_at is NaN: a time that never comes")
     return None if value == math.inf else float(value)
+
+
+def holder_of(identity: object) -> TicketHolder:
+    """Return whom a ticket lets in, of what ``hub.ticket`` was given.
+
+    Raises:
+        TypeError, ValueError: as ``id_of`` and ``expiry_of``; or it has expired already.
+    """
+    holder = TicketHolder(id_of(identity, "hub.ticket got"), expiry_of(identity))
+    if holder.expires_at is not None and holder.expires_at <= time():
+        raise ValueError("hub.ticket(…): this identity has expired already")
+    return holder

@@ -29,6 +29,7 @@ __all__ = [
     "excerpt",
     "new_error_id",
     "report_slow",
+    "without_credentials",
 ]
 
 HUB: Final = logging.getLogger("backchannel.hub")
@@ -38,7 +39,7 @@ CONNECTION: Final = logging.getLogger("backchannel.connection")
 LISTENER: Final = logging.getLogger("backchannel.listener")
 
 
-_CREDENTIAL: Final = re.compile(r"bct_[\w-]*|ey(?:J|Ai)[\w-]{10,}(?:\.[\w-]*){0,2}", re.ASCII)
+_CREDENTIAL: Final = re.compile(r"bct_[\w%-]*|ey(?:J|Ai)[\w-]{10,}(?:\.[\w-]*){0,2}", re.ASCII)
 """A one-time ticket, or a JWT (base64 of ``{"`` or ``{ "``), also the beginning of one."""
 
 
@@ -67,12 +68,17 @@ def new_error_id() -> str:
     return secrets.token_hex(4)
 
 
+def without_credentials(text: str) -> str:
+    """Return a text with ``[hidden]`` in place of the JWTs and tickets in it."""
+    return _CREDENTIAL.sub("[hidden]", text)
+
+
 def excerpt(frame: str | bytes, limit: int = 200) -> str:
     """Return a message for a debug line: on one line, cut after ``limit`` characters.
 
     JWTs and tickets in it are left out, since clients may send new ones.
     """
-    text = _CREDENTIAL.sub("[hidden]", repr(frame[:limit]))
+    text = without_credentials(repr(frame[:limit]))
     return f"{text}… ({len(frame)})" if len(frame) > limit else text
 
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from dataclasses import dataclass
 from typing import Any
 
 from backchannel.change import detached
@@ -14,9 +15,28 @@ from backchannel.observe import HUB, LISTENER, PAUSES
 from backchannel.runner import Runner
 from backchannel.sent import Outcome, Sent
 
-__all__ = ["Runtime"]
+__all__ = ["Health", "Runtime"]
 
 PROBLEMS_KEPT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a hub is doing.
+
+    Args:
+        running: it takes connections.
+        connections: how many are open on this node.
+        channels: how many have members on this node.
+        broker: how the broker is doing, in a few words.
+        problems: what went wrong and was not awaited by anyone, newest last.
+    """
+
+    running: bool
+    connections: int
+    channels: int
+    broker: str
+    problems: tuple[str, ...]
 
 
 class Runtime:

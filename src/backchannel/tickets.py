@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from backchannel.contracts import TicketHolder
     from backchannel.request import Request
 
 __all__ = ["MemoryTickets", "check_ttl", "key_of", "new_ticket", "tickets_in"]
@@ -60,14 +61,14 @@ class MemoryTickets:
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
-        self._held: dict[bytes, tuple[str, float]] = {}
+        self._held: dict[bytes, tuple[TicketHolder, float]] = {}
         self._tidy_at = 0  # when so many are held, those that have expired are dropped
         self._full_until = 0.0
 
     def __len__(self) -> int:
         return len(self._held)
 
-    async def put(self, key: bytes, user: str, ttl: float) -> None:
+    async def put(self, key: bytes, holder: TicketHolder, ttl: float) -> None:
         """Keep a ticket until it is taken or has expired.
 
         Raises:
@@ -81,12 +82,12 @@ class MemoryTickets:
                 f"{self._limit} tickets wait to be used already: ask who somebody is before "
                 "hub.ticket(…) is called, and how often"
             )
-        self._held[key] = (user, now + ttl)
+        self._held[key] = (holder, now + ttl)
 
-    async def take(self, key: bytes) -> str | None:
+    async def take(self, key: bytes) -> TicketHolder | None:
         """Return whose ticket it is and forget it; None when there is none that holds."""
-        user, until = self._held.pop(key, (None, 0.0))
-        return user if monotonic() < until else None
+        holder, until = self._held.pop(key, (None, 0.0))
+        return holder if monotonic() < until else None
 
     def _tidy(self, now: float) -> None:
         """Drop what has expired; so rarely that each ticket is looked at a few times at most."""

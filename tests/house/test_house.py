@@ -20,7 +20,7 @@ SOURCES = sorted((ROOT / "src/backchannel").rglob("*.py"))
 DOCUMENTS = [
     ROOT / "README.md",
     *sorted(ROOT.glob("[A-Z]*.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
 
@@ -78,6 +78,17 @@ def test_the_files_a_document_names_exist(document):
     places = (ROOT, ROOT / "src/backchannel", document.parent, ROOT / "examples")
     for name in {*named, *linked} - {"chat.py", "chat.html", "app.py", "FILE"}:
         assert any((place / name).exists() for place in places), f"{document.name} names {name}"
+
+
+def test_every_test_that_the_page_on_security_names_exists():
+    page = (ROOT / "docs/security.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    sections = re.split("^## ", page, flags=re.MULTILINE)[1:-1]  # the last is on cookies' flags
+    assert all("::test_" in section for section in sections)
+    for file, name in named:
+        assert re.search(rf"^(?:async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE), (
+            name
+        )
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

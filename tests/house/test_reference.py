@@ -9,7 +9,7 @@ import pytest
 
 import backchannel
 from backchannel import Audience, Connection, Hub, Request, Sent
-from backchannel.hub import Health
+from backchannel.runtime import Health
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/reference.md").read_text()
 # What the package's own parts need of each other.

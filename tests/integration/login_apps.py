@@ -86,7 +86,7 @@ def make_litestar(config: Any, bridge: Any) -> Any:
     @post("/login")
     async def login(request: Request[Any, Any, Any], user: str) -> dict[str, Any]:
         request.session["user"] = user
-        return {"sid": request.get_session_id()}
+        return {"sid": await hub.remember(request)}
 
     @post("/logout")
     async def logout(request: Request[Any, Any, Any], sid: str) -> dict[str, Any]:

@@ -130,3 +130,34 @@ async def test_no_token_and_no_ticket_stands_in_the_log(server):
     assert "refused '/ws/me' with 401" in printed
     for secret in (*good.split("."), *late.split("."), *fresh.split("."), ticket, bad):
         assert secret[5:25] not in printed
+
+
+SERVED = {
+    "native": "uvicorn signed:app --port {port} --ws backchannel.transport.uvicorn:Protocol",
+    "run": "backchannel run signed.py:app --port {port} --log-level debug",
+    "run-portable": "backchannel run signed.py:app --port {port} --transport portable",
+}
+
+
+@pytest.mark.parametrize("kind", SERVED)
+async def test_the_servers_own_lines_have_no_ticket_either(start, kind):
+    """One that was refused for its origin is still good, so that it must not stand in a log."""
+    server = start(kind, SERVED[kind], env={"SECRET": SECRET})
+    ticket, good = await new_ticket(server), token()
+    path = f"/ws/me?a=1&ticket={ticket}&b=%20"
+    stranger = {"origin": "https://evil.example"}
+    assert (await refused(server, path, **stranger))[0] == 403
+    async with server.connect(path) as client:
+        assert (await hears(client))["user"] == "ana"
+    for left in (path, f"/ws/nowhere?ticket={ticket}", f"/ws/me?ticket={ticket[:12]}%2d{ticket}"):
+        with pytest.raises(InvalidStatus):
+            await server.connect(left).__aenter__()
+    async with server.connect(f"/ws/me?token={good}", **bearer(good)) as client:
+        await hears(client)
+    printed = server.printed()
+    for secret in (ticket, *good.split(".")):
+        assert secret[5:25] not in printed
+        assert secret[-15:] not in printed
+    if kind == "native":  # uvicorn's command prints all handshakes, and goes on doing so
+        assert '"WebSocket /ws/me?a=1&ticket=[hidden]&b=%20" 403' in printed
+        assert '"WebSocket /ws/me?a=1&ticket=[hidden]&b=%20" [accepted]' in printed

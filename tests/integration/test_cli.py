@@ -578,3 +578,49 @@ async def test_reload_survives_a_mistake_in_the_file(run, folder):
     async with server.connect("/ws/echo") as client:
         await client.send("hello")
         assert await client.recv() == "hello"
+
+
+# ── sessions of its own ───────────────────────────────────────────────────────────────────────
+
+VISITS = """
+from backchannel import Hub, Listener
+from backchannel.session.server import ServerSessions
+
+hub = Hub(session=ServerSessions({arguments}))
+hub.page("/", "page.html")
+
+@hub.endpoint("/ws")
+class Visits(Listener):
+    async def on_open(self, ws):
+        ws.session["visits"] = ws.session.get("visits", 0) + 1
+        await ws.session.save()
+        ws.send(str(ws.session["visits"]))
+"""
+
+
+async def visits(server, cookie):
+    async with server.connect("/ws", additional_headers={"Cookie": cookie}) as socket:
+        return await asyncio.wait_for(socket.recv(), 10)
+
+
+async def test_the_page_gives_a_session_and_the_socket_writes_to_it(run, folder):
+    (folder / "visits.py").write_text(VISITS.format(arguments=""))
+    server = run("visits.py")
+    first, second = [
+        (await server.get("/")).headers["set-cookie"].partition(";")[0] for _ in range(2)
+    ]
+    assert await visits(server, first) == "1"
+    assert await visits(server, first) == "2"
+    assert await visits(server, second) == "1"
+    assert "ServerSessions has no secret" in server.printed()
+
+
+async def test_sessions_in_redis_outlive_the_server(run, folder, redis_server):
+    arguments = f'secret="{"s" * 32}", store="{redis_server.url}"'
+    (folder / "visits.py").write_text(VISITS.format(arguments=arguments))
+    server = run("visits.py")
+    cookie = (await server.get("/")).headers["set-cookie"].partition(";")[0]
+    assert await visits(server, cookie) == "1"
+    server.process.end()
+    assert await visits(run("visits.py"), cookie) == "2"
+    assert not re.search("secret|Traceback|Warning", server.printed())

@@ -9,13 +9,18 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SERVED = re.findall(r"python3 (dev\.py (?:chat|run)[^\n`]*)", (ROOT / "README.md").read_text())
+SERVED = re.findall(
+    r"python3 (dev\.py (?:chat|example \w+)[^\n`]*)", (ROOT / "README.md").read_text()
+)
+EXAMPLES = ["chat", "django_project", "echo", "fastapi_app", "fastapi_login", "private_chat"]
 
 
 @pytest.fixture
@@ -27,19 +32,23 @@ def checkout(tmp_path):
     (folder / "examples").symlink_to(ROOT / "examples")
     for name in ("dev.py", "pyproject.toml", "requirements-dev.lock"):
         shutil.copy(ROOT / name, folder)
-    spec = importlib.util.spec_from_file_location("dev", folder / "dev.py")
+    (folder / ".venv/.installed").write_text(f"{load(folder / 'dev.py').wanted()} dev")
+    return folder
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location("dev", path)
     dev = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(dev)
-    (folder / ".venv/.installed").write_text(f"{dev.wanted()} dev")
-    return folder
+    return dev
 
 
 @pytest.fixture
 def serve(process, make_server):
     """Start dev.py on a free port, from any folder; wait until it says that it serves."""
 
-    def start(*arguments, cwd):
-        started = process(*arguments, "--port", "0", cwd=cwd)
+    def start(*arguments, **options):
+        started = process(*arguments, "--port", "0", **options)
         port = started.wait_for_output(r"(?:http|ws)://localhost:(\d+)")[1]
         started.wait_for_output("Ctrl-C to stop")
         return make_server("uvicorn-dev", started, int(port))
@@ -56,18 +65,75 @@ async def assert_echoes(server):
 @pytest.mark.parametrize("command", SERVED)
 async def test_what_readme_says_to_type_serves(serve, checkout, command):
     server = serve(*shlex.split(command), cwd=checkout)
-    if "echo" in command:
-        assert "serves examples/echo.py:hub" in server.printed()
-        await assert_echoes(server)
+    assert (await server.get("/")).status_code == 200
+
+
+def test_readme_says_how_to_serve_the_chat_and_an_example():
+    assert SERVED == ["dev.py chat", "dev.py example fastapi_login"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+async def test_each_example_is_served_by_one_command_from_anywhere(serve, checkout, tmp_path, name):
+    env = {"DATABASE": str(tmp_path / "db.sqlite3")}
+    server = serve(checkout / "dev.py", "example", name, cwd=tmp_path, env=env)
+    if name in {"echo", "private_chat"}:
+        async with server.connect("/ws/echo" if name == "echo" else "/ws/privatechat") as client:
+            await client.send('{"msgType": "userlist", "username": "Ana"}')
+            assert "Ana" in await client.recv()
     else:
-        page = "/channels" if "fastapi" in command else "/"
+        page = {"fastapi_app": "/channels", "django_project": "/accounts/login/"}.get(name, "/")
         assert (await server.get(page)).status_code == 200
 
 
-def test_readme_says_how_to_serve_the_chat_and_the_examples():
-    assert len(SERVED) == 3
-    for words in ("dev.py chat", "run examples/echo.py", "run examples/fastapi_app.py:app"):
-        assert any(words in command for command in SERVED), words
+def test_what_an_example_needs_is_installed_once_into_the_checkouts_own_venv(tmp_path, capsys):
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for name in ("dev.py", "pyproject.toml", "requirements-dev.lock"):
+        shutil.copy(ROOT / name, folder)
+    dev = load(folder / "dev.py")
+    dev.make_venv()
+    (folder / ".venv/.installed").write_text(f"{dev.wanted()} ")
+    wheel = tmp_path / "needed-1.0-py3-none-any.whl"
+    about = "needed-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as made:
+        made.writestr("needed.py", "")
+        made.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: needed\nVersion: 1.0\n")
+        made.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        made.writestr(f"{about}/RECORD", "")
+    dev.add(str(wheel))
+    assert "Installing" in capsys.readouterr().out
+    command = [folder / ".venv/bin/python", "-c", "import needed; print(needed.__file__)"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert found.startswith(str(folder / ".venv"))
+    dev.add(str(wheel))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_examples_first_lines_say_what_it_needs_and_how_to_run_it(name):
+    target = load(ROOT / "dev.py").EXAMPLES[name][0]
+    text = (ROOT / "examples" / target.partition(":")[0]).read_text().partition('"""\n\n')[0]
+    assert f"python3 dev.py example {name}\n" in text
+    assert f"backchannel run {target.rpartition('/')[2]}" in text
+    needed = re.search("^Needs: +(.+)$", text, re.MULTILINE)
+    installed = " ".join(
+        ["pip install", *(needed[1].split() if needed else []), "/path/to/the/clone"]
+    )
+    assert installed in text
+
+
+async def test_without_a_name_the_examples_are_listed(process, checkout):
+    listed = process("dev.py", "example", cwd=checkout)
+    assert await asyncio.to_thread(listed.wait) == 0
+    assert re.findall(r"python3 dev\.py example (\w+)", listed.output()) == EXAMPLES
+    files = {path.stem for path in (ROOT / "examples").iterdir() if path.suffix != ".html"}
+    assert files - {"__pycache__"} == set(EXAMPLES)
+    wrong = process("dev.py", "example", "fastapi", cwd=checkout)
+    assert await asyncio.to_thread(wrong.wait) == 2
+    assert "There is no example 'fastapi'" in wrong.output()
+    assert "example fastapi_login" in wrong.output()
 
 
 async def test_a_file_is_looked_for_where_dev_py_is_called(serve, checkout, tmp_path):

@@ -432,3 +432,16 @@ async def test_private_chat_speaks_as_the_demo_does(transport):
         await cleo.socket.close()
         assert await ana.get() == {"msgType": "disconnect", "username": "UNREGISTERED"}
         assert await users(ana, "Ana") == {ana_id: "Ana"}
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "place"),
+    [("ana", "chat", "/"), ("ana", "wrong", "/?failed"), ("ána", "pässword", "/?failed")],
+)
+async def test_the_fastapi_login_answers_any_name_and_password(transport, name, password, place):
+    async with (
+        example(transport, "fastapi_login.py:app") as address,
+        httpx.AsyncClient(trust_env=False, base_url=f"http://{address}") as http,
+    ):
+        answer = await http.post("/login", data={"name": name, "password": password})
+        assert (answer.status_code, answer.headers["location"]) == (303, place)

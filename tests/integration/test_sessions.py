@@ -109,6 +109,19 @@ async def test_a_session_in_a_cookie_is_read_only_and_says_why(browse, app):
         assert "lives in a cookie" in (await read(socket))["refused"]
 
 
+async def test_who_planted_a_flask_sessions_id_before_the_login_has_nothing_of_it(browse):
+    ana = await browse("flask_server")
+    await ana.post("/note", text="before")
+    (planted,) = ana.http.cookies.jar
+    sid = (await ana.post("/login", user="ana"))["sid"]
+    assert await ana.note() == "before"
+    async with ana.connect(f"{planted.name}={planted.value}") as socket:
+        assert (await read(socket))["user"] is None
+    async with ana.connect() as socket:
+        told = await read(socket)
+        assert (told["user"], told["id"]) == ("ana", sid)
+
+
 @pytest.mark.parametrize("app", SERVER_SIDE)
 async def test_what_the_socket_writes_http_reads_and_the_other_way_round(browse, app):
     ana = await browse(app, "ana")

@@ -28,6 +28,7 @@ from backchannel import Hub, Listener, Request
 from backchannel.auth import JWT, Identity, InvalidToken, session_user, starlette_user
 from backchannel.errors import Reject
 from backchannel.session.scope import Session
+from backchannel.session.web import NO_SESSION
 from backchannel.testing import HandshakeRefused
 
 SECRET = "a secret for tests that is long enough for all of them: sixty-four bytes"
@@ -643,3 +644,66 @@ def test_expires_at_may_not_lie_in_no_time_zone(hub):
             expiry_of(SimpleNamespace(expires_at=wrong))
     with pytest.raises(ValueError, match="NaN"):
         expiry_of(SimpleNamespace(expires_at=float("nan")))
+
+
+# ── what a newcomer gets wrong ────────────────────────────────────────────────────────────────
+
+
+async def handshake_without_middleware(hub):
+    """Shake hands as behind a server, where no middleware has put a session into the scope."""
+    events = []
+
+    async def receive():
+        return {"type": "websocket.connect"} if not events else {"type": "websocket.disconnect"}
+
+    async def send(event):
+        events.append(event["type"])
+
+    await hub({"type": "websocket", "path": "/ws", "headers": []}, receive, send)
+    assert events[0] == "websocket.accept"
+
+
+def session_warnings(caplog):
+    return [line for line in caplog.messages if "session_user" in line]
+
+
+async def test_without_any_session_middleware_a_warning_says_so_once(caplog):
+    hub = Hub(authenticate=session_user("uid"))
+    hub.add("/ws", Room)
+    await handshake_without_middleware(hub)
+    await handshake_without_middleware(hub)
+    await hub.stop()
+    (line,) = session_warnings(caplog)
+    assert "session_user('uid') found no session in the scope, so everybody is anonymous" in line
+    assert "put the session middleware around the app that the hub is mounted in" in line
+    assert "Hub(session=…)" in line
+
+
+async def test_an_anonymous_client_is_no_reason_to_warn(caplog):
+    class Nobodys:
+        async def find(self, request):
+            return NO_SESSION
+
+    behind_middleware = Hub(authenticate=session_user())
+    of_its_own = Hub(authenticate=session_user(), session=Nobodys())
+    for hub in (behind_middleware, of_its_own):
+        hub.add("/ws", Room)
+        async with hub.test_client("/ws") as client:
+            assert client.connection.user is None
+        await hub.stop()
+    assert session_warnings(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("factory", "right"),
+    [
+        (starlette_user, r"starlette_user\(\)"),
+        (session_user, r"session_user\(…\)"),
+        (JWT, r"JWT\(…\)"),
+    ],
+)
+def test_a_ready_made_one_that_was_not_called_is_refused(factory, right):
+    with pytest.raises(TypeError, match=rf"Hub\(authenticate=…\) got .*write {right}"):
+        Hub(authenticate=factory)
+    with pytest.raises(TypeError, match=rf"^authenticate got .*write {right}"):
+        Hub().add("/ws", Room, authenticate=factory)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 import pytest
+from starlette.requests import Request as StarletteRequest
 
 from backchannel import Hub, Listener
 from backchannel.errors import HandshakeRefused, SessionReadOnly, SessionUnavailable
@@ -19,6 +20,8 @@ class Store:
         self.sessions = sessions
         self.is_down = False
         self.loads = 0
+        self.touches = 0
+        self.extends = True
 
     async def load(self, key):
         self.loads += 1
@@ -34,6 +37,11 @@ class Store:
         for name in removed:
             self.sessions[key].pop(name, None)
         return True
+
+    async def touch(self, key):
+        self.touches += 1
+        self._check()
+        return key in self.sessions
 
     async def find(self, request):
         key = request.cookies.get("sid")
@@ -328,6 +336,12 @@ async def test_remember_names_a_session_in_a_cookie_anew_at_each_login(hub):
 async def test_remember_without_a_session_says_what_is_missing(hub):
     with pytest.raises(TypeError, match="is the session middleware installed"):
         await hub.remember(Request(None))
+
+
+async def test_remember_without_starlettes_middleware_says_what_is_missing(hub):
+    request = StarletteRequest({"type": "http", "headers": []})
+    with pytest.raises(TypeError, match="is the session middleware installed"):
+        await hub.remember(request)
 
 
 def test_addressing_a_session_without_an_id_says_how_it_gets_one(hub):

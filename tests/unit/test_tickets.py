@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import re
+import time
 
 import jwt as pyjwt
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from backchannel import Hub, Listener, Reject, event, tickets
 from backchannel.auth import JWT
 from backchannel.observe import excerpt
-from backchannel.testing import HandshakeRefused
+from backchannel.testing import ConnectionClosed, HandshakeRefused
 from backchannel.tickets import MemoryTickets
 
 NOT_VALID = (401, "The ticket is not valid: unknown, used already, or expired.")
@@ -330,3 +331,52 @@ def test_credentials_that_are_cut_are_left_out_too(before):
     good = token(60)
     shown = excerpt("." * before + good)
     assert good[25:35] not in shown
+
+
+# ── a ticket of an identity that ends ─────────────────────────────────────────────────────────
+
+
+class Signed:
+    """Who a token says that it is."""
+
+    def __init__(self, name, expires_at):
+        self.id = name
+        self.expires_at = expires_at
+
+
+async def test_a_tickets_connection_ends_with_the_identity_it_was_asked_with(hub):
+    hub.add("/ws", Room)
+    until = time.time() + 0.2
+    ticket = await hub.ticket(Signed(42, until))
+    async with hub.test_client(f"/ws?ticket={ticket}") as client:
+        ws = client.connection
+        assert (ws.user, ws.identity.id, ws.identity.expires_at) == ("42", "42", until)
+        with pytest.raises(ConnectionClosed, match="4007 token expired"):
+            await client.receive(timeout=10)
+        assert time.time() >= until
+
+
+async def test_an_identity_without_an_end_is_the_users_id(hub):
+    hub.add("/ws", Room)
+    ticket = await hub.ticket(Signed("ana", None))
+    async with hub.test_client(f"/ws?ticket={ticket}") as client:
+        assert client.connection.identity == "ana"
+
+
+async def test_a_ticket_of_an_identity_that_ended_before_it_was_used_is_refused(hub, monkeypatch):
+    hub.add("/ws", Room)
+    ticket = await hub.ticket(Signed("ana", time.time() + 60))
+    later = time.time() + 61
+    monkeypatch.setattr("backchannel.handshake.time", lambda: later)
+    assert await refused(hub, f"/ws?ticket={ticket}") == (401, "The token has expired.")
+
+
+async def test_an_identity_that_has_ended_gets_no_ticket(hub):
+    with pytest.raises(ValueError, match=r"hub.ticket\(…\): this identity has expired already"):
+        await hub.ticket(Signed("ana", time.time() - 1))
+
+
+@pytest.mark.parametrize("wrong", [object(), Signed(None, None)])
+async def test_a_ticket_for_nobody_is_refused_and_says_what_a_user_is(hub, wrong):
+    with pytest.raises(TypeError, match=r"hub.ticket got a .* that names nobody; a user is"):
+        await hub.ticket(wrong)

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from backchannel.observe import HANDSHAKE
+from backchannel.session.web import NO_SESSIONS
+
 if TYPE_CHECKING:
     from backchannel.request import Request
 
@@ -20,8 +23,18 @@ def session_user(key: str = "user_id") -> Callable[[Request], Any]:
     Args:
         key: the session's key for it; where it is missing or None, the client is anonymous.
     """
+    has_warned = False
 
     def find(request: Request) -> Any:
+        nonlocal has_warned
+        if request.session is NO_SESSIONS and not has_warned:
+            has_warned = True
+            HANDSHAKE.warning(
+                "session_user(%r) found no session in the scope, so everybody is anonymous: put "
+                "the session middleware around the app that the hub is mounted in, or say which "
+                "sessions: Hub(session=…)",
+                key,
+            )
         return request.session.get(key)
 
     return find

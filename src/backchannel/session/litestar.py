@@ -13,6 +13,7 @@ the scope, where the hub finds it by itself.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -41,9 +42,13 @@ class LitestarSessions:
         Raises:
             SessionUnavailable: Litestar's store does not answer.
         """
-        key = request.cookies.get(self._config.key)
         app = request.scope.get("litestar_app") or request.app
-        if not key or app is None:
+        if app is None:
+            return NO_SESSION
+        # Of several cookies with one name it takes another than we do.
+        connection = import_module("litestar.connection").ASGIConnection(request.scope)
+        key: str | None = connection.cookies.get(self._config.key)
+        if not key:
             return NO_SESSION
         store = _Store(self._config.get_store_from_app(app), self._config.max_age)
         data = await asked(store.load(key))
@@ -64,6 +69,11 @@ class _Store:
         self._store = store
         self._max_age = max_age
 
+    @property
+    def extends(self) -> bool:
+        """It can be told to; Litestar's FileStore would write all of the session to do so."""
+        return type(self._store).__name__ != "FileStore"
+
     async def load(self, key: str) -> Mapping[str, Any] | None:
         """Return what a session holds; None when it has expired or was deleted."""
         raw: bytes | None = await self._store.get(key)
@@ -78,3 +88,7 @@ class _Store:
         raw = msgspec.json.encode({**kept, **changed})
         await self._store.set(key, raw, expires_in=self._max_age)
         return True
+
+    async def touch(self, key: str) -> bool:
+        """Let a session live for the config's max_age from now on."""
+        return await self._store.get(key, renew_for=self._max_age) is not None

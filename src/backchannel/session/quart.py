@@ -8,9 +8,11 @@ application = hub.wrap(app)
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from backchannel.session.web import NO_SESSION, CookieJar, Session, asked
+from backchannel.session.web import NO_SESSION, CookieJar, Session, asked, end_of_signed, named
 
 if TYPE_CHECKING:
     from backchannel.request import Request
@@ -34,6 +36,23 @@ class QuartSessions:
         Raises:
             SessionUnavailable: another session interface than Quart's own raised.
         """
-        opening = self._app.session_interface.open_session(self._app, CookieJar(request.cookies))
-        found = await asked(opening)
-        return Session(dict(found)) if found else NO_SESSION
+        header = ";".join(request.headers.getlist("cookie"))  # as Quart has them in a view
+        cookies = import_module("werkzeug.sansio.http").parse_cookie(header)
+        interface = self._app.session_interface
+        found = await asked(interface.open_session(self._app, CookieJar(cookies)))
+        if not found:
+            return NO_SESSION
+        end = None
+        if hasattr(interface, "get_signing_serializer"):
+            loads = interface.get_signing_serializer(self._app).loads
+            age = int(self._app.permanent_session_lifetime.total_seconds())
+            end = end_of_signed(loads, cookies.get(interface.get_cookie_name(self._app), ""), age)
+        return Session(dict(found), ends_at=end)
+
+    @staticmethod
+    def remember(session: MutableMapping[str, Any]) -> str:
+        """Give ``quart.session`` a new random id and return it, for ``hub.session(id)``.
+
+        Call it at login, in a view.
+        """
+        return named(session)

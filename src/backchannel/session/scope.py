@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping
+from importlib import import_module
 from typing import Any
 
-from backchannel.session.web import NO_SESSION, Session, asked
+from backchannel.session.web import (
+    NO_SESSION,
+    NO_SESSIONS,
+    Session,
+    asked,
+    cookies_in,
+    end_of_signed,
+)
 
 __all__ = ["in_scope"]
 
@@ -20,19 +29,28 @@ async def in_scope(scope: Mapping[str, Any]) -> Session:
         SessionUnavailable: the store does not answer.
     """
     if (handler := scope.get("session_handler")) is not None and hasattr(handler, "serializer"):
-        return await _starsession(handler)
-    data = scope.get("session")
-    return Session(data) if isinstance(data, Mapping) else NO_SESSION  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        return await _starsession(handler, scope)
+    data: Any = scope.get("session")
+    if not isinstance(data, Mapping):
+        return NO_SESSIONS
+    if not data:
+        return NO_SESSION
+    return Session(data, ends_at=_end_of_starlettes(scope))  # pyright: ignore[reportUnknownArgumentType]
 
 
-async def _starsession(handler: Any) -> Session:
-    store = _Starsessions(handler.store, handler.serializer, handler.lifetime)
+async def _starsession(handler: Any, scope: Mapping[str, Any]) -> Session:
+    options = _options_of(scope, "starsessions")
+    rolls = options is not None and bool(options.get("rolling"))
+    store = _Starsessions(handler.store, handler.serializer, handler.lifetime, rolls=rolls)
     key: str | None = handler.session_id
     data = None if key is None else await asked(store.load(key))
     if data is None:
         return NO_SESSION
     if type(handler.store).__name__ == "CookieStore":
-        return Session(data)  # what it calls the session's id is the cookie's content
+        # What it calls the session's id is the cookie's content.
+        signer, age = getattr(handler.store, "_signer", None), handler.lifetime
+        end = end_of_signed(signer.unsign, key or "", age) if signer and age else None
+        return Session(data, ends_at=end)
     return Session(data, id=key, store=store)
 
 
@@ -43,14 +61,22 @@ class _Starsessions:
         store: theirs.
         serializer: theirs, between a dict and bytes.
         lifetime: seconds that a session lives; 0 for as long as the browser runs.
+        rolls: the time is counted from the last use.
     """
 
-    __slots__ = ("_lifetime", "_serializer", "_store")
+    __slots__ = ("_lifetime", "_rolls", "_serializer", "_store")
 
-    def __init__(self, store: Any, serializer: Any, lifetime: int):
+    def __init__(self, store: Any, serializer: Any, lifetime: int, *, rolls: bool):
         self._store = store
         self._serializer = serializer
         self._lifetime = lifetime
+        self._rolls = rolls
+
+    @property
+    def extends(self) -> bool:
+        """It is in Redis, and the time is counted from the last use."""
+        in_redis = hasattr(self._store, "_connection") and hasattr(self._store, "prefix")
+        return in_redis and self._rolls and self._lifetime > 0
 
     async def load(self, key: str) -> Mapping[str, Any] | None:
         """Return what a session holds; None when it has expired or was deleted."""
@@ -66,9 +92,14 @@ class _Starsessions:
         about: Mapping[str, Any] = found.get("__metadata__") or {}
         await self._store.write(
             session_id=key, data=self._serializer.serialize(data), lifetime=self._lifetime,
-            ttl=_left(about, self._lifetime),
+            ttl=self._lifetime if self._rolls else _left(about, self._lifetime),
         )  # fmt: skip
         return True
+
+    async def touch(self, key: str) -> bool:
+        """Let a session live for its lifetime from now on."""
+        place = self._store.prefix(key)
+        return bool(await self._store._connection.expire(place, self._lifetime))
 
     async def _read(self, key: str) -> dict[str, Any]:
         raw = await self._store.read(session_id=key, lifetime=self._lifetime)
@@ -80,3 +111,33 @@ def _left(about: Mapping[str, Any], lifetime: int) -> int:
     if not lifetime or "last_access" not in about:
         return lifetime
     return max(1, int(about["created"] + about["lifetime"] - about["last_access"]))
+
+
+def _end_of_starlettes(scope: Mapping[str, Any]) -> float | None:
+    """Return when the cookie of Starlette's middleware is good no more; None where nobody knows."""
+    options = _options_of(scope, "starlette")
+    if options is None or options["max_age"] is None:
+        return None
+    # That middleware needs it, so it is there.
+    signer = import_module("itsdangerous").TimestampSigner(str(options["secret_key"]))
+    values = cookies_in(scope, options["session_cookie"])
+    ends = (end_of_signed(signer.unsign, value, options["max_age"]) for value in values)
+    return min((end for end in ends if end is not None), default=None)
+
+
+def _options_of(scope: Mapping[str, Any], package: str) -> Mapping[str, Any] | None:
+    """Return how the app's SessionMiddleware was set up, where ``add_middleware`` did it.
+
+    Args:
+        scope: the handshake's; its app has the list.
+        package: whose SessionMiddleware.
+    """
+    for middleware in getattr(scope.get("app"), "user_middleware", ()):
+        kind = middleware.cls
+        if getattr(kind, "__name__", "") == "SessionMiddleware" and (
+            kind.__module__.partition(".")[0] == package
+        ):
+            given = inspect.signature(kind).bind(None, *middleware.args, **middleware.kwargs)
+            given.apply_defaults()
+            return given.arguments
+    return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Awaitable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -12,7 +13,18 @@ from backchannel.errors import SessionReadOnly, SessionUnavailable
 if TYPE_CHECKING:
     from backchannel.contracts import SessionStore
 
-__all__ = ["NO_SESSION", "REMEMBERED", "CookieJar", "Session", "asked", "named", "remember"]
+__all__ = [
+    "NO_SESSION",
+    "NO_SESSIONS",
+    "REMEMBERED",
+    "CookieJar",
+    "Session",
+    "asked",
+    "cookies_in",
+    "end_of_signed",
+    "named",
+    "remember",
+]
 
 T = TypeVar("T")
 
@@ -34,9 +46,13 @@ class Session(MutableMapping[str, Any]):
         data: what it holds; None where there is no session.
         id: what names it.
         store: where it is kept; None for one that lives in a cookie.
+        ends_at: when it ends, in seconds since the epoch; None where that is not known.
+
+    Attributes:
+        ends_at: when it ends: its connections are closed then.
     """
 
-    __slots__ = ("_changes", "_data", "_id", "_store")
+    __slots__ = ("_changes", "_data", "_id", "_store", "ends_at")
 
     def __init__(
         self,
@@ -44,10 +60,12 @@ class Session(MutableMapping[str, Any]):
         *,
         id: str | None = None,  # noqa: A002 - the public name
         store: SessionStore | None = None,
+        ends_at: float | None = None,
     ):
         self._data: Mapping[str, Any] = _NOTHING if data is None else data
         self._id = id
         self._store = store
+        self.ends_at = ends_at
         self._changes: dict[str, Any] | None = None  # not saved yet
 
     @property
@@ -69,6 +87,26 @@ class Session(MutableMapping[str, Any]):
     def is_writable(self) -> bool:
         """It is kept on the server, so that what is written here reaches HTTP."""
         return self._store is not None
+
+    @property
+    def is_extendable(self) -> bool:
+        """It is kept on the server and lives longer when it is used."""
+        return self._store is not None and self._id is not None and self._store.extends
+
+    async def touch(self) -> bool:
+        """Let it live on as if HTTP had used it; what it holds is neither read nor written.
+
+        Messages on a socket do so by themselves (``touch_session``).
+
+        Returns:
+            False when it has expired or was deleted, and where it is not extendable.
+
+        Raises:
+            SessionUnavailable: the store does not answer.
+        """
+        if self._store is None or self._id is None or not self._store.extends:
+            return False
+        return await asked(self._store.touch(self._id))
 
     async def refresh(self) -> bool:
         """Ask for what the session holds now; what was written here and not saved stays.
@@ -163,12 +201,20 @@ class Session(MutableMapping[str, Any]):
 NO_SESSION: Final = Session()
 """Where there is none."""
 
+NO_SESSIONS: Final = Session()
+"""Where there are none at all: nothing is set up that would find one."""
+
 
 async def remember(request: Any) -> str:
     """Give a request's session an id, where it has none; see ``Hub.remember``."""
-    session = getattr(request, "session", None)
+    try:
+        session = getattr(request, "session", None)
+    except AssertionError:  # Starlette's way to say that there is none
+        session = None
     if session is None:
         raise TypeError(f"{request!r} has no session: is the session middleware installed?")
+    if hasattr(session, "rotate"):  # our own
+        return str(session.rotate())
     if hasattr(session, "session_key"):  # Django's
         if session.session_key is None:
             await session.acreate()
@@ -177,13 +223,42 @@ async def remember(request: Any) -> str:
     handler = getattr(request, "scope", {}).get("session_handler")
     if handler is not None and type(handler.store).__name__ != "CookieStore":
         return str(handler.session_id or handler.regenerate_id())
-    return named(session)
+    of_litestar = getattr(request, "get_session_id", None)
+    key: str | None = None if of_litestar is None else of_litestar()
+    return named(session) if key is None else key
 
 
 def named(session: MutableMapping[str, Any]) -> str:
     """Give a session that lives in a cookie a new random id, and return it."""
     key = session[REMEMBERED] = secrets.token_urlsafe(18)
     return key
+
+
+def cookies_in(scope: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Yield the values of all cookies of a name in an ASGI scope, as they were sent."""
+    for header, line in scope["headers"]:
+        if header == b"cookie":
+            for part in line.decode("latin-1").split(";"):
+                found, _, value = part.strip().partition("=")
+                if found == name:
+                    yield value
+
+
+def end_of_signed(unsign: Callable[..., Any], value: str, max_age: int) -> float | None:
+    """Return when what itsdangerous has signed is good no more, in seconds since the epoch.
+
+    Args:
+        unsign: ``unsign`` of its signer, or ``loads`` of its serializer.
+        value: what was signed.
+        max_age: seconds that it is good for.
+
+    Returns:
+        None where it is not good now, or was signed in another way.
+    """
+    with contextlib.suppress(Exception):
+        _, signed = unsign(value, max_age=max_age, return_timestamp=True)
+        return float(signed.timestamp()) + max_age + 1  # it counts in whole seconds
+    return None
 
 
 class CookieJar:

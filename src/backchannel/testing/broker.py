@@ -133,7 +133,7 @@ class BrokerContract:
 
     @pytest.fixture
     async def nodes(self, make_broker: Callable[[], Broker]) -> AsyncGenerator[Nodes]:
-        """Return what starts nodes: ``await nodes(2)``; of one that is not shared there is one."""
+        """Start some nodes; of a broker that is not shared there is one, however many."""
         async with contextlib.AsyncExitStack() as stack:
 
             async def start(count: int) -> list[RecordingNode]:

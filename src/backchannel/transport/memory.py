@@ -111,6 +111,7 @@ class MemoryClient:
             "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in lines.items()],
             "client": client,
             "subprotocols": list(subprotocols),
+            "session": {},  # as behind session middleware
         }
 
     @property

@@ -14,6 +14,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import MAX_NUM_HEADERS, Request
 from websockets.protocol import State
 
+from backchannel.observe import without_credentials
 from backchannel.transport.native import EXTENSION, Taken
 from backchannel.wire import deflate
 
@@ -109,6 +110,8 @@ class NativeProtocol(WebSocketsSansIOProtocol):
 
     async def send(self, message: ASGISendEvent) -> None:
         """Read what came early, once the app has accepted for itself."""
+        if not self.handshake_complete and self.scope["query_string"]:
+            self._hide_credentials()
         await super().send(message)
         if self._is_promised or not self.handshake_complete:
             return
@@ -119,6 +122,16 @@ class NativeProtocol(WebSocketsSansIOProtocol):
             next(self.conn.parser)
         if self._early:
             super().data_received(self._take_early())
+
+    def _hide_credentials(self) -> None:
+        """Keep tickets and tokens out of the line that uvicorn writes of this handshake.
+
+        A ticket is used up by then, unless the handshake was refused for its origin. The app has
+        a scope of its own, with the query as it came.
+        """
+        came = self.scope["query_string"].decode("ascii")
+        if (shown := without_credentials(came)) != came:
+            self.scope = {**self.scope, "query_string": shown.encode("ascii")}
 
     def prepare(self, window: int | None) -> bool:
         """Agree on our compression instead of the server's own, before the 101 is sent."""

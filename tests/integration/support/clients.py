@@ -38,8 +38,9 @@ def blame(told):
 class Raw:
     """A WebSocket client without manners: bytes on a TCP connection."""
 
-    def __init__(self, server, path, *, receive_buffer=None, headers=()):
+    def __init__(self, server, path, *, receive_buffer=None, host=None, headers=()):
         self.server, self.path, self.headers = server, path, headers
+        self.host = host or f"127.0.0.1:{server.port}"
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -52,14 +53,14 @@ class Raw:
         key = base64.b64encode(os.urandom(16)).decode()
         lines = [
             f"GET {self.path} HTTP/1.1",
-            f"Host: 127.0.0.1:{self.server.port}",
+            f"Host: {self.host}",
             "Upgrade: websocket",
             "Connection: Upgrade",
             f"Sec-WebSocket-Key: {key}",
             "Sec-WebSocket-Version: 13",
             *self.headers,
         ]
-        await self.write("\r\n".join([*lines, "", ""]).encode())
+        await self.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
         return self
 
     async def __aexit__(self, *_):

@@ -162,7 +162,9 @@ def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
     if options.get("connection_class") is not SSLConnection:
         return None
     wanted = {name: value for name, value in options.items() if name.startswith("ssl_")}
-    return SSLConnection(**wanted).ssl_context.get()
+    connection: Any = SSLConnection(**wanted)
+    context: ssl.SSLContext = connection.ssl_context.get()
+    return context
 
 
 def _facts(info: Any) -> dict[str, str]:

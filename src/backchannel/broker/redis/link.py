@@ -19,6 +19,7 @@ from backchannel.errors import BrokerUnavailable
 __all__ = ["Command", "Link"]
 
 _MORE: Final = object()
+_pack: Final[Callable[[tuple[Any, ...]], bytes]] = cast("Any", hiredis).pack_command
 _CONFIRMATIONS: Final = {b"subscribe", b"unsubscribe"}
 
 
@@ -94,7 +95,7 @@ class Link(asyncio.Protocol):
             return
         if not self._due:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._due.append(hiredis.pack_command(cast("tuple[str | bytes | int]", command)))
+        self._due.append(_pack(command))
         self._waiting.append(waiting)
 
     def _flush(self) -> None:
@@ -115,17 +116,18 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read replies, and what subscriptions hear."""
-        reader, hear = self._reader, self._hear
-        reader.feed(data)
+        gets, hear = self._reader.gets, self._hear
+        self._reader.feed(data)
         try:
-            while (reply := reader.gets()) is not _MORE:
-                if type(reply) is hiredis.PushNotification:
-                    if reply[0] == b"message":
-                        hear(reply[1], reply[2])
-                    elif reply[0] in _CONFIRMATIONS:
-                        self._waiting.popleft().settle(reply)
-                else:
+            while (reply := gets()) is not _MORE:
+                if type(reply) is not hiredis.PushNotification:
                     self._waiting.popleft().settle(reply)
+                    continue
+                push = cast("list[Any]", reply)
+                if push[0] == b"message":
+                    hear(push[1], push[2])
+                elif push[0] in _CONFIRMATIONS:
+                    self._waiting.popleft().settle(push)
         except (hiredis.ProtocolError, IndexError):
             self.close()  # it does not speak RESP: nothing it says can be told apart any more
             raise

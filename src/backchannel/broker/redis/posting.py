@@ -144,12 +144,10 @@ class Posting:
         if isinstance(reply, hiredis.ReplyError):
             self.fail(BrokerUnavailable(f"the broker refused it: {reply}"))
             return
-        position = None
-        if isinstance(reply, list):
+        heard, position = reply, None
+        if self.keep is not None:
             epoch, offset, heard = reply
             position = Position(epoch.decode(), offset)
-        else:
-            heard = reply
         if self.inquiry is not None:
             self.inquiry.heard_by(heard)
         elif self.outcome is not None:
