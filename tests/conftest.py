@@ -94,6 +94,12 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{self._port}/0"
 
     @property
+    def pid(self) -> int:
+        """Of its process."""
+        assert self._popen is not None
+        return self._popen.pid
+
+    @property
     def client(self) -> Redis:
         """A client of its own, to look into it: ``with redis_server.client as client``."""
         return Redis.from_url(self.url)
@@ -150,3 +156,12 @@ def redis_server(redis_process: RedisServer) -> RedisServer:
     with redis_process.client as client:
         client.flushall()
     return redis_process
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
