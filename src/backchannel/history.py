@@ -185,11 +185,13 @@ class Follower(Generic[T]):
         ready: list[tuple[Position, T]] = []
         if not page.lost:
             ready += [(Position(epoch, offset), item) for offset, item in page.entries]
-        if page.lost or self.position is None:
+        if page.lost:
+            self.position = self._heard_up_to(page.top)
+        elif self.position is None:
             self.position = page.top
         elif ready:
             self.position = ready[-1][0]
-        self.asks = self.position.offset < page.top.offset
+        self.asks = not page.lost and self.position.offset < page.top.offset
         waiting, self._waiting = self._waiting, deque(maxlen=WAITING)
         known, self._strange = self._strange, frozenset(at.epoch for at, _ in waiting) - {epoch}
         for at, item in waiting:
@@ -197,3 +199,15 @@ class Follower(Generic[T]):
             if at.epoch not in known and self.hear(at, item):
                 ready.append((at, item))
         return ready, page.lost
+
+    def _heard_up_to(self, top: Position) -> Position:
+        """Return from where on all up to the newest was heard meanwhile; else the newest."""
+        first = last = None
+        for at, _ in reversed(self._waiting):
+            if at.epoch == top.epoch:
+                if first is not None and at.offset != first - 1:
+                    break
+                first, last = at.offset, last or at.offset
+        if first is None or last is None or not first - 1 <= top.offset <= last:
+            return top
+        return Position(top.epoch, first - 1)

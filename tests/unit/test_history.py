@@ -117,12 +117,28 @@ def test_what_history_does_not_have_any_more_is_lost_and_it_goes_on_from_the_new
     assert follower.position == ("a", 9)
 
 
+def test_what_was_heard_of_a_new_epoch_is_not_lost_with_what_was_before():
+    follower = begun("a", 5)
+    for n in (1, 3, 4, 5):
+        assert not follower.hear(Position("b", n), f"b{n}")
+    ready, lost = follower.learn(page("b", 4, lost=True))
+    assert (texts(ready), lost) == (["b3", "b4", "b5"], True)
+    assert follower.hear(Position("b", 6), "b6")
+
+
+def test_what_was_heard_and_does_not_reach_the_newest_is_lost_too():
+    follower = begun("a", 5)
+    assert not follower.hear(Position("b", 1), "b1")
+    ready, lost = follower.learn(page("b", 4, lost=True))
+    assert (texts(ready), lost, follower.position) == ([], True, ("b", 4))
+
+
 def test_another_epoch_is_a_loss():
     follower = begun("a", 5)
     assert not follower.hear(Position("b", 1), "b1")
     assert follower.asks
     ready, lost = follower.learn(page("b", 1, lost=True))
-    assert (ready, lost) == ([], True)
+    assert (texts(ready), lost) == (["b1"], True)
     assert follower.hear(Position("b", 2), "b2")
 
 

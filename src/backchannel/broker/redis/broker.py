@@ -10,25 +10,23 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
-import random
 import secrets
 from collections import deque
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import hiredis
 
 from backchannel.broker.redis import parcel
-from backchannel.broker.redis.door import Door
+from backchannel.broker.redis.engine import Engine
 from backchannel.broker.redis.keys import Keys
 from backchannel.broker.redis.posting import Inquiry, Posting
 from backchannel.contracts import Publication, Receipt, Target
-from backchannel.errors import BrokerUnavailable, BrokerUnusable
+from backchannel.errors import BrokerUnavailable
 from backchannel.history import REMEMBERED, Page, Position
 from backchannel.observe import BROKER, excerpt
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Iterable
 
     from backchannel.broker.redis.link import Link
     from backchannel.contracts import Node
@@ -36,17 +34,6 @@ if TYPE_CHECKING:
     from backchannel.sent import Outcome
 
 __all__ = ["RedisBroker"]
-
-BACK_OFF: Final = (0.05, 2.0)
-"""Seconds before the second attempt to connect, and at most between two."""
-
-BEAT: Final = 2.0
-"""Seconds between two signs of life that the engine is asked for."""
-
-_SCRIPTS: Final = {
-    name: files("backchannel.broker.redis").joinpath(f"{name}.lua").read_text()
-    for name in ("publish", "history")
-}
 
 
 class RedisBroker:
@@ -68,126 +55,70 @@ class RedisBroker:
     def __init__(
         self, url: str, hub: str, *, timeout: float = 5.0, max_unsent: int = 16 * 1024 * 1024
     ):
-        self._door = Door(url)
+        self._engine = Engine(url, timeout, self._hear, self)
         self._keys = Keys(hub)
         self._timeout = timeout
         self._max_unsent = max_unsent
         self._node: Node
-        self._link: Link | None = None
-        self._run = ""
-        self._hashes: dict[str, str] = {}
-        self._topics: dict[bytes, Target] = {}
+        self._targets: dict[bytes, Target] = {}
         self._numbers = itertools.count(1)
         self._waiting: deque[Posting] = deque()
         self._retries: list[Posting] = []
         self._unsent = 0  # bytes that wait or are under way
         self._is_scheduled = False
         self._inquiries: dict[int, Inquiry] = {}
-        self._connecting: asyncio.Task[None] | None = None
         self._foreign = 0
 
     @property
     def state(self) -> str:
         """How it is doing, for people."""
-        if self._link is not None:
-            return f"connected to {self._door.shown}"
-        return f"{self._door.shown} is away; {len(self._waiting)} publications wait"
+        if self._engine.link is not None:
+            return f"connected to {self._engine.shown}"
+        return f"{self._engine.shown} is away; {len(self._waiting)} publications wait"
 
     def bind(self, node: Node) -> None:
         """Remember the node."""
         self._node = node
 
     async def start(self) -> None:
-        """Connect, for the first time.
-
-        Raises:
-            BrokerUnavailable: nobody answers there.
-            BrokerUnusable: who answers will not do.
-        """
+        """Connect, for the first time; see ``contracts.Broker``."""
         everyone = Target("everyone")
-        self._topics = {
-            self._keys.topic(everyone): everyone,
-            self._keys.node(self._node.id): everyone,
-        }
-        await self._connect()
-        self._connecting = asyncio.create_task(self._stay_connected())
+        topics = (self._keys.topic(everyone), self._keys.node(self._node.id))
+        self._targets = dict.fromkeys(topics, everyone)
+        await self._engine.start()
 
     async def stop(self) -> None:
         """Publish what waits, and disconnect."""
         self._flush()
-        if self._link is not None and not self._link.lost.done():
-            try:
-                async with asyncio.timeout(1):
-                    await self._link.call("PING")  # what was published before it has left
-            except (TimeoutError, BrokerUnavailable, hiredis.ReplyError):
-                BROKER.debug("the engine did not answer at the end")
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait({self._connecting})
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        await self._engine.stop()
+        self._take_back_retries()
         self._expire(everything=True)
 
-    # ── the connection ────────────────────────────────────────────────────────────────────────
+    # ── what the engine's connection tells ────────────────────────────────────────────────────
 
-    async def _stay_connected(self) -> None:
-        """Connect again whenever the connection is lost."""
-        while True:
-            try:
-                await self._watch()
-                await self._connect_again()
-            except Exception as error:  # noqa: BLE001 - a bug must not end this for good
-                self._node.report(f"the broker's connection failed: {error!r}", error)
-                await asyncio.sleep(BACK_OFF[1])
+    @property
+    def topics(self) -> Iterable[bytes]:
+        """What is to be heard."""
+        return self._targets
 
-    async def _watch(self) -> None:
-        """Return when the connection is lost, or the engine gives no sign of life."""
-        while (link := self._link) is not None:
-            await asyncio.wait({link.lost}, timeout=BEAT)
-            if not link.lost.done():
-                try:
-                    async with asyncio.timeout(self._timeout):
-                        await link.call("PING")
-                    continue
-                except (TimeoutError, BrokerUnavailable, hiredis.ReplyError):
-                    link.close()
-                    await link.lost
-            self._link = None
-            self._waiting.extendleft(reversed(self._retries))
-            self._retries.clear()
-            BROKER.error("%s is lost; connections stay open", self._door.shown)
-            self._schedule_expiry()
-
-    async def _connect_again(self) -> None:
-        wait, longest = BACK_OFF
-        problem = ""
-        while self._link is None:
-            try:
-                await self._connect()
-            except (BrokerUnavailable, BrokerUnusable) as error:
-                if str(error) != problem:
-                    problem = str(error)
-                    BROKER.warning("still away: %s", problem)
-                await asyncio.sleep(random.uniform(0, wait))  # noqa: S311 - full jitter
-                wait = min(2 * wait, longest)
-        BROKER.info("%s is back", self._door.shown)
-        self._node.interrupted()
-
-    async def _connect(self) -> None:
-        link, run = await self._door.open(self._hear, self._timeout)
-        try:
-            async with asyncio.timeout(self._timeout):
-                for name, script in _SCRIPTS.items():
-                    self._hashes[name] = (await link.call("SCRIPT", "LOAD", script)).decode()
-                confirmed = [self._subscribe(link, topic) for topic in self._topics]
-                for one in confirmed:
-                    await one
-        except (TimeoutError, hiredis.ReplyError, BrokerUnavailable) as error:
-            link.close()
-            raise BrokerUnavailable(f"{self._door.shown} can't be used: {error!r}") from error
-        self._run, self._link = run, link
+    def connected(self, *, again: bool) -> None:
+        """Publish what waits; see to what was missed meanwhile."""
         self._flush()
+        if again:
+            self._node.interrupted()
+
+    def disconnected(self) -> None:
+        """Keep what may have been published, before what was to be published after it."""
+        self._take_back_retries()
+        self._schedule_expiry()
+
+    def failed(self, text: str, error: Exception) -> None:
+        """Report a bug."""
+        self._node.report(text, error)
+
+    def _take_back_retries(self) -> None:
+        self._waiting.extendleft(reversed(self._retries))
+        self._retries.clear()
 
     # ── what is published ─────────────────────────────────────────────────────────────────────
 
@@ -238,14 +169,14 @@ class RedisBroker:
         if self._unsent + posting.size > self._max_unsent and self._waiting:
             posting.fail(
                 BrokerUnavailable(
-                    f"{len(self._waiting)} publications wait for {self._door.shown}; with this one "
-                    f"they would be over {self._max_unsent} bytes"
+                    f"{len(self._waiting)} publications wait for {self._engine.shown}; with this "
+                    f"one they would be over {self._max_unsent} bytes"
                 )
             )
             return
         self._waiting.append(posting)
         self._unsent += posting.size
-        if self._link is None:
+        if self._engine.link is None:
             self._schedule_expiry()
         elif not self._is_scheduled:
             self._is_scheduled = True
@@ -263,7 +194,7 @@ class RedisBroker:
     def _flush(self) -> None:
         """Hand what waits to the connection, in order."""
         self._is_scheduled = False
-        if (link := self._link) is None or link.lost.done():
+        if (link := self._engine.link) is None or link.lost.done():
             return
         waiting, self._waiting = self._waiting, deque()
         for posting in waiting:
@@ -278,9 +209,9 @@ class RedisBroker:
         channel = posting.target.key
         link.send(
             posting,
-            "EVALSHA", self._hashes["publish"], 2,
+            "EVALSHA", self._engine.scripts["publish"], 2,
             self._keys.state(channel), self._keys.entries(channel),
-            topic, data, keep.size, keep.ttl, REMEMBERED, secrets.token_hex(4), self._run,
+            topic, data, keep.size, keep.ttl, REMEMBERED, secrets.token_hex(4), self._engine.run,
             f"{self._node.id}:{posting.number}", int(posting.is_retry),
         )  # fmt: skip
 
@@ -316,8 +247,8 @@ class RedisBroker:
             posting = self._waiting.popleft()
             self._unsent -= posting.size
             what = "may have been published, or not" if posting.is_retry else "was not published"
-            posting.fail(BrokerUnavailable(f"{self._door.shown} is away: this {what}"))
-        if self._link is None:
+            posting.fail(BrokerUnavailable(f"{self._engine.shown} is away: this {what}"))
+        if self._engine.link is None:
             self._schedule_expiry()
         elif self._waiting:
             self._flush()
@@ -332,14 +263,14 @@ class RedisBroker:
             back.
         """
         topic = self._keys.topic(target)
-        self._topics[topic] = target
-        return None if self._link is None else self._subscribe(self._link, topic)
+        self._targets[topic] = target
+        return None if self._engine.link is None else self._subscribe(self._engine.link, topic)
 
     def unlisten(self, target: Target) -> None:
         """Hear no more of a target."""
         topic = self._keys.topic(target)
-        if self._topics.pop(topic, None) is not None and self._link is not None:
-            self._link.call("UNSUBSCRIBE", topic)
+        if self._targets.pop(topic, None) is not None and self._engine.link is not None:
+            self._engine.link.call("UNSUBSCRIBE", topic)
 
     def _subscribe(self, link: Link, topic: bytes) -> asyncio.Future[Any]:
         return link.call("SUBSCRIBE", topic)
@@ -351,9 +282,11 @@ class RedisBroker:
             self._node.report(f"delivering from the broker failed: {error!r}", error)
 
     def _take(self, topic: bytes, data: bytes) -> None:
-        target = self._topics.get(topic)
-        if target is None:
-            return  # unlistened to, with this under way
+        target = self._targets.get(topic)
+        if target is None:  # no longer listened to, with this under way
+            if self._engine.link is not None:
+                self._engine.link.call("UNSUBSCRIBE", topic)
+            return
         try:
             heard = parcel.unpack(target, data)
         except Exception as error:  # noqa: BLE001 - whatever a stranger published there
@@ -388,9 +321,9 @@ class RedisBroker:
             self._answer(asking, words)
 
     def _answer(self, asking: parcel.Asking, words: Any) -> None:
-        if self._link is not None:
+        if self._engine.link is not None:
             data = parcel.pack_answer(asking.number, words)
-            self._link.call("PUBLISH", self._keys.node(asking.node), data)
+            self._engine.link.call("PUBLISH", self._keys.node(asking.node), data)
 
     def _take_foreign(self, topic: bytes, data: bytes, error: Exception) -> None:
         self._foreign += 1
@@ -406,22 +339,23 @@ class RedisBroker:
         self, channel: str, since: Position | None, limit: int, *, had: bool = False
     ) -> Page[Publication]:
         """Read a channel's history in one step."""
-        link = self._link
+        link = self._engine.link
         if link is None:
-            raise BrokerUnavailable(f"{self._door.shown} is away")
+            raise BrokerUnavailable(f"{self._engine.shown} is away")
         epoch, offset = ("", "") if since is None else (since.epoch, since.offset)
         target = Target("channel", channel)
         keep = self._node.keeping(channel)
         ttl = REMEMBERED if keep is None else keep.ttl
         try:
             epoch, top, lost, *entries = await link.call(
-                "EVALSHA", self._hashes["history"], 2,
+                "EVALSHA", self._engine.scripts["history"], 2,
                 self._keys.state(channel), self._keys.entries(channel),
-                epoch, offset, limit, ttl, secrets.token_hex(4), self._run, REMEMBERED, int(had),
+                epoch, offset, limit, ttl, secrets.token_hex(4), self._engine.run, REMEMBERED,
+                int(had),
             )  # fmt: skip
         except hiredis.ReplyError as error:
             raise BrokerUnavailable(f"the history of {channel!r} can't be read: {error}") from error
-        found = []
+        found: list[tuple[int, Publication]] = []
         for number, data in zip(entries[::2], entries[1::2], strict=True):
             heard = parcel.unpack(target, data)
             if isinstance(heard, parcel.Heard):
