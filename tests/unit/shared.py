@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from backchannel import Listener
+from backchannel.request import Request
 
 
 class WebSession(dict):
@@ -41,3 +42,10 @@ async def turns(count=10):
     """Let everything that is ready run."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def request_with(cookies):
+    """Return a handshake with these cookies."""
+    header = "; ".join(f"{name}={value}" for name, value in cookies.items())
+    scope = {"type": "websocket", "path": "/ws", "headers": [(b"cookie", header.encode())]}
+    return Request(scope, path="/ws", params={})

@@ -13,6 +13,7 @@ from flask import Flask
 from flask import session as flask_session
 from quart import Quart
 from quart import session as quart_session
+from shared import request_with
 from starlette.applications import Starlette
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.responses import PlainTextResponse
@@ -137,13 +138,12 @@ async def test_the_end_of_flasks_and_quarts_cookie_is_known():
     client = flask.test_client()
     await asyncio.to_thread(client.get, "/login")
     value = client.get_cookie("session").value
-    request = SimpleNamespace(cookies={"session": value})
     quart_client = quart.test_client()
     await quart_client.get("/login")
     (cookie,) = quart_client.cookie_jar
     for sessions, request in (
-        (FlaskSessions(flask), SimpleNamespace(cookies={"session": value})),
-        (QuartSessions(quart), SimpleNamespace(cookies={"session": cookie.value})),
+        (FlaskSessions(flask), request_with({"session": value})),
+        (QuartSessions(quart), request_with({"session": cookie.value})),
     ):
         session = await sessions.find(request)
         assert session["user"] == "ana"

@@ -11,6 +11,7 @@ from litestar.stores.file import FileStore
 from litestar.stores.memory import MemoryStore
 from litestar.stores.redis import RedisStore as LitestarRedis
 from redis.asyncio import Redis
+from shared import request_with
 from starlette.applications import Starlette
 from starsessions import CookieStore
 from starsessions import SessionMiddleware as StarsessionsMiddleware
@@ -196,7 +197,7 @@ class FlaskIn:
     async def begin(self):
         await self.http(name="ana")
         self.key = self.browser.get_cookie("session").value
-        return await flask.FlaskSessions(self.app).find(Request({"session": self.key}))
+        return await flask.FlaskSessions(self.app).find(request_with({"session": self.key}))
 
     async def http(self, **values):
         answer = await asyncio.to_thread(self.browser.post, "/write", query_string=values)
@@ -260,11 +261,6 @@ class StarsessionsIn:
 
     async def aclose(self):
         await self.client.aclose()
-
-
-class Request:
-    def __init__(self, cookies):
-        self.cookies = cookies
 
 
 KINDS = {

@@ -14,6 +14,7 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
 from django.utils import timezone
+from shared import request_with
 
 from backchannel import Hub, Listener
 from backchannel.session import touch
@@ -56,12 +57,7 @@ async def begin(engine, **values):
     session = engine()
     await session.aupdate({"name": "ana", **values})
     await session.asave()
-    return session, await DjangoSessions().find(Request({"sessionid": session.session_key}))
-
-
-class Request:
-    def __init__(self, cookies):
-        self.cookies = cookies
+    return session, await DjangoSessions().find(request_with({"sessionid": session.session_key}))
 
 
 async def talk(client, seconds):
