@@ -21,6 +21,7 @@ from backchannel.errors import Reject
 from backchannel.heartbeat import Heartbeat
 from backchannel.hub import HubCore
 from backchannel.listener import read_listener
+from backchannel.publishing import Publishing
 from backchannel.request import path_segments
 from backchannel.session.server import ServerSessions
 from backchannel.template import Template
@@ -314,7 +315,7 @@ def _name_after_hub(*kinds: type) -> None:
                 member.__qualname__ = f"Hub.{name}"
 
 
-_name_after_hub(HubCore, Access)
+_name_after_hub(HubCore, Access, Publishing)
 
 
 def _label(template: str, params: Mapping[str, Any]) -> Template:

@@ -196,7 +196,7 @@ class Follower(Generic[T]):
         known, self._strange = self._strange, frozenset(at.epoch for at, _ in waiting) - {epoch}
         for at, item in waiting:
             # Of an epoch that history does not know when asked a second time: it has ended.
-            if at.epoch not in known and self.hear(at, item):
+            if (at.epoch == epoch or at.epoch not in known) and self.hear(at, item):
                 ready.append((at, item))
         return ready, page.lost
 

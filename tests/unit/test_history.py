@@ -203,6 +203,10 @@ class Engine:
 class Following(RuleBasedStateMachine):
     """Publications that are heard late, twice, or never, and pages that arrive late."""
 
+    def __init__(self):
+        super().__init__()
+        self.told: list[Position | None] | None = None  # None is a loss
+
     @initialize(before=st.integers(0, 3), missed=st.integers(0, 3))
     def begin(self, before, missed):
         self.engine = Engine()
@@ -212,7 +216,7 @@ class Following(RuleBasedStateMachine):
         self.began = Position("e0", before)
         self.line: list[Position] = []
         self.pages: list[Page] = []
-        self.told: list[Position | None] = []  # None is a loss
+        self.told = []
         for _ in range(missed):
             self.engine.publish()
 
@@ -260,6 +264,8 @@ class Following(RuleBasedStateMachine):
 
     @invariant()
     def each_once_and_in_order_or_told(self):
+        if self.told is None:  # it has not begun
+            return
         had = [at for at in self.told if at is not None]
         assert len(had) == len(set(had))
         last = self.began
@@ -272,6 +278,8 @@ class Following(RuleBasedStateMachine):
                 last = at
 
     def teardown(self):
+        if self.told is None:
+            return
         self.hear(len(self.line))
         self.follower.interrupt()  # as when something was missed and nothing came after it
         self.pages.clear()
