@@ -185,7 +185,8 @@ class Follower(Generic[T]):
         ready: list[tuple[Position, T]] = []
         if not page.lost:
             ready += [(Position(epoch, offset), item) for offset, item in page.entries]
-        if page.lost:
+        lost = page.lost and not self._heard_all_to(page.top)
+        if lost:
             self.position = self._heard_up_to(page.top)
         elif self.position is None:
             self.position = page.top
@@ -198,7 +199,14 @@ class Follower(Generic[T]):
             # Of an epoch that history does not know when asked a second time: it has ended.
             if (at.epoch == epoch or at.epoch not in known) and self.hear(at, item):
                 ready.append((at, item))
-        return ready, page.lost
+        return ready, lost
+
+    def _heard_all_to(self, top: Position) -> bool:
+        """Tell whether all from the position to the newest was heard meanwhile."""
+        position = self.position
+        if position is None or position.epoch != top.epoch or position.offset > top.offset:
+            return False
+        return self._heard_up_to(top).offset <= position.offset
 
     def _heard_up_to(self, top: Position) -> Position:
         """Return from where on all up to the newest was heard meanwhile; else the newest."""

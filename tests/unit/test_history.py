@@ -126,6 +126,15 @@ def test_what_was_heard_of_a_new_epoch_is_not_lost_with_what_was_before():
     assert follower.hear(Position("b", 6), "b6")
 
 
+def test_what_history_forgot_and_was_heard_is_not_lost():
+    follower = Follower(Position("a", 0))
+    for n in (2, 3, 4):
+        follower.hear(Position("a", n), f"a{n}")
+    assert texts(follower.learn(page("a", 4, 1, 2))[0]) == ["a1", "a2"]
+    ready, lost = follower.learn(page("a", 4, lost=True))
+    assert (texts(ready), lost) == (["a3", "a4"], False)
+
+
 def test_what_was_heard_and_does_not_reach_the_newest_is_lost_too():
     follower = begun("a", 5)
     assert not follower.hear(Position("b", 1), "b1")
