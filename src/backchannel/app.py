@@ -21,6 +21,7 @@ from backchannel.errors import Reject
 from backchannel.heartbeat import Heartbeat
 from backchannel.hub import HubCore
 from backchannel.listener import read_listener
+from backchannel.publishing import Publishing
 from backchannel.request import path_segments
 from backchannel.session.server import ServerSessions
 from backchannel.template import Template
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from backchannel.config import SettingsOptions
+    from backchannel.contracts import Broker
     from backchannel.transport.asgi import Event, Receive, Scope, Send
 
 __all__ = ["Hub"]
@@ -76,7 +78,7 @@ class Hub(HubCore):
                 hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
                 raise TypeError(f"Hub has no setting {name!r}; {hint}")
         checked = Settings(**settings)
-        super().__init__(checked, checked.broker or MemoryBroker())
+        super().__init__(checked, _broker(checked))
         self.pages = http.Pages()
         self.heartbeat = Heartbeat(checked.ping_interval, checked.ping_timeout)
 
@@ -300,6 +302,23 @@ class Hub(HubCore):
         )  # fmt: skip
 
 
+def _broker(settings: Settings) -> Broker:
+    """Return what carries publications between nodes."""
+    url = settings.broker
+    if not isinstance(url, str):
+        return url or MemoryBroker()
+    try:
+        from backchannel.broker.redis import RedisBroker  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ImportError(
+            f"Hub(broker={url.partition('@')[2] or url!r}) needs redis and hiredis: pip install "
+            f'"backchannel[redis]" ({error})'
+        ) from error
+    return RedisBroker(
+        url, settings.name, timeout=settings.broker_timeout, max_unsent=settings.max_unsent
+    )
+
+
 def _name_after_hub(*kinds: type) -> None:
     """Let Python's errors about a call name it as applications write it: ``Hub.add() takes …``."""
     for kind in kinds:
@@ -308,7 +327,7 @@ def _name_after_hub(*kinds: type) -> None:
                 member.__qualname__ = f"Hub.{name}"
 
 
-_name_after_hub(HubCore, Access)
+_name_after_hub(HubCore, Access, Publishing)
 
 
 def _label(template: str, params: Mapping[str, Any]) -> Template:

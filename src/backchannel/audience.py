@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Union
 
 from backchannel.codes import check_close
 from backchannel.connection import ABSENT, CloseReason, Connection
 from backchannel.contracts import Receipt, Target
+from backchannel.history import History, Position
+from backchannel.info import Info, unpacked
 from backchannel.sent import Sent
 
 if TYPE_CHECKING:
     from backchannel.change import Change
     from backchannel.hub import HubCore
+    from backchannel.sent import Outcome
 
 __all__ = ["Addressees", "Audience", "Changes", "Info", "targets"]
-
-
-@dataclass(frozen=True, slots=True)
-class Info:
-    """What anyone may know about a connection.
-
-    Args:
-        id: connection id.
-        user: user id, or None for an anonymous client.
-        endpoint: the URL template it came in by.
-        node: id of the node it is connected to.
-        opened_at: aware datetime of its handshake.
-        meta: what the listener put into ``ws.meta``.
-    """
-
-    id: str
-    user: str | None
-    endpoint: str
-    node: str
-    opened_at: datetime
-    meta: Mapping[str, Any]
 
 
 class Audience:
@@ -75,8 +55,10 @@ class Audience:
         check_close(code, reason)
         ending = CloseReason(code, reason, "server")
 
-        def close_all() -> Receipt:
+        def close_all() -> Receipt | Outcome:
             self._hub.farewells.note(self.target, ending)
+            if self._hub.cluster.is_shared:
+                return self._hub.cluster.tell(self.target, "all", "close", code, reason)
             return Receipt(sum(ws._dispatch.end(ending) for ws in self._members()))
 
         return self._hub.runtime.do(close_all)
@@ -90,7 +72,7 @@ class Audience:
         Raises:
             TypeError, ValueError: no valid channel name.
         """
-        return self._hub.change_all(self._members, channel, entering=True)
+        return self._hub.change_all(self._members, channel, entering=True, elsewhere=self.target)
 
     def unsubscribe(self, channel: str) -> Changes:
         """Let every connection in this audience leave a channel.
@@ -101,7 +83,7 @@ class Audience:
         Raises:
             TypeError, ValueError: no valid channel name.
         """
-        return self._hub.change_all(self._members, channel, entering=False)
+        return self._hub.change_all(self._members, channel, entering=False, elsewhere=self.target)
 
     async def recheck(self) -> list[Info]:
         """Ask the rules again about everyone in this audience; who has lost access is taken out.
@@ -118,19 +100,74 @@ class Audience:
         Raises:
             RuntimeError: awaited outside the hub's event loop.
         """
-        return [self._hub.info(ws) for ws in await self._hub.recheck(self.target)]
+        others = self._ask_others("recheck")
+        lost = [self._hub.info(ws) for ws in await self._hub.recheck(self.target)]
+        return lost + unpacked(await others)
+
+    async def history(
+        self,
+        *,
+        since: Position | str | None = None,
+        limit: int = 100,
+        reader: Connection | None = None,
+    ) -> History:
+        """Return what was published to this channel, as far as a rule has kept it.
+
+        Args:
+            since: what came after this position, from the oldest; None is the newest.
+            limit: publications that are looked at.
+            reader: whom it is for: those that were for some only (``to=``, ``exclude=``) are there
+                where they were for this connection. Left out, they are not there.
+
+        Raises:
+            TypeError: this audience is no channel, or a ``since`` or ``limit`` of the wrong type.
+            ValueError: ``since`` is no position, ``limit`` is below 1, or the reader is another
+                hub's.
+            BrokerUnavailable: the broker does not answer.
+        """
+        if self.target.kind != "channel":
+            raise TypeError(f"{self!r} has no history: channels have, hub.channel(name).history()")
+        if isinstance(limit, bool) or not isinstance(limit, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"limit= is a number of publications, not {limit!r}")
+        if limit < 1:
+            raise ValueError(f"limit= is at least 1, not {limit}")
+        if reader is not None and reader.hub is not self._hub:
+            raise ValueError(f"reader={reader!r} belongs to another hub")
+        after = None if since is None else Position.of(since)
+        return await self._hub.read_history(self.target.key, after, limit, reader)
 
     async def connections(self) -> list[Info]:
-        """Return the connections in this audience, in the order they came."""
-        return [self._hub.info(ws) for ws in self._members()]
+        """Return the connections in this audience, in the order they came, node by node.
+
+        Raises:
+            BrokerUnavailable: the other nodes can't be asked.
+        """
+        others = self._ask_others("connections")
+        return [self._hub.info(ws) for ws in self._members()] + unpacked(await others)
 
     async def count(self) -> int:
-        """Return how many connections are in this audience."""
-        return len(self._hub.roster.members(self.target))
+        """Return how many connections are in this audience, on all nodes.
+
+        Raises:
+            BrokerUnavailable: the other nodes can't be asked.
+        """
+        others = self._ask_others("count")
+        return len(self._hub.roster.members(self.target)) + sum(map(int, await others))
 
     async def users(self) -> list[str]:
-        """Return the ids of the users in this audience, each once, in the order they came."""
-        return list(dict.fromkeys(ws.user for ws in self._members() if ws.user is not None))
+        """Return the ids of the users in this audience, each once, in the order they came.
+
+        Raises:
+            BrokerUnavailable: the other nodes can't be asked.
+        """
+        others = self._ask_others("users")
+        here = [ws.user for ws in self._members() if ws.user is not None]
+        return list(dict.fromkeys([*here, *(user for some in await others for user in some)]))
+
+    async def _ask_others(self, verb: str) -> list[Any]:
+        """Ask the other nodes that have someone of this audience, where there are any."""
+        cluster = self._hub.cluster
+        return await cluster.ask(self.target, verb) if cluster.is_shared else []
 
     def belongs_to(self, hub: HubCore) -> bool:
         """Tell whether this audience was made by a hub."""
@@ -151,16 +188,20 @@ Addressees = Union[Addressee, Iterable[Addressee]]  # noqa: UP007
 class Changes:
     """Many connections entering or leaving a channel. Await it for a Sent, or ignore it."""
 
-    __slots__ = ("_changes", "_started")
+    __slots__ = ("_changes", "_others", "_started")
 
-    def __init__(self, started: Sent, changes: list[Change]):
+    def __init__(self, started: Sent, changes: list[Change], others: Sent | None = None):
         self._started = started
         self._changes = changes
+        self._others = others
 
     def result(self, timeout: float | None = None) -> Sent:
         """Wait in another thread; see ``Sent.result``."""
         self._started.result(timeout)
-        return Sent(Receipt(sum(change.result(timeout) for change in self._changes)))
+        done = sum(change.result(timeout) for change in self._changes)
+        if self._others is not None:
+            done += self._others.result(timeout).reached or 0
+        return Sent(Receipt(done))
 
     def __await__(self) -> Generator[Any, Any, Sent]:
         """Wait until each has been asked."""
@@ -168,6 +209,8 @@ class Changes:
         done = 0
         for change in self._changes:
             done += yield from change.__await__()
+        if self._others is not None:
+            done += (yield from self._others.__await__()).reached or 0
         return Sent(Receipt(done))
 
 

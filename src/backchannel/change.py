@@ -19,7 +19,9 @@ from backchannel.stepping import Watched
 from backchannel.turn import OPENINGS
 
 if TYPE_CHECKING:
+    from backchannel.catchup import Missed
     from backchannel.dispatch import Dispatch
+    from backchannel.history import Position
     from backchannel.sequence import Sequence
 
 __all__ = ["RUNNING", "SETTLED", "Change", "Frame", "current", "detached"]
@@ -61,14 +63,30 @@ def detached(context: Context) -> Context:
 class Change:
     """A connection entering or leaving a channel. Await it for True or False, or ignore it."""
 
-    __slots__ = ("_apply", "_dispatch", "_openings", "_outcome", "has_begun")
+    __slots__ = ("_apply", "_dispatch", "_missed", "_openings", "_outcome", "has_begun")
 
-    def __init__(self, dispatch: Dispatch, apply: Callable[[], Coroutine[Any, Any, bool]]):
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        apply: Callable[[], Coroutine[Any, Any, bool]],
+        missed: Missed | None = None,
+    ):
         self._dispatch = dispatch
+        self._missed = missed
         self._apply: Callable[[], Coroutine[Any, Any, bool]] | None = apply
         self._outcome: bool | concurrent.futures.Future[bool] = concurrent.futures.Future()
         self._openings = OPENINGS.get()
         self.has_begun = False
+
+    @property
+    def lost(self) -> bool:
+        """Some of what came after ``since`` is not there any more; known once it was awaited."""
+        return self._missed is not None and self._missed.lost
+
+    @property
+    def position(self) -> Position | None:
+        """Up to where the client has all there is of the channel; None without ``since``."""
+        return None if self._missed is None else self._missed.position
 
     @property
     def is_waiting(self) -> bool:
@@ -175,6 +193,7 @@ class _Settled(Change):
 
     def __init__(self, outcome: bool):
         self._apply = None
+        self._missed = None
         self._outcome = outcome
         self.has_begun = True
 

@@ -37,7 +37,14 @@ class Settings:
     """What ``Hub(…)`` takes, each as a keyword.
 
     Args:
-        broker: carries publications between nodes; None keeps them in this process.
+        broker: carries publications between nodes: ``"redis://localhost:6379/0"`` for Redis or
+            Valkey (``rediss://`` with TLS, ``unix:///path``), or a Broker. None keeps them in this
+            process.
+        name: what this hub's data is called in the broker's engine: the nodes of one hub have the
+            same name, and two hubs that share an engine have different ones.
+        broker_timeout: seconds that a publication waits for a broker that is away, and that other
+            nodes have to answer.
+        max_unsent: bytes of publications that may wait for the broker.
         allowed_origins: origins that browsers may connect from besides the page's own: full
             origins (``"https://app.example.com"``), with a wildcard for subdomains
             (``"https://*.example.com"``), or ``"*"`` for any. One str is one origin.
@@ -88,7 +95,10 @@ class Settings:
         ValueError: a setting out of range.
     """
 
-    broker: Broker | None = None
+    broker: Broker | str | None = None
+    name: str = "hub"
+    broker_timeout: float = 5.0
+    max_unsent: int = 16 * MIB
     allowed_origins: str | Iterable[str] = ()
     authenticate: Callable[[Any], Any] | None = None
     session: Sessions | None = None
@@ -144,10 +154,17 @@ class Settings:
             )
         if not 9 <= self.deflate_window <= 15:
             raise ValueError(f"Hub(deflate_window=…) must be 9 to 15, not {self.deflate_window!r}")
-        if self.broker is not None and not callable(getattr(self.broker, "publish", None)):
+        if not isinstance(self.broker, str | None) and not callable(
+            getattr(self.broker, "publish", None)
+        ):
             raise TypeError(
-                f"Hub(broker=…) takes an object with bind() and publish(), not {self.broker!r}; "
-                "leave it out to keep messages in this process"
+                'Hub(broker=…) takes a URL such as "redis://localhost:6379/0" or a Broker, not '
+                f"{self.broker!r}; leave it out to keep messages in this process"
+            )
+        if not re.fullmatch(r"[\w.-]{1,64}", self.name):
+            raise ValueError(
+                "Hub(name=…) is 1 to 64 letters, digits, dots, dashes and underscores, not "
+                f"{self.name!r}"
             )
         if isinstance(self.session, (str, type)) or (
             self.session is not None and not callable(getattr(self.session, "find", None))
@@ -168,7 +185,10 @@ class Settings:
 class SettingsOptions(TypedDict, total=False):
     """The settings as keywords, for editors; a test keeps it the same as Settings."""
 
-    broker: Broker | None
+    broker: Broker | str | None
+    name: str
+    broker_timeout: float
+    max_unsent: int
     allowed_origins: str | Iterable[str]
     authenticate: Callable[[Any], Any] | None
     session: Sessions | None

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from backchannel.contracts import Link
     from backchannel.dispatch import Dispatch
     from backchannel.endpoint import Endpoint
+    from backchannel.history import Position
     from backchannel.request import MultiMapping, Request
     from backchannel.session.web import Session
 
@@ -114,7 +115,9 @@ class Connection:
         channel: str | None,
         subprotocol: str | None,
     ):
-        self.id = secrets.token_urlsafe(12)
+        token = secrets.token_urlsafe(12)
+        # Elsewhere it tells which node to ask.
+        self.id = f"{hub.node}.{token}" if hub.cluster.is_shared else token
         self.hub = hub
         self.channel = channel
         self.subprotocol = subprotocol
@@ -305,16 +308,26 @@ class Connection:
             raise ValueError("ws.renew: this identity has expired already")
         return self.hub.runtime.do(lambda: Receipt(int(self._dispatch.renew(identity, until))))
 
-    def subscribe(self, channel: str) -> Change:
+    def subscribe(self, channel: str, *, since: Position | str | None = None) -> Change:
         """Enter a channel.
 
+        Args:
+            channel: its name.
+            since: the last position of the channel's history that the client has had: then it is
+                sent what came after it, as far as it was for this client, each publication once
+                and in order, and after that what comes. Left out, it gets what a rule replays.
+
         Returns:
-            Await it to know: True when it is in now, False when it was refused or has ended.
+            Await it to know: True when it is in now, False when it was refused or has ended. With
+            ``since``, ``.lost`` then tells whether some of what it missed are not there any more,
+            and ``.position`` where it stands.
 
         Raises:
-            TypeError, ValueError: no valid channel name.
+            TypeError, ValueError: no valid channel name, or no position.
         """
-        return self.hub.change(self, channel, entering=True)
+        if since is None:
+            return self.hub.change(self, channel, entering=True)
+        return self.hub.change_since(self, channel, since)
 
     def unsubscribe(self, channel: str) -> Change:
         """Leave a channel.

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from backchannel.history import Page, Position, Retention
 from backchannel.messages import Frame
 
 if TYPE_CHECKING:
+    import asyncio
+
     from backchannel.request import Request
+    from backchannel.sent import Outcome
     from backchannel.session.web import Session
 
 __all__ = [
     "Broker",
-    "Deliver",
     "Link",
+    "Node",
     "Publication",
     "Receipt",
     "SessionStore",
@@ -64,30 +68,164 @@ class Receipt(NamedTuple):
 
     Args:
         reached: connections it was queued for; None where other nodes may have more.
+        position: where it stands in the channel's history; None where none is kept.
     """
 
     reached: int | None
+    position: Position | None = None
 
 
-Deliver = Callable[[Publication], int]
-"""Hands a publication to the connections of this node; returns how many it was queued for."""
+class Node(Protocol):
+    """A hub, as its broker sees it: one of the places that publications are delivered at.
+
+    Order: what is delivered reaches connections in the order of the calls.
+    Failure: nothing here raises because of a client.
+    """
+
+    @property
+    def id(self) -> str:
+        """Another one at each start."""
+        ...
+
+    @property
+    def deliver(self) -> Callable[[Publication, Position | None], int]:
+        """Hand a publication to this node's connections: ``deliver(publication, position)``.
+
+        The position is None where no history is kept. With one, what comes twice is dropped, and
+        what is missing is read from history first.
+
+        Returns:
+            How many connections it was queued for.
+        """
+        ...
+
+    def answer(self, asker: str, target: Target, words: list[Any]) -> Any:
+        """Answer a question that ``ask`` on some node asked; may return an awaitable.
+
+        Args:
+            asker: id of the node that asks.
+            target: whom it is about.
+            words: what is asked: plain values.
+
+        Returns:
+            A plain value.
+        """
+        ...
+
+    def interrupted(self) -> None:
+        """Take note that some of what was listened to may not have been heard; it is now."""
+        ...
+
+    def keeping(self, channel: str) -> Retention | None:
+        """Return how much of a channel's history is kept."""
+        ...
+
+    def outcome(self) -> Outcome:
+        """Return what is settled when a publication was taken, or was not."""
+        ...
+
+    def keep(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run a coroutine; what it raises is reported."""
+        ...
+
+    def report(self, text: str, error: BaseException | None = None) -> None:
+        """Log a problem, and show it in the hub's health."""
+        ...
 
 
 class Broker(Protocol):
     """Carries every publication, on one node too: there is one delivery path.
 
-    Order: each node hears the publications of one publisher in the order of its calls.
-    Failure: publish() raises when the broker did not take the publication; then nobody got it.
+    Order: each node hears the publications of one publisher in the order of its calls. Those of a
+    channel whose history is kept have one order for all: their offsets count up without gaps, and
+    what history() has of them is what deliver() was given, audience and all.
+    Failure: publish() raises, or its outcome fails, when the broker did not take the publication;
+    then nobody got it, unless the error says that it may have been published. An engine that is
+    away ends no connection: the broker comes back by itself and says ``node.interrupted()``.
+
+    Attributes:
+        shared: there may be other nodes. Where there are none, nothing but publish() and history()
+            is called while the hub runs.
     """
 
-    def bind(self, deliver: Deliver) -> None:
-        """Tell the broker where this node's connections are; called once, before anything else."""
+    shared: bool
+
+    @property
+    def state(self) -> str:
+        """How it is doing, in a few words for people."""
         ...
 
-    def publish(self, publication: Publication) -> Receipt:
-        """Take a publication and see to its delivery on every node, this one included.
+    def bind(self, node: Node) -> None:
+        """Tell the broker what it delivers to; called once, before anything else."""
+        ...
+
+    async def start(self) -> None:
+        """Be ready for all that follows; called in the hub's event loop.
+
+        Raises:
+            BrokerUnavailable: the engine does not answer.
+            BrokerUnusable: it answers, and will not do.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Let what was published leave, and forget this node; it may be started again."""
+        ...
+
+    def listen(self, target: Target) -> Awaitable[Any] | None:
+        """Hear what is published to a channel, user or session from now on.
+
+        What is for everyone and for connections of this node is heard without it.
+
+        Returns:
+            What to await until that is so; None where it is already, or the engine is away: then
+            it is so before ``node.interrupted()``.
+        """
+        ...
+
+    def unlisten(self, target: Target) -> None:
+        """Hear no more of it."""
+        ...
+
+    def ask(self, target: Target, words: list[Any]) -> asyncio.Future[tuple[list[Any], int]]:
+        """Ask all nodes that listen to a target; in its order with what is published.
+
+        Returns:
+            Their answers, and how many nodes did not answer in time. It fails with
+            BrokerUnavailable where the engine is away.
+        """
+        ...
+
+    def publish(self, publication: Publication, keep: Retention | None) -> Receipt | Outcome:
+        """Take a publication, keep it, and see to its delivery on every node: in one step.
 
         Called in the hub's event loop. Delivery on this node may happen before it returns.
+
+        Args:
+            publication: it.
+            keep: how much of the channel's history is to be there, this one included; None keeps
+                nothing, and is always so for what goes to no channel.
+        """
+        ...
+
+    async def history(
+        self, channel: str, since: Position | None, limit: int, *, had: bool = False
+    ) -> Page[Publication]:
+        """Read a channel's history in one step.
+
+        Args:
+            channel: its name.
+            since: return what came after this, from the oldest; None returns the newest.
+            limit: publications at most; 0 only tells the position.
+            had: this node really had ``since``: where it is later than the newest, the engine has
+                lost some, and a new epoch begins.
+
+        Raises:
+            BrokerUnavailable: the engine does not answer.
+
+        Returns:
+            ``lost`` where anything between ``since`` and the newest is not there any more, or
+            ``since`` is of another epoch or later than the newest. An epoch never comes again.
         """
         ...
 
@@ -179,6 +317,10 @@ class Link(Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Close after what was pushed before; later calls do nothing."""
+        ...
+
+    async def drained(self) -> None:
+        """Wait until nothing of what was flushed waits for the client, or it is gone."""
         ...
 
     async def finished(self) -> None:

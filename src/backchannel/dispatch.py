@@ -10,7 +10,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +19,7 @@ from backchannel.calling import Caller, Work, awaiting, met_cancelled
 from backchannel.change import RUNNING, SETTLED, Change, Frame
 from backchannel.codes import fit_reason, meaning_of
 from backchannel.connection import CloseReason, Connection
-from backchannel.errors import InvalidMessage, Reject
+from backchannel.errors import InvalidMessage, Reject, TryLater
 from backchannel.handshake import refusal
 from backchannel.identity import expiry_of
 from backchannel.inbox import Call, Rest, nothing
@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 __all__ = ["Dispatch"]
 
 _NO_REPLY: Final = (Sent, Change, Changes)
+
+_FEW: Final = 16
+"""Messages that a connection is sent at once when it has opened; more of them bit by bit."""
+
+_CHUNK: Final = 64 * 1024
+"""Bytes of them before the client is waited for."""
 
 
 class Dispatch(Caller):
@@ -126,7 +132,7 @@ class Dispatch(Caller):
             return False
         inside = self._is_inside()
         held, ws._held = ws._held, None
-        if not refused and (inside or ws.channel is None):
+        if not refused and (inside or ws.channel is None or ws.channel in ws._channels):
             for frame in held or ():
                 ws._link.push(frame)
         ws.reason = reason
@@ -137,6 +143,8 @@ class Dispatch(Caller):
         CONNECTION.info("%s ended by the %s: %s", ws, reason.by, words)
         self._hub.fanout.leaving(ws, ws._channels)
         self._hub.roster.remove(ws)
+        if self._hub.cluster.is_shared:
+            self._hub.cluster.release(ws)
         self._hub.expiry.discard(self)
         ws._link.close(reason.code, reason.text)
         keep = not self._hub.settings.cancel_on_close and reason.by == "client" and self._opened
@@ -350,8 +358,10 @@ class Dispatch(Caller):
     def _opens_at_once(self) -> bool:
         """Opening would not have to wait for anything."""
         channel = self.ws.channel
+        cluster = self._hub.cluster
         return (
-            self.endpoint.callbacks.opening_is_immediate
+            (not cluster.is_shared or cluster.holds_all(self.ws))
+            and self.endpoint.callbacks.opening_is_immediate
             and self.endpoint.occupancy.is_calm
             and (channel is None or self._hub.membership.enters_at_once(self, channel))
         )
@@ -375,6 +385,11 @@ class Dispatch(Caller):
                 return
         if ws.reason is not None or self._was_told_to_go():
             return
+        if self._hub.cluster.is_shared:
+            await self._hub.cluster.hold(ws)
+            if ws.reason is not None:
+                self._hub.cluster.release(ws)
+                return
         self._hub.roster.admit(ws)
         self._hub.watch(ws.session)
         if ws.channel is not None:
@@ -409,16 +424,38 @@ class Dispatch(Caller):
         return True
 
     def _refuse(self, answer: Reject) -> None:
-        self.end(CloseReason(1008, fit_reason(answer.text or "refused"), "server"), refused=True)
+        code = 1013 if isinstance(answer, TryLater) else 1008
+        self.end(CloseReason(code, fit_reason(answer.text or "refused"), "server"), refused=True)
 
     def _release(self) -> None:
+        CONNECTION.info("%s open, client %s", self.ws, address(self.ws.client))
+        if len(self.ws._held or ()) > _FEW:
+            self._hub.runtime.keep(self._release_slowly(), Context())
+            return
         held, self.ws._held = self.ws._held, None
         link = self.ws._link
         for frame in held or ():
             link.push(frame)
         if not link.is_due:
             link.rejoin()
-        CONNECTION.info("%s open, client %s", self.ws, address(self.ws.client))
+
+    async def _release_slowly(self) -> None:
+        """Send what was held, as a channel's history, as fast as the client takes it."""
+        ws, link = self.ws, self.ws._link
+        while held := ws._held:
+            size = count = 0
+            for frame in held:
+                if size > _CHUNK:
+                    break
+                link.push(frame)
+                size += len(frame)
+                count += 1
+            ws._held = held[count:]
+            await asyncio.sleep(0)  # what was queued is written at the end of the turn
+            await link.drained()
+        ws._held = None
+        if not link.is_due:
+            link.rejoin()
 
     async def _close(self, *, own_wish: bool) -> None:
         """Run what follows the end: on_close, on_unsubscribe, on_last_close."""

@@ -8,10 +8,13 @@ Exception
     ├── ListenerError         also TypeError: a listener or rule that can't be registered
     ├── SessionReadOnly       also TypeError: a session that a socket can't write
     ├── SessionUnavailable    the store of the web sessions does not answer
+    ├── BrokerUnavailable     the broker does not answer, or can't take any more
+    ├── BrokerUnusable        the broker answers, and will not do: too old, wrong password
     ├── HandshakeRefused      the test client was not let in
     └── ConnectionClosed      the test client's connection has ended
 └── Reject                    raised or returned by a callback to refuse
-    └── InvalidToken          a token that is not accepted: 401
+    ├── InvalidToken          a token that is not accepted: 401
+    └── TryLater              what is needed for it does not answer: 503, 1013
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from typing import Final
 
 __all__ = [
     "BackchannelError",
+    "BrokerUnavailable",
+    "BrokerUnusable",
     "ConnectionClosed",
     "HandshakeRefused",
     "InvalidMessage",
@@ -30,6 +35,7 @@ __all__ = [
     "SessionReadOnly",
     "SessionUnavailable",
     "TemplateError",
+    "TryLater",
     "UnsendableMessage",
 ]
 
@@ -86,6 +92,17 @@ class SessionUnavailable(BackchannelError):  # noqa: N818
 
     A handshake is answered with 503 and Retry-After; connections that are open live on.
     """
+
+
+class BrokerUnavailable(BackchannelError):  # noqa: N818
+    """The broker does not answer, or can't take any more; nobody got what was to be published.
+
+    Connections that are open live on.
+    """
+
+
+class BrokerUnusable(BackchannelError):  # noqa: N818
+    """The broker answers and will not do: too old, another password, another's data."""
 
 
 class HandshakeRefused(BackchannelError):  # noqa: N818
@@ -158,6 +175,13 @@ class Reject(Exception):  # noqa: N818 - not an error: an answer
         self.status = number
         self.text = said
         self.headers = headers or {}
+
+
+class TryLater(Reject):
+    """Refused for now: a connection that is closed for it is closed with 1013, try again later."""
+
+    def __init__(self, text: str):
+        super().__init__(503, text)
 
 
 class InvalidToken(Reject):

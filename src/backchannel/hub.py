@@ -8,33 +8,33 @@ import secrets
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import Context, copy_context
-from logging import DEBUG
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backchannel.access import Access
-from backchannel.audience import Addressees, Audience, Changes, Info, targets
+from backchannel.audience import Changes, Info
+from backchannel.catchup import CatchUps, Missed
 from backchannel.change import Change
 from backchannel.channel import Channels, check_channel
+from backchannel.cluster import Cluster
 from backchannel.codes import check_close, meaning_of
-from backchannel.connection import ABSENT, CloseReason, Connection
-from backchannel.contracts import Broker, Publication, Receipt, Target, TicketStore
+from backchannel.connection import CloseReason, Connection
+from backchannel.contracts import Broker, Receipt, Target, TicketStore
 from backchannel.dispatch import Dispatch
 from backchannel.endpoint import Endpoint, Endpoints, check_options
 from backchannel.expiry import Expiry
 from backchannel.fanout import Encoder, Fanout
 from backchannel.farewell import Farewells
 from backchannel.guard import Guard
+from backchannel.history import Position
 from backchannel.identity import holder_of
 from backchannel.listener import read_listener
 from backchannel.membership import Membership
-from backchannel.messages import encode
-from backchannel.observe import HUB, LISTENER, excerpt
+from backchannel.observe import HUB, LISTENER
 from backchannel.presence import Presence
-from backchannel.request import user_id
+from backchannel.publishing import Publishing
 from backchannel.roster import Roster
 from backchannel.rules import Rules
 from backchannel.runtime import Health, Runtime
-from backchannel.sent import Sent
 from backchannel.session.touch import Touches
 from backchannel.session.watch import watch_sessions
 from backchannel.session.web import Session, remember
@@ -50,7 +50,7 @@ T = TypeVar("T")
 UserCallback = TypeVar("UserCallback", bound=Callable[[str], Any])
 
 
-class HubCore(Access):
+class HubCore(Publishing, Access):
     """One application's connection manager, without what carries its bytes.
 
     Attributes:
@@ -71,7 +71,9 @@ class HubCore(Access):
         self.roster = Roster()
         self.fanout = _fanout(settings)
         self.rules = Rules()
-        self.membership = Membership(self.roster, self.fanout, Channels(), self.rules)
+        self._broker = broker
+        self.cluster = Cluster(self, broker)
+        self._begin_membership()
         self.dispatches: set[Dispatch] = set()
         self.endpoints = Endpoints(casefold=settings.casefold_channels)
         self.presence = Presence()
@@ -83,8 +85,19 @@ class HubCore(Access):
         self.touches = Touches(functools.partial(self.runtime.keep, context=Context()))
         self.is_stopping = False
         self._watches = False
-        self._broker = broker
-        broker.bind(self._deliver)
+        self._starting = asyncio.Lock()
+        broker.bind(self.cluster)
+
+    def _begin_membership(self) -> None:
+        self._catch_ups = CatchUps(self._broker, self.roster)
+        self.membership = Membership(
+            self.roster,
+            self.fanout,
+            Channels(),
+            self.rules,
+            self._catch_ups,
+            self.cluster if self.cluster.is_shared else None,
+        )
 
     # ── endpoints ─────────────────────────────────────────────────────────────────────────────
 
@@ -163,50 +176,7 @@ class HubCore(Access):
         self.endpoints.add(endpoint)
         return endpoint
 
-    # ── audiences ─────────────────────────────────────────────────────────────────────────────
-
-    def channel(self, name: str) -> Audience:
-        """Return everyone in a channel.
-
-        Raises:
-            TypeError, ValueError: no valid channel name.
-        """
-        return Audience(self, Target("channel", self.check_channel(name)))
-
-    def user(self, id: object) -> Audience:  # noqa: A002 - the public name
-        """Return a user on all devices. 42 and "42" are the same user.
-
-        Raises:
-            TypeError, ValueError: None, empty, or no str or int.
-        """
-        return Audience(self, Target("user", user_id(id)))
-
-    def session(self, id: str) -> Audience:  # noqa: A002 - the public name
-        """Return every connection of a web session.
-
-        Raises:
-            TypeError: None or no str: a session kept in a cookie alone has no id.
-            ValueError: empty.
-        """
-        if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(
-                f"a session id is a str, not {id!r}: whoever has no session, or none any more, has "
-                "no id; one that lives in a cookie has one once `await hub.remember(request)` was "
-                "called at login"
-            )
-        if not id:
-            raise ValueError("a session id can't be empty")
-        return Audience(self, Target("session", id))
-
-    def connection(self, id: str) -> Audience:  # noqa: A002 - the public name
-        """Return one connection, by its id. An unknown id is no error: it reaches nobody.
-
-        Raises:
-            TypeError: not a str.
-        """
-        if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"a connection id is a str, not {id!r}")
-        return Audience(self, Target("connection", id))
+    # ── what else an application asks for ─────────────────────────────────────────────────────
 
     async def remember(self, request: Any) -> str:
         """Name the web session of an HTTP request, so that its sockets can be addressed.
@@ -225,72 +195,6 @@ class HubCore(Access):
             TypeError: the request has no session.
         """
         return await remember(request)
-
-    @property
-    def everyone(self) -> Audience:
-        """Everyone connected to this hub."""
-        return Audience(self, Target("everyone"))
-
-    def broadcast(
-        self,
-        channel: str,
-        message: Any,
-        *,
-        to: Addressees = ABSENT,
-        exclude: Addressees = ABSENT,
-    ) -> Sent:
-        """Send to everyone in a channel, or to some of them.
-
-        Args:
-            channel: the channel's name.
-            message: str (text frame), bytes (binary frame), or anything that can be JSON.
-            to: only these, and only if they are in the channel: a connection, a connection id
-                (a bare str is one id), ``hub.user(…)``, ``hub.session(…)``, or a list of these.
-                An empty list reaches nobody.
-            exclude: not these.
-
-        Returns:
-            ``.reached`` tells how many connections it was queued for.
-
-        Raises:
-            UnsendableMessage: the message has no valid JSON form; nothing was sent to anyone.
-            TypeError: ``to`` or ``exclude`` is None or addresses nobody.
-            ValueError: no valid channel name, or a connection of another hub.
-        """
-        return self.publish(Target("channel", self.check_channel(channel)), message, to, exclude)
-
-    def channels(self) -> dict[str, int]:
-        """Return this node's channels that have members, with how many."""
-        return self.roster.counts()
-
-    def publish(self, target: Target, message: Any, to: Addressees, exclude: Addressees) -> Sent:
-        """Send to a target; what ``broadcast`` and ``Audience.send`` have in common."""
-        if HUB.isEnabledFor(DEBUG):
-            # The id of a session is a secret where a framework puts it into the cookie as it is.
-            is_named = target.key and target.kind != "session"
-            whom = f"{target.kind} {target.key!r}" if is_named else target.kind
-            HUB.debug("publish to %s: %s", whom, excerpt(encode(message)))
-        publication = Publication(
-            target,
-            encode(message),
-            None if to is ABSENT else targets(self, to, "to"),
-            () if exclude is ABSENT else targets(self, exclude, "exclude"),
-        )
-        return self.runtime.do(functools.partial(self._publish, publication))
-
-    def _publish(self, publication: Publication) -> Receipt:
-        return self._broker.publish(publication)
-
-    def _deliver(self, publication: Publication) -> int:
-        """Queue a publication for this node's receivers: the end of the one delivery path."""
-        frame, target = publication.frame, publication.target
-        if target.kind == "channel" and publication.to is None:
-            members = self.roster.members(target)
-            without = self.roster.named(publication.exclude) if publication.exclude else ()
-            return self.fanout.broadcast(target.key, members, frame, without)
-        return sum([ws._push(frame) for ws in self.roster.receivers(publication)])
-
-    # ── what else an application asks for ─────────────────────────────────────────────────────
 
     async def ticket(self, user: object, ttl: float = 30) -> str:
         """Return a ticket, with which a client may connect once as this user.
@@ -342,6 +246,7 @@ class HubCore(Access):
             running=self.is_running,
             connections=len(self.roster.everyone),
             channels=len(self.roster.counts()),
+            broker=self._broker.state,
             problems=self.runtime.problems,
         )
 
@@ -360,10 +265,6 @@ class HubCore(Access):
     def info(self, ws: Connection) -> Info:
         """Return what anyone may know about a connection."""
         return Info(ws.id, ws.user, ws.endpoint, self.node, ws.opened_at, dict(ws.meta))
-
-    def check_channel(self, name: str) -> str:
-        """Return a valid channel name as this hub keeps it; see ``channel.check_channel``."""
-        return check_channel(name, casefold=self.settings.casefold_channels)
 
     # ── starting and stopping ─────────────────────────────────────────────────────────────────
 
@@ -384,6 +285,10 @@ class HubCore(Access):
         Raises:
             RuntimeError: it runs in another event loop.
         """
+        async with self._starting:
+            await self._start()
+
+    async def _start(self) -> None:
         if self.is_running:
             if self.runtime.is_here():
                 return
@@ -394,7 +299,7 @@ class HubCore(Access):
         self.runtime.bind()
         self.roster = Roster()
         self.fanout = _fanout(self.settings)
-        self.membership = Membership(self.roster, self.fanout, Channels(), self.rules)
+        self._begin_membership()
         self.dispatches.clear()
         self.presence.forget()
         self._watches = False
@@ -403,8 +308,14 @@ class HubCore(Access):
         for endpoint in self.endpoints.all():
             endpoint.begin_anew()
         self.guard = Guard(self.settings)
-        self.is_stopping = False
         self.node = secrets.token_hex(4)
+        self.cluster.begin_anew()
+        try:
+            await self._broker.start()
+        except BaseException:
+            self.runtime.release()
+            raise
+        self.is_stopping = False
         self._warn_of_rules()
         HUB.debug("hub started as node %s with %d endpoints", self.node, len(list(self.endpoints)))
 
@@ -441,6 +352,7 @@ class HubCore(Access):
             for task in unsent:
                 task.cancel()
         await self.runtime.cancel_all(max(0.1, deadline - loop.time()))
+        await self._broker.stop()
         if (close := getattr(self.settings.session, "aclose", None)) is not None:
             await close()
 
@@ -452,17 +364,42 @@ class HubCore(Access):
         dispatch, is_here = ws._dispatch, not self.runtime.is_elsewhere()
         if is_here and (done := dispatch.change_now(name, entering=entering)) is not None:
             return done
-        change = Change(dispatch, functools.partial(self._apply, dispatch, name, entering))
+        change = Change(dispatch, functools.partial(self._apply, dispatch, name, entering=entering))
         if is_here:
             self._take(change, dispatch, name, entering)
         else:
             self.runtime.loop.call_soon_threadsafe(self._take, change, dispatch, name, entering)
         return change
 
+    def change_since(self, ws: Connection, channel: str, since: Position | str) -> Change:
+        """Let a connection enter a channel with what it missed; see ``Connection.subscribe``."""
+        name = check_channel(channel, casefold=self.settings.casefold_channels)
+        dispatch, missed = ws._dispatch, Missed(Position.of(since))
+        apply = functools.partial(self._apply, dispatch, name, entering=True, missed=missed)
+        change = Change(dispatch, apply, missed)
+        take = functools.partial(dispatch.take, change, at_once=False)
+        if self.runtime.is_elsewhere():
+            self.runtime.loop.call_soon_threadsafe(take)
+        else:
+            take()
+        return change
+
     def change_all(
-        self, members: Callable[[], Iterable[Connection]], channel: str, *, entering: bool
+        self,
+        members: Callable[[], Iterable[Connection]],
+        channel: str,
+        *,
+        entering: bool,
+        elsewhere: Target | None = None,
     ) -> Changes:
-        """Let many connections enter or leave a channel; see ``Audience.subscribe``."""
+        """Let many connections enter or leave a channel; see ``Audience.subscribe``.
+
+        Args:
+            members: they, of this node.
+            channel: the channel.
+            entering: False leaves it.
+            elsewhere: those of this target on other nodes do so too.
+        """
         name = self.check_channel(channel)
         changes: list[Change] = []
 
@@ -470,16 +407,23 @@ class HubCore(Access):
             changes.extend(self.change(ws, name, entering=entering) for ws in members())
             return Receipt(len(changes))
 
-        return Changes(self.runtime.do(begin), changes)
+        started, others = self.runtime.do(begin), None
+        if elsewhere is not None and self.cluster.is_shared:
+            verb = "subscribe" if entering else "unsubscribe"
+            tell = functools.partial(self.cluster.tell, elsewhere, "others", verb, name)
+            others = self.runtime.do(tell)
+        return Changes(started, changes, others)
 
     def _take(self, change: Change, dispatch: Dispatch, name: str, entering: bool) -> None:
         ask = self.membership.enters_at_once if entering else self.membership.is_immediate
         dispatch.take(change, at_once=ask(dispatch, name))
 
-    async def _apply(self, dispatch: Dispatch, name: str, entering: bool) -> bool:
+    async def _apply(
+        self, dispatch: Dispatch, name: str, *, entering: bool, missed: Missed | None = None
+    ) -> bool:
         if not entering:
             return await self.membership.leave(dispatch, name)
-        refused = await self.membership.enter(dispatch, name)
+        refused = await self.membership.enter(dispatch, name, missed)
         return refused is None and name in dispatch.ws._channels
 
 

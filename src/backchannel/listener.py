@@ -437,7 +437,8 @@ def where_defined(thing: Any) -> str:
         code: types.CodeType | None = getattr(thing, "__code__", None)
         file = inspect.getsourcefile(thing) or (code.co_filename if code else "?")
         line = inspect.getsourcelines(thing)[1] if isinstance(thing, type) else None
-    except (OSError, TypeError):
+    except (OSError, TypeError, SystemError):
+        # SystemError: CPython's parser met itself, in something the garbage collector ran.
         return "?"
     if line is None and code is not None:
         line = code.co_firstlineno

@@ -6,14 +6,16 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Final
 
-from backchannel.errors import Reject
+from backchannel.catchup import CatchUps, Missed
+from backchannel.errors import Reject, TryLater
 from backchannel.handshake import refusal
-from backchannel.observe import CONNECTION, TRACE
+from backchannel.observe import CONNECTION, HUB, TRACE
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from backchannel.channel import Channel, Channels
+    from backchannel.cluster import Cluster
     from backchannel.connection import Connection
     from backchannel.dispatch import Dispatch
     from backchannel.fanout import Fanout
@@ -39,10 +41,22 @@ class Membership:
             no channel yet, where it would be found, so its rule is asked again before it enters.
     """
 
-    __slots__ = ("_channels", "_fanout", "_roster", "_rules", "rechecks")
+    __slots__ = (
+        "_catch_ups", "_channels", "_cluster", "_fanout", "_roster", "_rules", "rechecks",
+    )  # fmt: skip
 
-    def __init__(self, roster: Roster, fanout: Fanout, channels: Channels, rules: Rules):
+    def __init__(
+        self,
+        roster: Roster,
+        fanout: Fanout,
+        channels: Channels,
+        rules: Rules,
+        catch_ups: CatchUps,
+        cluster: Cluster | None = None,
+    ):
         self._roster = roster
+        self._catch_ups = catch_ups
+        self._cluster = cluster  # None where there are no other nodes
         self._fanout = fanout
         self._channels = channels
         self._rules = rules
@@ -50,20 +64,28 @@ class Membership:
 
     def enters_at_once(self, dispatch: Dispatch, name: str) -> bool:
         """Tell whether entering would not have to wait for anything."""
-        asking = self._rules.asking(name) if self._rules.some else None
-        return (asking is None or asking.returns_at_once) and self.is_immediate(dispatch, name)
+        rule = self._rules.find(name) if self._rules.some else None
+        if rule is not None and (
+            rule.replay or not (rule.subscribe is None or rule.subscribe.returns_at_once)
+        ):
+            return False
+        return self.is_immediate(dispatch, name)
 
     def is_immediate(self, dispatch: Dispatch, name: str) -> bool:
         """Tell whether leaving would not have to wait, nor entering once the rule was asked."""
         if not dispatch.endpoint.callbacks.membership_is_immediate:
             return False
         channel = self._channels.find(name)
+        if self._cluster is not None and (channel is None or not channel.is_open):
+            return False
         return channel is None or (
             channel.is_calm and channel.opener.callbacks.membership_is_immediate
         )
 
     def _is_plain(self, dispatch: Dispatch, channel: Channel | None) -> bool:
         """Tell whether entering or leaving means no more than to call a def of the listener."""
+        if self._cluster is not None and (channel is None or not channel.is_open):
+            return False
         return dispatch.endpoint.callbacks.membership_is_plain and (
             channel is None or (channel.is_calm and channel.opener.callbacks.membership_is_plain)
         )
@@ -79,14 +101,15 @@ class Membership:
         ws = dispatch.ws
         if name in ws._channels:
             return True
-        if self._rules.some and (asking := self._rules.asking(name)) is not None:
-            if not asking.returns_at_once:
+        if self._rules.some and (rule := self._rules.find(name)) is not None:
+            if rule.replay or not (rule.subscribe is None or rule.subscribe.returns_at_once):
                 return None
-            answer = dispatch.call_def(asking, ws, name)
-            if inspect.iscoroutine(answer):
-                return self._ask_later(dispatch, name, asking, answer, self.rechecks)
-            if self._stays_out(ws, name, answer):
-                return name in ws._channels
+            if (asking := rule.subscribe) is not None:
+                answer = dispatch.call_def(asking, ws, name)
+                if inspect.iscoroutine(answer):
+                    return self._ask_later(dispatch, name, asking, answer, self.rechecks)
+                if self._stays_out(ws, name, answer):
+                    return name in ws._channels
         if channel is None or not channel.holders:
             channel = self._channels.hold(name, dispatch.endpoint)
         channel.holders += 1
@@ -106,6 +129,8 @@ class Membership:
         channel.holders -= 1
         if not channel.holders:
             channel.is_open = False
+            if self._cluster is not None:
+                self._cluster.close(channel.name)
             self._channels.drop_if_free(channel)
 
     async def _ask_later(
@@ -193,8 +218,16 @@ class Membership:
         """Take a connection out of a channel that it is in; ``left`` does the rest."""
         self._leave(ws, name)
 
-    async def enter(self, dispatch: Dispatch, name: str) -> Reject | None:
-        """Ask the rule and on_subscribe and enter; return who refused, None when it is in."""
+    async def enter(
+        self, dispatch: Dispatch, name: str, missed: Missed | None = None
+    ) -> Reject | None:
+        """Ask the rule and on_subscribe and enter; return who refused, None when it is in.
+
+        Args:
+            dispatch: the connection's.
+            name: the channel.
+            missed: from where on it gets what it missed, first; told what came of it.
+        """
         ws = dispatch.ws
         if name in ws._channels:
             return None
@@ -202,9 +235,11 @@ class Membership:
         refused = await self.ask_rule(dispatch, name) if self._rules.some else None
         if self._stays_out(ws, name, refused):
             return None if name in ws._channels else refused
-        return await self._enter_admitted(dispatch, name, seen)
+        return await self._enter_admitted(dispatch, name, seen, missed)
 
-    async def _enter_admitted(self, dispatch: Dispatch, name: str, seen: int) -> Reject | None:
+    async def _enter_admitted(
+        self, dispatch: Dispatch, name: str, seen: int, missed: Missed | None = None
+    ) -> Reject | None:
         """Enter as far as the rule is concerned, which was asked after so many rechecks."""
         ws = dispatch.ws
         channel = self._channels.hold(name, dispatch.endpoint)
@@ -214,9 +249,13 @@ class Membership:
             if name not in ws._channels:
                 on_subscribe = dispatch.endpoint.callbacks.on_subscribe
                 refused = await self.ask(dispatch, on_subscribe, name)
-            if refused is None and seen != self.rechecks:
+            if missed is None and (replay := self._rules.replaying(name)):
+                missed = Missed(None, replay)
+            if refused is None and missed is not None:
+                refused, stays = await self._catch_up(dispatch, name, seen, missed)
+            elif refused is None and seen != self.rechecks:
                 refused = await self._ask_again(dispatch, name, seen)
-            if name in ws._channels:  # a callback about this very channel has let it in
+            if stays or name in ws._channels:  # a callback about this very channel has let it in
                 return None
             if refused is None and ws.reason is None:
                 self._enter(ws, name)
@@ -227,6 +266,28 @@ class Membership:
             if not stays:
                 await self._release(dispatch, channel)
         return refused
+
+    async def _catch_up(
+        self, dispatch: Dispatch, name: str, seen: int, missed: Missed
+    ) -> tuple[Reject | None, bool]:
+        """Send what was missed and enter; return who refused, and whether it has entered."""
+        ws = dispatch.ws
+        refused: Reject | None = None
+        catch_up = self._catch_ups.begin(ws, name, missed)
+        try:
+            while refused is None and not (catch_up.is_complete and seen == self.rechecks):
+                if ws.reason is not None or name in ws._channels:
+                    return None, False
+                await catch_up.fill()
+                refused, seen = await self._ask_again(dispatch, name, seen), self.rechecks
+            if refused is None:
+                self._enter(ws, name)
+        except Exception as error:  # noqa: BLE001 - a broker may raise anything
+            HUB.error("the history of %r can't be read: %r", name, error, exc_info=error)
+            refused = TryLater(f"the history of {name!r} can't be read now")
+        finally:
+            self._catch_ups.end(catch_up)
+        return refused, refused is None
 
     async def leave(self, dispatch: Dispatch, name: str) -> bool:
         """Leave and tell on_unsubscribe; return whether it was in."""
@@ -280,19 +341,25 @@ class Membership:
 
     async def _close_behind(self, dispatch: Dispatch, channel: Channel) -> None:
         on_close = channel.opener.callbacks.on_channel_close
-        await channel.leave(
-            None
-            if on_close is None
-            else functools.partial(dispatch.call_safely, on_close, channel.name)
-        )
+        closing = None
+        if on_close is not None or self._cluster is not None:
+            closing = functools.partial(self._close, dispatch, channel, on_close)
+        await channel.leave(closing)
         self._channels.drop_if_free(channel)
 
+    async def _close(self, dispatch: Dispatch, channel: Channel, on_close: Callback | None) -> None:
+        if self._cluster is not None:
+            self._cluster.close(channel.name)
+        await dispatch.call_safely(on_close, channel.name)
+
     def _opening(self, dispatch: Dispatch, channel: Channel) -> Step | None:
-        if dispatch.endpoint.callbacks.on_channel_open is None:
+        if dispatch.endpoint.callbacks.on_channel_open is None and self._cluster is None:
             return None
         return functools.partial(self._open, dispatch, channel)
 
     async def _open(self, dispatch: Dispatch, channel: Channel) -> None:
         channel.opener = dispatch.endpoint
+        if self._cluster is not None:
+            await self._cluster.open(channel.name)
         on_open = dispatch.endpoint.callbacks.on_channel_open
         await dispatch.call_safely(on_open, channel.name)

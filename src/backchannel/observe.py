@@ -18,6 +18,7 @@ from typing import Any, Final
 from backchannel.stepping import Watched
 
 __all__ = [
+    "BROKER",
     "CONNECTION",
     "HANDSHAKE",
     "HUB",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 HUB: Final = logging.getLogger("backchannel.hub")
+BROKER: Final = logging.getLogger("backchannel.broker")
 HANDSHAKE: Final = logging.getLogger("backchannel.handshake")
 CONNECTION: Final = logging.getLogger("backchannel.connection")
 LISTENER: Final = logging.getLogger("backchannel.listener")

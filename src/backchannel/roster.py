@@ -138,6 +138,26 @@ class Roster:
             return [ws for ws in chosen if ws not in left_out]
         return list(chosen)
 
+    def is_for(self, publication: Publication, ws: Connection) -> bool:
+        """Tell whether a member of its audience gets a publication, as ``receivers`` would."""
+        to = publication.to
+        if to is not None and not any(self._means(target, ws) for target in to):
+            return False
+        return not any(self._means(target, ws) for target in publication.exclude)
+
+    def _means(self, target: Target, ws: Connection) -> bool:
+        match target.kind:
+            case "channel":
+                return target.key in ws._channels
+            case "connection":
+                return target.key == ws.id
+            case "user":
+                return target.key == ws.user
+            case "session":
+                return target.key == self._session_of.get(ws, ws.session.id)
+            case "everyone":
+                return True
+
     def named(self, targets: Iterable[Target]) -> Members:
         """Return the connections that some targets mean, each once."""
         return dict.fromkeys(ws for target in targets for ws in self.members(target))

@@ -1,16 +1,18 @@
-"""Rules: who may enter the channels of a pattern, and publish to them; and which of them holds."""
+"""Rules: what holds for the channels of a pattern, such as who may enter; and which one holds."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from backchannel.channel import check_channel
 from backchannel.errors import ListenerError, TemplateError
+from backchannel.history import Retention
 from backchannel.listener import Callback, read_callback
 from backchannel.template import NamePattern
 
@@ -29,12 +31,16 @@ class Rule:
         where: file and line of its registration.
         subscribe: asked before a connection enters one of them; None lets it pass.
         publish: asked whether a client may publish to one of them; None refuses.
+        keep: how much of their history is kept; None keeps nothing.
+        replay: publications, the newest ones, that a new member gets first.
     """
 
     pattern: NamePattern
     where: str
     subscribe: Callback | None = None
     publish: Callback | None = None
+    keep: Retention | None = None
+    replay: int = 0
 
     def __str__(self) -> str:
         return f"{self.pattern.text!r} ({self.where})"
@@ -49,12 +55,14 @@ class Rules:
 
     Attributes:
         some: there is at least one.
+        keep: some keep history.
     """
 
-    __slots__ = ("_found", "_rules", "some")
+    __slots__ = ("_found", "_rules", "keep", "some")
 
     def __init__(self) -> None:
         self.some = False
+        self.keep = False
         self._rules: list[Rule] = []  # from the most specific to the least
         self._found: dict[str, Rule | None] = {}
 
@@ -87,6 +95,7 @@ class Rules:
         self._rules.sort(key=lambda rule: rule.pattern.literal_length, reverse=True)
         self._found.clear()
         self.some = True
+        self.keep = self.keep or rule.keep is not None
 
     def find(self, name: str) -> Rule | None:
         """Return the rule that holds for a channel, or None."""
@@ -103,6 +112,55 @@ class Rules:
         """Return what is to be asked before anyone enters a channel, or None."""
         rule = self.find(name)
         return None if rule is None else rule.subscribe
+
+    def keeping(self, name: str) -> Retention | None:
+        """Return how much of a channel's history is kept, or None."""
+        rule = self.find(name)
+        return None if rule is None else rule.keep
+
+    def replaying(self, name: str) -> int:
+        """Return how many of the newest publications a new member of a channel gets."""
+        rule = self.find(name)
+        return 0 if rule is None else rule.replay
+
+
+def read_retention(
+    text: str, history: object, ttl: object, replay: object
+) -> tuple[Retention | None, int]:
+    """Read what a rule says of history.
+
+    Args:
+        text: the rule's pattern, for errors.
+        history: publications; None keeps nothing.
+        ttl: seconds.
+        replay: publications.
+
+    Raises:
+        TypeError: one of them is no number.
+        ValueError: out of range, or to be replayed though it is not kept.
+    """
+    if history is not None:
+        _check_count(text, "history", history, at_least=1)
+    _check_count(text, "replay", replay, at_least=0)
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float):
+        raise TypeError(f"rule {text!r}: ttl= is seconds, not {ttl!r}")
+    if not 0 < ttl < math.inf:
+        raise ValueError(f"rule {text!r}: ttl= is seconds above 0, not {ttl!r}")
+    size, last = cast("int | None", history), cast("int", replay)
+    if last > (size or 0):
+        what = f"history={size}" if size else "no history"
+        raise ValueError(
+            f"rule {text!r}: replay={last} of {what}: what is to be replayed has to be kept, as in "
+            f'hub.rule("{text}", history={last}, replay={last})'
+        )
+    return (None if size is None else Retention(size, float(ttl))), last
+
+
+def _check_count(text: str, name: str, value: object, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"rule {text!r}: {name}= is a number of publications, not {value!r}")
+    if value < at_least:
+        raise ValueError(f"rule {text!r}: {name}= is at least {at_least}, not {value}")
 
 
 ALIKE: Final = 0.8
@@ -152,7 +210,15 @@ def check_call(pattern: object, unnamed: Sequence[object], unknown: Mapping[str,
 
 
 def read_rule(
-    text: str, where: str, *, subscribe: object, publish: object, casefold: bool = False
+    text: str,
+    where: str,
+    *,
+    subscribe: object,
+    publish: object,
+    history: object = None,
+    ttl: object = 3600,
+    replay: object = 0,
+    casefold: bool = False,
 ) -> Rule:
     """Read a rule and check it thoroughly.
 
@@ -161,10 +227,14 @@ def read_rule(
         where: file and line of its registration.
         subscribe: what is asked before a connection enters; None lets it pass.
         publish: what is asked whether a client may publish; None refuses.
+        history: publications that are kept; None keeps nothing.
+        ttl: seconds that each of them is kept.
+        replay: publications that a new member gets first.
         casefold: True when the hub ignores the case of channel names.
 
     Raises:
-        TypeError: the pattern is no str.
+        TypeError: the pattern is no str, or a number is none.
+        ValueError: a number is out of range.
         TemplateError: the pattern is malformed, or no channel's name can fit it.
         ListenerError: what is to be asked can't be called with what rules have to give.
     """
@@ -190,6 +260,7 @@ def read_rule(
         where,
         _read(subscribe, f"subscribe= of rule {text!r}", pattern),
         _read(publish, f"publish= of rule {text!r}", pattern),
+        *read_retention(text, history, ttl, replay),
     )
 
 

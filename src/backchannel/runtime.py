@@ -28,12 +28,14 @@ class Health:
         running: it takes connections.
         connections: how many are open on this node.
         channels: how many have members on this node.
+        broker: how the broker is doing, in a few words.
         problems: what went wrong and was not awaited by anyone, newest last.
     """
 
     running: bool
     connections: int
     channels: int
+    broker: str
     problems: tuple[str, ...]
 
 
@@ -82,11 +84,19 @@ class Runtime:
         self._tasks.clear()
         self._spawned.clear()
 
+    def release(self) -> None:
+        """Let the event loop go: it could not be started in it."""
+        self._loop = self._thread = None
+
     def is_elsewhere(self) -> bool:
         """Tell whether the caller is in another thread than the event loop."""
         return threading.get_ident() != self._thread
 
-    def do(self, work: Callable[[], Receipt]) -> Sent:
+    def outcome(self) -> Outcome:
+        """Return what is settled later; a failure that nobody asks for is reported."""
+        return Outcome(self._report_unheard)
+
+    def do(self, work: Callable[[], Receipt | Outcome]) -> Sent:
         """Do something in the event loop: at once when the caller is in it.
 
         What it raises is raised where the Sent is awaited; nobody there, it is reported.

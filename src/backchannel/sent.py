@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Generator
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from backchannel.contracts import Receipt
+
+if TYPE_CHECKING:
+    from backchannel.history import Position
 
 __all__ = ["MISSED", "REACHED", "Outcome", "Sent", "wait_in_thread"]
 
@@ -22,13 +25,18 @@ class Sent:
 
     __slots__ = ("_receipt",)
 
-    def __init__(self, receipt: Receipt | concurrent.futures.Future[Receipt]):
+    def __init__(self, receipt: Receipt | Outcome):
         self._receipt = receipt
 
     @property
-    def position(self) -> None:
-        """Where it stands in the channel's history; None without history."""
-        return None
+    def position(self) -> Position | None:
+        """Where it stands in the channel's history; None without history.
+
+        Raises:
+            RuntimeError: sent from another thread and not awaited yet.
+            Exception: what publishing raised.
+        """
+        return self._known().position
 
     @property
     def reached(self) -> int | None:
@@ -38,12 +46,15 @@ class Sent:
             RuntimeError: sent from another thread and not awaited yet.
             Exception: what publishing raised.
         """
+        return self._known().reached
+
+    def _known(self) -> Receipt:
         receipt = self._receipt
-        if isinstance(receipt, concurrent.futures.Future):
+        if isinstance(receipt, Outcome):
             if not receipt.done():
                 raise RuntimeError("not sent yet: await it, or call .result(timeout) in a thread")
-            receipt = receipt.result()
-        return receipt.reached
+            return receipt.result()
+        return receipt
 
     def result(self, timeout: float | None = None) -> Sent:
         """Wait in another thread until the broker has it.
@@ -56,13 +67,15 @@ class Sent:
             RuntimeError: called in the event loop, which would wait for itself.
             Exception: what publishing raised.
         """
-        if isinstance(self._receipt, concurrent.futures.Future):
+        if isinstance(self._receipt, Outcome):
+            self._receipt.is_wanted = True
             wait_in_thread(self._receipt, timeout)
         return self
 
     def __await__(self) -> Generator[Any, Any, Sent]:
         """Wait until the broker has it; raise what publishing raised."""
-        if isinstance(self._receipt, concurrent.futures.Future):
+        if isinstance(self._receipt, Outcome):
+            self._receipt.is_wanted = True
             yield from asyncio.wrap_future(self._receipt)
         return self
 
@@ -78,23 +91,38 @@ class Outcome(concurrent.futures.Future[Receipt]):
 
     Args:
         report: called once with the error, when nobody awaited it.
+
+    Attributes:
+        is_wanted: somebody waits for it.
     """
 
     def __init__(self, report: Callable[[Exception], None]):
         super().__init__()
+        self.is_wanted = False
         self._report: Callable[[Exception], None] | None = report
         self.set_running_or_notify_cancel()  # who stops waiting for it does not stop it
 
-    def settle(self, work: Callable[[], Receipt]) -> None:
-        """Do the work and keep what comes of it."""
+    def settle(self, work: Callable[[], Receipt | Outcome]) -> None:
+        """Do the work and keep what comes of it, at once or later."""
         try:
-            self.set_result(work())
+            done = work()
+            if isinstance(done, Outcome):
+                done.is_wanted = self.is_wanted
+                done.add_done_callback(self._take)
+            else:
+                self.set_result(done)
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits
             self.set_exception(error)
         finally:
             # The error's traceback leads here: without this the two would keep each other alive,
             # and the report would wait for the garbage collector.
             del self
+
+    def _take(self, done: concurrent.futures.Future[Receipt]) -> None:
+        if (error := done.exception()) is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(done.result())
 
     def result(self, timeout: float | None = None) -> Receipt:
         """Return the receipt or raise the error, which somebody knows of now."""

@@ -8,70 +8,41 @@ import pytest
 
 from backchannel import Hub
 from backchannel.broker.memory import MemoryBroker
+from backchannel.broker.redis import RedisBroker
 from backchannel.contracts import Publication, Target
+from backchannel.testing.broker import BrokerContract, RecordingNode
 
 CARS = Target("channel", "cars")
 
 
-@pytest.fixture(params=[MemoryBroker])
-def broker(request):
-    return request.param()
+class TestMemoryBroker(BrokerContract):
+    @pytest.fixture
+    def make_broker(self):
+        return MemoryBroker
+
+    def test_publishing_before_there_is_a_node_is_a_clear_error(self):
+        with pytest.raises(RuntimeError, match="bind"):
+            MemoryBroker().publish(Publication(CARS, "hello"), None)
+
+    def test_a_delivery_that_fails_is_the_publishers_to_know(self):
+        broker = MemoryBroker()
+        node = RecordingNode(broker)
+        node.deliver = lambda publication, position: 1 / 0
+        broker.bind(node)
+        with pytest.raises(ZeroDivisionError):
+            broker.publish(Publication(CARS, "hello"), None)
 
 
-def test_a_publication_reaches_this_node_itself(broker):
-    heard = []
-    broker.bind(lambda publication: heard.append(publication) or 1)
-
-    receipt = broker.publish(Publication(CARS, "hello"))
-
-    assert heard == [Publication(CARS, "hello")]
-    assert receipt.reached == 1
+class TestRedisBroker(BrokerContract):
+    @pytest.fixture
+    def make_broker(self, redis_server):
+        return lambda: RedisBroker(redis_server.url, "test")
 
 
-def test_publications_arrive_in_the_order_of_the_calls(broker):
-    heard = []
-    broker.bind(lambda publication: heard.append(publication.frame) or 0)
-
-    for number in range(100):
-        broker.publish(Publication(CARS, str(number)))
-
-    assert heard == [str(number) for number in range(100)]
-
-
-def test_the_audience_travels_with_the_publication(broker):
-    heard = []
-    broker.bind(lambda publication: heard.append(publication) or 0)
-    whisper = Publication(
-        CARS, "psst", to=(Target("connection", "a"),), exclude=(Target("user", "bob"),)
-    )
-
-    broker.publish(whisper)
-
-    assert heard == [whisper]
-
-
-def test_publishing_before_there_is_a_node_is_a_clear_error(broker):
-    with pytest.raises(RuntimeError, match="bind"):
-        broker.publish(Publication(CARS, "hello"))
-
-
-def test_a_delivery_that_fails_is_the_publishers_to_know(broker):
-    def deliver(publication):
-        raise OSError("disk on fire")
-
-    broker.bind(deliver)
-
-    with pytest.raises(OSError, match="disk on fire"):
-        broker.publish(Publication(CARS, "hello"))
-
-
-class Failing:
+class Failing(MemoryBroker):
     """A broker whose engine is away."""
 
-    def bind(self, deliver):
-        pass
-
-    def publish(self, publication):
+    def publish(self, publication, keep):
         raise OSError("the engine is away")
 
 

@@ -14,7 +14,7 @@ from backchannel.runtime import Health
 PAGE = (Path(__file__).resolve().parents[2] / "docs/reference.md").read_text()
 # What the package's own parts need of each other.
 INTERNAL = {
-    Hub: {"change", "change_all", "check_channel", "grace", "info"}
+    Hub: {"change", "change_all", "change_since", "read_history", "check_channel", "grace", "info"}
     | {"publish", "recheck", "watch"},
     Audience: {"belongs_to", "target"},
 }

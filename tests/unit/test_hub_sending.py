@@ -20,6 +20,7 @@ from backchannel import (
     UnsendableMessage,
     threaded,
 )
+from backchannel.broker.memory import MemoryBroker
 
 # ── Sent ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -66,11 +67,8 @@ async def test_kinds_of_messages_reach_clients_as_kinds_of_frames(hub, room):
     assert heard(room) == {"bob": ["text", b"\x00", b"\x01", '{"k":[1,null]}', "0", "null"]}
 
 
-class FailingBroker:
-    def bind(self, deliver):
-        pass
-
-    def publish(self, publication):
+class FailingBroker(MemoryBroker):
+    def publish(self, publication, keep):
         raise ConnectionError("the broker is away")
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import inspect
+import secrets
+from collections import deque
+from heapq import heappop, heappush
+from itertools import islice
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 from backchannel.contracts import Receipt
+from backchannel.history import REMEMBERED, Page, Position
 
 if TYPE_CHECKING:
-    from backchannel.contracts import Deliver, Publication
+    from collections.abc import Callable
+
+    from backchannel.contracts import Node, Publication, Target
+    from backchannel.history import Retention
 
 __all__ = ["MemoryBroker"]
 
@@ -15,15 +26,115 @@ __all__ = ["MemoryBroker"]
 class MemoryBroker:
     """Delivers at once, in the order of the calls, to the one node there is."""
 
+    shared = False
+    state = "in this process"
+
     def __init__(self) -> None:
-        self._deliver: Deliver | None = None
+        self._deliver: Callable[[Publication, Position | None], int] | None = None
+        self._logs: dict[str, _Log] = {}
+        self._ends: list[tuple[float, str]] = []  # a heap: when to look whether a log has ended
 
-    def bind(self, deliver: Deliver) -> None:
+    def bind(self, node: Node) -> None:
         """Remember the node."""
-        self._deliver = deliver
+        self._deliver = node.deliver
+        self._answer = node.answer
 
-    def publish(self, publication: Publication) -> Receipt:
-        """Deliver."""
+    async def start(self) -> None:
+        """There is nothing to start."""
+
+    async def stop(self) -> None:
+        """There is nothing to stop; what is kept stays."""
+
+    def listen(self, target: Target) -> None:
+        """Everything is heard."""
+
+    def unlisten(self, target: Target) -> None:
+        """Everything is heard."""
+
+    def ask(self, target: Target, words: list[Any]) -> asyncio.Future[tuple[list[Any], int]]:
+        """Ask the one node."""
+
+        async def asked() -> tuple[list[Any], int]:
+            answer = self._answer("", target, words)
+            return [await answer if inspect.isawaitable(answer) else answer], 0
+
+        return asyncio.ensure_future(asked())
+
+    def publish(self, publication: Publication, keep: Retention | None) -> Receipt:
+        """Keep and deliver."""
         if self._deliver is None:
             raise RuntimeError("publish() before bind()")
-        return Receipt(self._deliver(publication))
+        if keep is None:
+            return Receipt(self._deliver(publication, None))
+        position = self._log(publication.target.key).add(publication, keep)
+        return Receipt(self._deliver(publication, position), position)
+
+    async def history(
+        self,
+        channel: str,
+        since: Position | None,
+        limit: int,
+        *,
+        had: bool = False,  # noqa: ARG002
+    ) -> Page[Publication]:
+        """Read what is kept of a channel."""
+        return self._log(channel).read(since, limit)
+
+    def _log(self, channel: str) -> _Log:
+        """Return a channel's log, new if need be; forget those that have ended."""
+        now = monotonic()
+        while self._ends and self._ends[0][0] <= now:
+            _, name = heappop(self._ends)
+            if self._logs[name].until <= now:
+                del self._logs[name]
+            else:
+                heappush(self._ends, (self._logs[name].until, name))
+        log = self._logs.get(channel)
+        if log is None:
+            log = self._logs[channel] = _Log(now)
+            heappush(self._ends, (log.until, channel))
+        return log
+
+
+class _Log:
+    """What is kept of one channel.
+
+    Attributes:
+        until: when all of it may be forgotten, by the monotonic clock.
+    """
+
+    __slots__ = ("_entries", "_top", "_ttl", "until")
+
+    def __init__(self, now: float) -> None:
+        self._top = Position(secrets.token_hex(4), 0)
+        self._entries: deque[tuple[float, Publication]] = deque()
+        self._ttl = 0.0
+        self.until = now + REMEMBERED
+
+    def add(self, publication: Publication, keep: Retention) -> Position:
+        """Keep a publication; return its position."""
+        now = monotonic()
+        self._ttl = keep.ttl
+        self._top = Position(self._top.epoch, self._top.offset + 1)
+        self._entries.append((now, publication))
+        while len(self._entries) > keep.size:
+            self._entries.popleft()
+        self.until = now + keep.ttl + REMEMBERED
+        return self._top
+
+    def read(self, since: Position | None, limit: int) -> Page[Publication]:
+        """Return what came after a position, or the newest."""
+        too_old = monotonic() - self._ttl
+        while self._entries and self._entries[0][0] <= too_old:
+            self._entries.popleft()
+        top, count = self._top, len(self._entries)
+        first = top.offset - count + 1  # the oldest that is kept
+        if since is None:
+            skip = max(0, count - limit)
+        elif since.epoch != top.epoch or not first - 1 <= since.offset <= top.offset:
+            return Page(top, lost=True)
+        else:
+            skip = since.offset + 1 - first
+        kept = islice(self._entries, skip, skip + limit)
+        entries = tuple((first + skip + n, one) for n, (_, one) in enumerate(kept))
+        return Page(top, entries)

@@ -48,6 +48,9 @@ class MemoryLink:
         self.frames.put_nowait(frame)
         return True
 
+    async def drained(self) -> None:
+        """There is no network to wait for."""
+
     async def finished(self) -> None:
         """There is no network to wait for."""
 

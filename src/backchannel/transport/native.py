@@ -94,7 +94,8 @@ class NativeSocket(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_awaits_pong", "_closing", "_connections", "_descriptor", "_dispatch", "_fanout", "_gone",
+        "_awaits_pong", "_closing", "_connections", "_descriptor", "_dispatch", "_drained",
+        "_fanout", "_gone",
         "_hangs_up", "_has_backlog", "_paused", "_pending", "_pinged_at", "_reader", "_timer",
         "_transport", "apart", "deflates", "is_due", "ws",
     )  # fmt: skip
@@ -117,6 +118,7 @@ class NativeSocket(asyncio.Protocol):
         self._awaits_pong = False
         self._pinged_at = 0.0
         self._gone: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._descriptor = _descriptor(taken.transport)
 
@@ -167,6 +169,12 @@ class NativeSocket(asyncio.Protocol):
             self._hang_up()  # not at once: what came before may be in a round that is being written
         else:
             self._abort_later()
+
+    async def drained(self) -> None:
+        """Wait until nothing waits in the transport."""
+        if self._has_backlog and not self._closing:
+            self._drained = self._drained or asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._drained)
 
     async def finished(self) -> None:
         """Wait until the socket is gone."""
@@ -327,8 +335,14 @@ class NativeSocket(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Write directly again: nothing waits in the transport."""
         self._has_backlog = False
+        self._tell_drained()
         if not self._transport.is_closing():
             self._descriptor = _descriptor(self._transport)
+
+    def _tell_drained(self) -> None:
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
 
     def eof_received(self) -> None:
         """End: there is no WebSocket in one direction, and it may take nothing of what waits."""
@@ -341,6 +355,7 @@ class NativeSocket(asyncio.Protocol):
         self._descriptor = _NO_DESCRIPTOR
         self._closing = True
         self._connections.discard(self)
+        self._tell_drained()
         if self._timer is not None:
             self._timer.cancel()
         if self._gone is not None and not self._gone.done():

@@ -108,6 +108,11 @@ class Outbox:
             self._task.cancel()
         self._finish()
 
+    async def drained(self) -> None:
+        """Wait until the server has taken what waits."""
+        while self._task is not None and not self._lost:
+            await asyncio.wait({self._task})
+
     async def finished(self) -> None:
         """Wait until the close has been sent or given up."""
         if self._done is not None:

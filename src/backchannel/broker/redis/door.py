@@ -1,0 +1,176 @@
+"""Opening connections to the engine: where it is, who we are, and whether it will do."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import hiredis
+from redis.asyncio.connection import SSLConnection, parse_url
+
+from backchannel.broker.redis.link import Link
+from backchannel.errors import BrokerUnavailable, BrokerUnusable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Door", "Opened"]
+
+_NEEDED: Final = {"Redis": (6, 2), "Valkey": (7, 2)}
+
+
+class Opened(NamedTuple):
+    """A connection that can be used.
+
+    Args:
+        link: it.
+        run: names the engine's unbroken run of data: its replication id, which is another one after
+            a restart and after a failover.
+    """
+
+    link: Link
+    run: str
+
+
+class Door:
+    """Where an engine is.
+
+    Args:
+        url: ``redis://user:password@host:6379/0``, ``rediss://…`` for TLS, ``unix:///path?db=0``.
+
+    Attributes:
+        shown: the URL without its password, for people.
+
+    Raises:
+        ValueError: it is no such URL.
+    """
+
+    def __init__(self, url: str):
+        try:
+            options: dict[str, Any] = dict(parse_url(url))
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise ValueError(
+                f"Hub(broker={_hidden(url)!r}): {error}; it looks like redis://localhost:6379/0"
+            ) from error
+        if parts.scheme != "unix" and parts.path.strip("/") and "db" not in options:
+            raise ValueError(
+                f"Hub(broker={_hidden(url)!r}): the path is the number of a database, such as /0"
+            )
+        self.shown = _hidden(url)
+        self._path: str | None = options.get("path")
+        self._host: str = options.get("host") or "localhost"
+        self._port: int = options.get("port") or 6379
+        self._db: int = options.get("db") or 0
+        self._user: str | None = options.get("username")
+        self._password: str | None = options.get("password")
+        self._tls = _tls(options)
+
+    async def open(self, hear: Callable[[bytes, bytes], None], seconds: float) -> Opened:
+        """Open a connection.
+
+        Args:
+            hear: called with what its subscriptions hear.
+            seconds: it may take.
+
+        Raises:
+            BrokerUnavailable: nobody answers there.
+            BrokerUnusable: who answers will not do.
+        """
+        link = None
+        try:
+            async with asyncio.timeout(seconds):
+                link = await self._connect(hear)
+                return Opened(link, await self._greet(link))
+        except TimeoutError as error:
+            self._close(link)
+            raise BrokerUnavailable(f"{self.shown} did not answer in {seconds:g} s") from error
+        except (OSError, BrokerUnavailable) as error:
+            self._close(link)
+            raise BrokerUnavailable(f"{self.shown} can't be reached: {error}") from error
+        except BaseException:
+            self._close(link)
+            raise
+
+    @staticmethod
+    def _close(link: Link | None) -> None:
+        if link is not None:
+            link.close()
+
+    async def _connect(self, hear: Callable[[bytes, bytes], None]) -> Link:
+        loop = asyncio.get_running_loop()
+
+        def make() -> Link:
+            return Link(hear)
+
+        if self._path is not None:
+            return (await loop.create_unix_connection(make, self._path))[1]
+        name = self._host if self._tls is not None else None
+        connecting = loop.create_connection(
+            make, self._host, self._port, ssl=self._tls, server_hostname=name
+        )
+        return (await connecting)[1]
+
+    async def _greet(self, link: Link) -> str:
+        """Say who we are; return what names the engine's run of data."""
+        try:
+            await link.call("HELLO", "3", *self._credentials())
+        except hiredis.ReplyError as error:
+            raise BrokerUnusable(self._unwelcome(error)) from error
+        if self._db:
+            await self._ask(link, "SELECT", self._db)
+        facts = _facts(await self._ask(link, "INFO", "server"))
+        facts |= _facts(await self._ask(link, "INFO", "replication"))
+        self._check_version(facts)
+        if facts.get("role") not in {"master", None}:
+            raise BrokerUnavailable(f"it is a replica of {facts.get('master_host')}")
+        return facts.get("master_replid") or facts.get("run_id") or ""
+
+    def _credentials(self) -> tuple[str, ...]:
+        if self._password is None:
+            return ()
+        return ("AUTH", self._user or "default", self._password)
+
+    def _unwelcome(self, error: Exception) -> str:
+        text = str(error)
+        if text.startswith(("NOAUTH", "WRONGPASS", "ERR AUTH")):
+            what = "wants a password" if text.startswith("NOAUTH") else "refuses this password"
+            return f"{self.shown} {what}: redis://:password@host:port, or user:password ({text})"
+        if "unknown command" in text.lower() or text.startswith("NOPROTO"):
+            return f"{self.shown} is too old: Redis 6.2 or Valkey 7.2 is needed ({text})"
+        return f"{self.shown} answers {text!r}"
+
+    async def _ask(self, link: Link, *command: str | int) -> Any:
+        try:
+            return await link.call(*command)
+        except hiredis.ReplyError as error:
+            raise BrokerUnusable(f"{self.shown} answers {str(error)!r}") from error
+
+    def _check_version(self, facts: dict[str, str]) -> None:
+        kind = "Valkey" if "valkey_version" in facts else "Redis"
+        have = facts.get("valkey_version") or facts.get("redis_version") or "0"
+        numbers = tuple(int(number) for number in re.findall(r"\d+", have)[:2])
+        if numbers < _NEEDED[kind]:
+            needed = ".".join(map(str, _NEEDED[kind]))
+            raise BrokerUnusable(f"{self.shown} is {kind} {have}: {needed} or newer is needed")
+
+
+def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
+    if options.get("connection_class") is not SSLConnection:
+        return None
+    wanted = {name: value for name, value in options.items() if name.startswith("ssl_")}
+    connection: Any = SSLConnection(**wanted)
+    context: ssl.SSLContext = connection.ssl_context.get()
+    return context
+
+
+def _facts(info: Any) -> dict[str, str]:
+    lines = bytes(info).decode(errors="replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def _hidden(url: str) -> str:
+    return re.sub(r"//([^@/]*?)(:[^@/]*)?@", lambda found: f"//{found[1]}:…@", url)

@@ -1,0 +1,174 @@
+"""Staying connected to the engine: scripts, topics, signs of life, and coming back."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from importlib.resources import files
+from typing import TYPE_CHECKING, Final, Protocol
+
+import hiredis
+
+from backchannel.broker.redis.door import Door
+from backchannel.errors import BrokerUnavailable, BrokerUnusable
+from backchannel.observe import BROKER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from backchannel.broker.redis.link import Link
+
+__all__ = ["Engine", "Owner"]
+
+BACK_OFF: Final = (0.05, 2.0)
+"""Seconds before the second attempt to connect, and at most between two."""
+
+BEAT: Final = 2.0
+"""Seconds between two signs of life that the engine is asked for."""
+
+_SCRIPTS: Final = {
+    name: files("backchannel.broker.redis").joinpath(f"{name}.lua").read_text()
+    for name in ("publish", "history")
+}
+
+
+class Owner(Protocol):
+    """Who is told what becomes of the connection."""
+
+    @property
+    def topics(self) -> Iterable[bytes]:
+        """What is to be heard."""
+        ...
+
+    def connected(self, *, again: bool) -> None:
+        """Take note that all topics are heard and all may be said."""
+        ...
+
+    def disconnected(self) -> None:
+        """Take note that nothing is heard."""
+        ...
+
+    def failed(self, text: str, error: Exception) -> None:
+        """Take note of a bug."""
+        ...
+
+
+class Engine:
+    """Redis or Valkey, somewhere, which may go and come back.
+
+    Args:
+        url: where it is; see ``door.Door``.
+        timeout: seconds that it has to answer.
+        hear: called with topic and payload of what its topics hear.
+        owner: told what becomes of the connection.
+
+    Attributes:
+        link: the connection; None while it is away.
+        shown: its URL without the password.
+        run: names its unbroken run of data.
+        scripts: by which hash each is called.
+    """
+
+    def __init__(
+        self, url: str, timeout: float, hear: Callable[[bytes, bytes], None], owner: Owner
+    ):
+        self._door = Door(url)
+        self._timeout = timeout
+        self._hear = hear
+        self._owner = owner
+        self._staying: asyncio.Task[None] | None = None
+        self.link: Link | None = None
+        self.shown = self._door.shown
+        self.run = ""
+        self.scripts: dict[str, str] = {}
+
+    async def start(self) -> None:
+        """Connect for the first time, and stay connected from then on.
+
+        Raises:
+            BrokerUnavailable: nobody answers there.
+            BrokerUnusable: who answers will not do.
+        """
+        await self._connect(again=False)
+        self._staying = asyncio.create_task(self._stay_connected())
+
+    async def stop(self) -> None:
+        """Disconnect, once what was said has left."""
+        if self.link is not None:
+            await self._gives_sign_of_life(self.link, 1.0)
+        if self._staying is not None:
+            self._staying.cancel()
+            await asyncio.wait({self._staying})
+        if self.link is not None:
+            self.link.close()
+            await self.link.lost
+            self.link = None
+
+    async def _stay_connected(self) -> None:
+        """Connect again whenever the connection is lost."""
+        while True:
+            try:
+                await self._watch()
+                await self._connect_again()
+            except Exception as error:  # noqa: BLE001 - a bug must not end this for good
+                self._owner.failed(f"staying connected to the broker failed: {error!r}", error)
+                await asyncio.sleep(BACK_OFF[1])
+
+    async def _watch(self) -> None:
+        """Return when the connection is lost, or the engine gives no sign of life."""
+        while (link := self.link) is not None:
+            await asyncio.wait({link.lost}, timeout=BEAT)
+            if not link.lost.done() and await self._gives_sign_of_life(link, self._timeout):
+                continue
+            link.close()
+            await link.lost
+            self.link = None
+            BROKER.error("%s is lost; connections stay open", self.shown)
+            self._owner.disconnected()
+
+    @staticmethod
+    async def _gives_sign_of_life(link: Link, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await link.call("PING")
+        except (TimeoutError, BrokerUnavailable, hiredis.ReplyError):
+            return False
+        return True
+
+    async def _connect_again(self) -> None:
+        wait, longest = BACK_OFF
+        problem = ""
+        while self.link is None:
+            try:
+                await self._connect(again=True)
+            except (BrokerUnavailable, BrokerUnusable) as error:
+                if str(error) != problem:
+                    problem = str(error)
+                    BROKER.warning("still away: %s", problem)
+                await asyncio.sleep(random.uniform(0, wait))  # noqa: S311 - full jitter
+                wait = min(2 * wait, longest)
+        BROKER.info("%s is back", self.shown)
+
+    async def _connect(self, *, again: bool) -> None:
+        link, run = await self._door.open(self._hear, self._timeout)
+        try:
+            async with asyncio.timeout(self._timeout):
+                for name, script in _SCRIPTS.items():
+                    self.scripts[name] = (await link.call("SCRIPT", "LOAD", script)).decode()
+                await self._listen_to_all(link)
+        except (TimeoutError, hiredis.ReplyError, BrokerUnavailable) as error:
+            link.close()
+            raise BrokerUnavailable(f"{self.shown} can't be used: {error!r}") from error
+        except BaseException:
+            link.close()
+            raise
+        self.run, self.link = run, link
+        self._owner.connected(again=again)
+
+    async def _listen_to_all(self, link: Link) -> None:
+        """Listen to what is to be heard, and to what becomes so meanwhile."""
+        heard: set[bytes] = set()
+        while todo := [topic for topic in self._owner.topics if topic not in heard]:
+            for confirmed in [link.call("SUBSCRIBE", topic) for topic in todo]:
+                await confirmed
+            heard.update(todo)

@@ -1,0 +1,50 @@
+-- Reads a channel's history in one step.
+-- KEYS: the channel's state, the channel's entries (of one hash slot).
+-- ARGV: epoch and offset to go on from ("" reads the newest), how many, seconds each is kept, an epoch
+--       to begin if need be, what names the engine's run of data, seconds to know the position, "1"
+--       where the position was really had (a client may say what it likes).
+-- Returns epoch, newest offset, 1 where something is lost, then offset and parcel of each.
+local epoch, run, top = unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top"))
+top = tonumber(top) or 0
+local since = tonumber(ARGV[2])
+local limit = tonumber(ARGV[3])
+-- Someone who had a later one than the newest there is had one that is lost.
+local fell = ARGV[8] == "1" and since and epoch == ARGV[1] and since > top
+if not epoch or run ~= ARGV[6] or fell then
+    epoch = ARGV[5]
+    redis.call("HSET", KEYS[1], "epoch", epoch, "run", ARGV[6], "top", string.format("%.0f", top))
+    redis.call("EXPIRE", KEYS[1], math.ceil(tonumber(ARGV[4])) + ARGV[7])
+end
+local answer = {epoch, top, 0}
+local oldest = redis.call("TIME")[1] - tonumber(ARGV[4])
+local entries
+if not since then
+    entries = {}
+    if limit > 0 then
+        local newest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", limit)
+        for i = #newest, 1, -1 do
+            if tonumber(newest[i][2][4]) >= oldest then
+                entries[#entries + 1] = newest[i]
+            end
+        end
+    end
+elseif epoch ~= ARGV[1] or since > top then
+    answer[3] = 1
+    return answer
+elseif since == top then
+    return answer
+else
+    entries = redis.call("XRANGE", KEYS[2], string.format("%.0f-1", since + 1), "+",
+        "COUNT", limit)
+    local first = entries[1]
+    if not first or tonumber(string.match(first[1], "^%d+")) ~= since + 1
+            or tonumber(first[2][4]) < oldest then
+        answer[3] = 1
+        return answer
+    end
+end
+for _, entry in ipairs(entries) do
+    answer[#answer + 1] = tonumber(string.match(entry[1], "^%d+"))
+    answer[#answer + 1] = entry[2][2]
+end
+return answer

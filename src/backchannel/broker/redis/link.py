@@ -1,0 +1,142 @@
+"""One connection to Redis or Valkey: commands in order, and what its subscriptions hear.
+
+RESP3, so that one connection does both, and a command's reply and what it caused to be heard keep
+their order. hiredis reads and writes the protocol; what a turn of the event loop has to say leaves
+in one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol, cast
+
+import hiredis
+
+from backchannel.errors import BrokerUnavailable
+
+__all__ = ["Command", "Link"]
+
+_MORE: Final = object()
+_pack: Final[Callable[[tuple[Any, ...]], bytes]] = cast("Any", hiredis).pack_command
+_CONFIRMATIONS: Final = {b"subscribe", b"unsubscribe"}
+
+
+class Command(Protocol):
+    """Waits for a reply."""
+
+    def settle(self, reply: Any) -> None:
+        """Take the reply; an error is a ``hiredis.ReplyError``."""
+        ...
+
+    def abandon(self) -> None:
+        """Take note that the connection was lost before there was a reply."""
+        ...
+
+
+class _Call:
+    """A command whose reply someone awaits."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def settle(self, reply: Any) -> None:
+        if self.future.done():
+            return
+        if isinstance(reply, hiredis.ReplyError):
+            self.future.set_exception(reply)
+        else:
+            self.future.set_result(reply)
+
+    def abandon(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(BrokerUnavailable("the connection to the broker was lost"))
+            self.future.exception()  # whoever waited may have gone
+
+
+class Link(asyncio.Protocol):
+    """A connection.
+
+    Args:
+        hear: called with topic and payload of each message of a subscription.
+
+    Attributes:
+        lost: done when the connection has ended.
+    """
+
+    def __init__(self, hear: Callable[[bytes, bytes], None]) -> None:
+        self._hear = hear
+        self._reader: Any = hiredis.Reader(notEnoughData=_MORE)
+        self._waiting: deque[Command] = deque()
+        self._due: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    # ── what is asked ─────────────────────────────────────────────────────────────────────────
+
+    def call(self, *command: str | bytes | float) -> asyncio.Future[Any]:
+        """Send a command; return what becomes its reply.
+
+        Raises (in the future):
+            hiredis.ReplyError: the engine refused it.
+            BrokerUnavailable: the connection was lost.
+        """
+        call = _Call()
+        self.send(call, *command)
+        return call.future
+
+    def send(self, waiting: Command, *command: str | bytes | float) -> None:
+        """Send a command, whose reply ``waiting`` gets."""
+        if self.lost.done():
+            waiting.abandon()
+            return
+        if not self._due:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._due.append(_pack(command))
+        self._waiting.append(waiting)
+
+    def _flush(self) -> None:
+        due, self._due = self._due, []
+        if self._transport is not None and not self.lost.done():
+            self._transport.write(due[0] if len(due) == 1 else b"".join(due))
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ── as the transport's protocol ───────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Read replies, and what subscriptions hear."""
+        gets, hear = self._reader.gets, self._hear
+        self._reader.feed(data)
+        try:
+            while (reply := gets()) is not _MORE:
+                if type(reply) is not hiredis.PushNotification:
+                    self._waiting.popleft().settle(reply)
+                    continue
+                push = cast("list[Any]", reply)
+                if push[0] == b"message":
+                    hear(push[1], push[2])
+                elif push[0] in _CONFIRMATIONS:
+                    self._waiting.popleft().settle(push)
+        except (hiredis.ProtocolError, IndexError):
+            self.close()  # it does not speak RESP: nothing it says can be told apart any more
+            raise
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's
+        """Tell everyone who waits."""
+        if self.lost.done():
+            return
+        self.lost.set_result(None)
+        waiting, self._waiting = self._waiting, deque()
+        for command in waiting:
+            command.abandon()

@@ -1,0 +1,160 @@
+"""What is published to the engine's topics: one letter that says what it is, then that.
+
+``T`` a text frame, ``B`` a binary one: the common case, and as short as it can be. ``X`` a
+publication with its audience, and maybe with the node that wants to know how many it reached. ``Q``
+a question to all who hear the topic, ``A`` an answer. Before it stands ``@epoch.offset `` where the
+engine keeps history; the script that keeps it puts that there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+from backchannel.contracts import Publication, Target
+from backchannel.history import Position
+
+__all__ = [
+    "Answer",
+    "Asking",
+    "Heard",
+    "Question",
+    "pack",
+    "pack_answer",
+    "pack_question",
+    "unpack",
+]
+
+_msgpack = msgspec.msgpack.Encoder()
+
+
+class Asking(NamedTuple):
+    """Who wants an answer.
+
+    Args:
+        node: the id of the node.
+        number: what it tells its questions apart by.
+    """
+
+    node: str
+    number: int
+
+
+class Question(NamedTuple):
+    """Something that each node that hears it answers.
+
+    Args:
+        target: whom it is about.
+        asking: who asks.
+        words: what is asked.
+    """
+
+    target: Target
+    asking: Asking
+    words: list[Any]
+
+
+class Answer(NamedTuple):
+    """What a node answered.
+
+    Args:
+        number: of the question.
+        words: what it answered.
+    """
+
+    number: int
+    words: Any
+
+
+class Heard(NamedTuple):
+    """A publication that was heard.
+
+    Args:
+        publication: it.
+        position: where history is kept.
+        asking: who wants to know how many it reached; None is nobody.
+    """
+
+    publication: Publication
+    position: Position | None
+    asking: Asking | None
+
+
+class _Addressed(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    frame: Any  # str or bytes, which msgspec can't tell apart in an annotation
+    to: tuple[Target, ...] | None
+    exclude: tuple[Target, ...]
+    asking: Asking | None = None
+
+
+class _Question(msgspec.Struct, array_like=True):
+    target: Target
+    asking: Asking
+    words: list[Any]
+
+
+class _Answer(msgspec.Struct, array_like=True):
+    number: int
+    words: Any
+
+
+_addressed = msgspec.msgpack.Decoder(_Addressed)
+_question = msgspec.msgpack.Decoder(_Question)
+_answer = msgspec.msgpack.Decoder(_Answer)
+
+
+def pack(publication: Publication, asking: Asking | None = None) -> bytes:
+    """Return a publication as it travels."""
+    frame = publication.frame
+    if publication.target.kind == "connection":  # its topic is that of all connections of a node
+        to: tuple[Target, ...] | None = (publication.target,)
+        return b"X" + _msgpack.encode(_Addressed(frame, to, publication.exclude, asking))
+    if publication.to is None and not publication.exclude and asking is None:
+        return b"T" + frame.encode() if isinstance(frame, str) else b"B" + frame
+    addressed = _Addressed(frame, publication.to, publication.exclude, asking)
+    return b"X" + _msgpack.encode(addressed)
+
+
+def pack_question(target: Target, asking: Asking, words: list[Any]) -> bytes:
+    """Return a question as it travels."""
+    return b"Q" + _msgpack.encode(_Question(target, asking, words))
+
+
+def pack_answer(number: int, words: Any) -> bytes:
+    """Return an answer as it travels."""
+    return b"A" + _msgpack.encode(_Answer(number, words))
+
+
+def unpack(target: Target, data: bytes) -> Heard | Question | Answer:
+    """Read what was heard.
+
+    Args:
+        target: whom the topic is of.
+        data: what was heard.
+
+    Raises:
+        ValueError: nothing that any of these functions made.
+    """
+    position = None
+    if data[:1] == b"@":
+        place, _, data = data[1:].partition(b" ")
+        position = Position.parse(place.decode())
+    kind, rest = data[:1], data[1:]
+    if kind == b"T":
+        return Heard(Publication(target, rest.decode()), position, None)
+    if kind == b"B":
+        return Heard(Publication(target, rest), position, None)
+    if kind == b"X":
+        found = _addressed.decode(rest)
+        if not isinstance(found.frame, str | bytes):
+            raise ValueError("its frame is neither text nor binary")
+        publication = Publication(target, found.frame, found.to, found.exclude)
+        return Heard(publication, position, found.asking)
+    if kind == b"Q":
+        asked = _question.decode(rest)
+        return Question(asked.target, asked.asking, asked.words)
+    if kind == b"A":
+        answered = _answer.decode(rest)
+        return Answer(answered.number, answered.words)
+    raise ValueError(f"it starts with {kind!r}")

@@ -1,0 +1,143 @@
+"""Entering a channel with its history: what was missed first, then what comes, each once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from backchannel.history import Follower
+
+if TYPE_CHECKING:
+    from backchannel.connection import Connection
+    from backchannel.contracts import Broker, Publication
+    from backchannel.history import Position
+    from backchannel.roster import Roster
+
+__all__ = ["CatchUp", "CatchUps", "Missed"]
+
+PAGE: Final = 100
+"""Publications that are read from history at a time."""
+
+CHUNK: Final = 64 * 1024
+"""Bytes that a client is sent of history before it is waited for: an outbox has room for them."""
+
+
+class Missed:
+    """What a connection gets first when it enters a channel, and what came of it.
+
+    Args:
+        since: the last position it had; None begins with the newest publications.
+        replay: how many of these it gets, where ``since`` is None.
+
+    Attributes:
+        lost: some that it missed are not there any more.
+        position: up to where it has all, or all there is; None before it is in.
+    """
+
+    __slots__ = ("lost", "position", "replay", "since")
+
+    def __init__(self, since: Position | None, replay: int = 0):
+        self.since = since
+        self.replay = replay
+        self.lost = False
+        self.position: Position | None = None
+
+
+class CatchUp:
+    """One connection on its way into a channel.
+
+    Args:
+        ws: the connection.
+        channel: the channel's name.
+        missed: what it gets first; told what came of it.
+        broker: has the history.
+        roster: knows who a publication is for.
+    """
+
+    __slots__ = ("_broker", "_follower", "_missed", "_ready", "_roster", "channel", "ws")
+
+    def __init__(
+        self, ws: Connection, channel: str, missed: Missed, broker: Broker, roster: Roster
+    ):
+        self.ws = ws
+        self.channel = channel
+        self._missed = missed
+        self._broker = broker
+        self._roster = roster
+        self._follower: Follower[Publication] = Follower(missed.since)
+        self._ready: list[Publication] = []
+
+    def hear(self, position: Position, publication: Publication) -> None:
+        """Take what was just published to the channel."""
+        if self._follower.hear(position, publication):
+            self._ready.append(publication)
+
+    async def fill(self) -> None:
+        """Send what was missed, as fast as the client takes it.
+
+        Raises:
+            Exception: the broker can't be asked.
+        """
+        while not self.is_complete and self.ws.reason is None:
+            if self._follower.asks:
+                await self._ask()
+            await self._send()
+
+    def settle(self) -> None:
+        """Note up to where it has all."""
+        self._missed.position = self._follower.position
+
+    @property
+    def is_complete(self) -> bool:
+        """The client was sent all there is up to now."""
+        return not self._ready and not self._follower.asks
+
+    async def _ask(self) -> None:
+        follower = self._follower
+        limit = self._missed.replay if follower.position is None else PAGE
+        page = await self._broker.history(self.channel, follower.position, limit)
+        ready, lost = follower.learn(page)
+        self._ready += [publication for _, publication in ready]
+        self._missed.lost = self._missed.lost or lost
+
+    async def _send(self) -> None:
+        size = 0
+        due, self._ready = self._ready, []
+        for publication in due:
+            if size > CHUNK:
+                size = 0
+                await asyncio.sleep(0)  # what was queued is written at the end of the turn
+                await self.ws._link.drained()
+            if self._roster.is_for(publication, self.ws):
+                self.ws._push(publication.frame, self.channel)
+                size += len(publication.frame)
+
+
+class CatchUps:
+    """All of a hub's connections that are on their way into a channel with its history."""
+
+    __slots__ = ("_broker", "_roster", "_under_way")
+
+    def __init__(self, broker: Broker, roster: Roster):
+        self._broker = broker
+        self._roster = roster
+        self._under_way: dict[str, list[CatchUp]] = {}
+
+    def begin(self, ws: Connection, channel: str, missed: Missed) -> CatchUp:
+        """Begin to hear what is published; the caller calls ``end``."""
+        catch_up = CatchUp(ws, channel, missed, self._broker, self._roster)
+        self._under_way.setdefault(channel, []).append(catch_up)
+        return catch_up
+
+    def end(self, catch_up: CatchUp) -> None:
+        """Hear no more; what has come of it is settled."""
+        catch_up.settle()
+        under_way = self._under_way[catch_up.channel]
+        under_way.remove(catch_up)
+        if not under_way:
+            del self._under_way[catch_up.channel]
+
+    def hear(self, position: Position, publication: Publication) -> None:
+        """Take what was just published to a channel."""
+        for catch_up in self._under_way.get(publication.target.key, ()):
+            catch_up.hear(position, publication)

@@ -1,0 +1,255 @@
+"""This hub as one node of several: what it listens to, what others ask of it, and it of others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Awaitable
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from backchannel.connection import CloseReason
+from backchannel.contracts import Broker, Publication, Receipt, Target
+from backchannel.errors import BrokerUnavailable
+from backchannel.history import Follower, Position, Retention
+from backchannel.info import packed
+from backchannel.observe import BROKER
+from backchannel.sent import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from backchannel.connection import Connection
+    from backchannel.hub import HubCore
+
+__all__ = ["Cluster"]
+
+PAGE: Final = 100
+"""Publications that are read at a time to fill a gap."""
+
+AT_ONCE: Final = 64
+"""Channels whose gaps are filled at the same time when the broker is back."""
+
+
+class Cluster:
+    """A hub's side of its broker: the Node that the broker is bound to.
+
+    Args:
+        hub: the hub.
+        broker: carries what is for other nodes.
+
+    Attributes:
+        is_shared: there may be other nodes; else nothing here costs anything.
+        deliver: hands a publication to the connections of this node; see ``contracts.Node``.
+    """
+
+    def __init__(self, hub: HubCore, broker: Broker):
+        self._hub = hub
+        self._broker = broker
+        self.is_shared = broker.shared
+        self.deliver = self._deliver if broker.shared else hub._deliver
+        self._followers: dict[str, Follower[Publication]] = {}
+        self._filling: set[str] = set()
+        self._held: Counter[Target] = Counter()
+        self._holders: dict[Connection, tuple[Target, ...]] = {}
+
+    def begin_anew(self) -> None:
+        """Forget what was of an earlier event loop."""
+        self._followers.clear()
+        self._filling.clear()
+        self._held.clear()
+        self._holders.clear()
+
+    # ── as the broker's node ──────────────────────────────────────────────────────────────────
+
+    @property
+    def id(self) -> str:
+        """This node's id."""
+        return self._hub.node
+
+    def _deliver(self, publication: Publication, position: Position | None) -> int:
+        if position is not None:
+            channel = publication.target.key
+            follower = self._followers.get(channel)
+            if follower is not None and not follower.hear(position, publication):
+                if follower.asks and channel not in self._filling:
+                    self.keep(self._fill(channel, follower))
+                return 0
+        return self._hub._deliver(publication, position)
+
+    def outcome(self) -> Outcome:
+        """Return what is settled when a publication has been taken."""
+        return self._hub.runtime.outcome()
+
+    def keeping(self, channel: str) -> Retention | None:
+        """Return how much of a channel's history is kept."""
+        return self._hub.rules.keeping(channel)
+
+    def keep(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something of the broker's."""
+        self._hub.runtime.keep(work, Context())
+
+    def report(self, text: str, error: BaseException | None = None) -> None:
+        """Log a problem, and show it in the hub's health."""
+        self._hub.runtime.report(text, error)
+
+    def interrupted(self) -> None:
+        """Fill the gaps: the broker is back, and some publications may not have been heard."""
+        for follower in self._followers.values():
+            follower.interrupt()
+        self.keep(self._fill_all())
+
+    # ── channels ──────────────────────────────────────────────────────────────────────────────
+
+    async def open(self, channel: str) -> None:
+        """Hear a channel from now on; returns when that is so, or the broker is away."""
+        confirmed = self._broker.listen(Target("channel", channel))
+        follower: Follower[Publication] | None = None
+        if self.keeping(channel) is not None:
+            follower = self._followers[channel] = Follower(None)
+        await _confirmed(confirmed)
+        if follower is not None:
+            await self._fill(channel, follower)
+
+    def close(self, channel: str) -> None:
+        """Hear a channel no more."""
+        self._followers.pop(channel, None)
+        self._broker.unlisten(Target("channel", channel))
+
+    async def _fill(self, channel: str, follower: Follower[Publication]) -> None:
+        """Read what was not heard, and deliver it in order."""
+        if channel in self._filling:
+            return
+        self._filling.add(channel)
+        try:
+            while follower.asks and self._followers.get(channel) is follower:
+                limit = PAGE if follower.position is not None else 0
+                page = await self._broker.history(channel, follower.position, limit, had=True)
+                ready, lost = follower.learn(page)
+                if lost:
+                    BROKER.warning("publications to %r were lost; it goes on from now", channel)
+                for position, publication in ready:
+                    self._hub._deliver(publication, position)
+        except BrokerUnavailable:
+            pass  # it says when it is back
+        finally:
+            self._filling.discard(channel)
+
+    async def _fill_all(self) -> None:
+        todo = iter(list(self._followers.items()))
+
+        async def work() -> None:
+            for channel, follower in todo:
+                await self._fill(channel, follower)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(work())
+
+    # ── users and sessions ────────────────────────────────────────────────────────────────────
+
+    def holds_all(self, ws: Connection) -> bool:
+        """Tell whether a connection's user and session are heard already."""
+        return all(self._held[target] for target in _belongs_to(ws))
+
+    async def hold(self, ws: Connection) -> None:
+        """Hear a connection's user and session; returns when that is so."""
+        self._holders[ws] = targets = _belongs_to(ws)
+        self._held.update(targets)
+        new = [target for target in targets if self._held[target] == 1]
+        for confirmed in [self._broker.listen(target) for target in new]:
+            await _confirmed(confirmed)
+
+    def release(self, ws: Connection) -> None:
+        """Hear a connection's user and session no more, where it was the last one."""
+        for target in self._holders.pop(ws, ()):
+            self._held[target] -= 1
+            if not self._held[target]:
+                del self._held[target]
+                self._broker.unlisten(target)
+
+    # ── what nodes ask one another ────────────────────────────────────────────────────────────
+
+    async def ask(self, target: Target, *words: Any) -> list[Any]:
+        """Ask the other nodes that have someone of a target.
+
+        Raises:
+            BrokerUnavailable: the broker is away.
+        """
+        return _told(target, *await self._broker.ask(target, ["others", *words]))
+
+    def tell(self, target: Target, whom: Literal["all", "others"], *words: Any) -> Outcome:
+        """Let the nodes that have someone of a target do something.
+
+        Args:
+            target: whom it is about.
+            whom: ``"others"`` leaves this node out.
+            words: what to do.
+
+        Returns:
+            Of its receipt ``reached`` tells to how many connections it was done.
+        """
+        asking = self._broker.ask(target, [whom, *words])
+        outcome = self.outcome()
+
+        def settle(done: asyncio.Future[tuple[list[Any], int]]) -> None:
+            if error := done.exception():
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(Receipt(sum(_told(target, *done.result()))))
+
+        asking.add_done_callback(settle)
+        return outcome
+
+    def answer(self, asker: str, target: Target, words: list[Any]) -> Any:
+        """Answer what a node asks; None where this one is not meant or does not understand."""
+        whom, verb, *rest = words
+        if whom == "others" and asker == self.id:
+            return None
+        members = self._hub.roster.members(target)
+        match [verb, *rest]:
+            case ["close", int(code), str(reason)]:
+                ending = CloseReason(code, reason, "server")
+                self._hub.farewells.note(target, ending)
+                return sum([ws._dispatch.end(ending) for ws in list(members)])
+            case ["count"]:
+                return len(members)
+            case ["users"]:
+                return list(dict.fromkeys(ws.user for ws in members if ws.user is not None))
+            case ["connections"]:
+                return [packed(self._hub.info(ws)) for ws in members]
+            case ["subscribe" | "unsubscribe", str(channel)]:
+                return self._change(target, channel, entering=verb == "subscribe")
+            case ["recheck"]:
+                return self._recheck(target)
+            case _:
+                BROKER.error("node %s asks what this one does not understand: %r", asker, verb)
+                return None
+
+    async def _change(self, target: Target, channel: str, *, entering: bool) -> int:
+        changes = self._hub.change_all(
+            lambda: list(self._hub.roster.members(target)), channel, entering=entering
+        )
+        return (await changes).reached or 0
+
+    async def _recheck(self, target: Target) -> list[Any]:
+        return [packed(self._hub.info(ws)) for ws in await self._hub.recheck(target)]
+
+
+def _belongs_to(ws: Connection) -> tuple[Target, ...]:
+    named = (("user", ws.user), ("session", ws.session.id))
+    return tuple(Target(kind, key) for kind, key in named if key is not None)  # type: ignore[arg-type]
+
+
+def _told(target: Target, answers: list[Any], missing: int) -> list[Any]:
+    if missing:
+        BROKER.warning("%d nodes that have someone of %s did not answer", missing, target.kind)
+    return [answer for answer in answers if answer is not None]
+
+
+async def _confirmed(confirmed: Awaitable[Any] | None) -> None:
+    """Wait until the broker listens; one that is away does when it is back."""
+    if confirmed is not None:
+        with contextlib.suppress(BrokerUnavailable):
+            await confirmed

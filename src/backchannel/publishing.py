@@ -1,0 +1,177 @@
+"""Sending, on one node or many: the audiences, and the one path from a call to its receivers."""
+
+from __future__ import annotations
+
+import functools
+from logging import DEBUG
+from typing import TYPE_CHECKING, Any, cast
+
+from backchannel.audience import Addressees, Audience, targets
+from backchannel.channel import check_channel
+from backchannel.connection import ABSENT, Connection
+from backchannel.contracts import Broker, Publication, Receipt, Target
+from backchannel.history import History, Kept, Position
+from backchannel.messages import encode
+from backchannel.observe import HUB, excerpt
+from backchannel.request import user_id
+
+if TYPE_CHECKING:
+    from backchannel.catchup import CatchUps
+    from backchannel.config import Settings
+    from backchannel.fanout import Fanout
+    from backchannel.hub import HubCore
+    from backchannel.roster import Roster
+    from backchannel.rules import Rules
+    from backchannel.runtime import Runtime
+    from backchannel.sent import Outcome, Sent
+
+__all__ = ["Publishing"]
+
+
+class Publishing:
+    """What a hub has to do with sending.
+
+    Attributes:
+        roster: the live connections of this node.
+        fanout: what a turn of the event loop sends.
+    """
+
+    settings: Settings
+    roster: Roster
+    fanout: Fanout
+    rules: Rules
+    runtime: Runtime
+    _broker: Broker
+    _catch_ups: CatchUps
+
+    def channel(self, name: str) -> Audience:
+        """Return everyone in a channel.
+
+        Raises:
+            TypeError, ValueError: no valid channel name.
+        """
+        return self._audience(Target("channel", self.check_channel(name)))
+
+    def user(self, id: object) -> Audience:  # noqa: A002 - the public name
+        """Return a user on all devices. 42 and "42" are the same user.
+
+        Raises:
+            TypeError, ValueError: None, empty, or no str or int.
+        """
+        return self._audience(Target("user", user_id(id)))
+
+    def session(self, id: str) -> Audience:  # noqa: A002 - the public name
+        """Return every connection of a web session.
+
+        Raises:
+            TypeError: None or no str: a session kept in a cookie alone has no id.
+            ValueError: empty.
+        """
+        if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"a session id is a str, not {id!r}: whoever has no session, or none any more, has "
+                "no id; one that lives in a cookie has one once `await hub.remember(request)` was "
+                "called at login"
+            )
+        if not id:
+            raise ValueError("a session id can't be empty")
+        return self._audience(Target("session", id))
+
+    def connection(self, id: str) -> Audience:  # noqa: A002 - the public name
+        """Return one connection, by its id. An unknown id is no error: it reaches nobody.
+
+        Raises:
+            TypeError: not a str.
+        """
+        if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"a connection id is a str, not {id!r}")
+        return self._audience(Target("connection", id))
+
+    def _audience(self, target: Target) -> Audience:
+        return Audience(cast("HubCore", self), target)
+
+    @property
+    def everyone(self) -> Audience:
+        """Everyone connected to this hub."""
+        return self._audience(Target("everyone"))
+
+    def broadcast(
+        self,
+        channel: str,
+        message: Any,
+        *,
+        to: Addressees = ABSENT,
+        exclude: Addressees = ABSENT,
+    ) -> Sent:
+        """Send to everyone in a channel, or to some of them.
+
+        Args:
+            channel: the channel's name.
+            message: str (text frame), bytes (binary frame), or anything that can be JSON.
+            to: only these, and only if they are in the channel: a connection, a connection id
+                (a bare str is one id), ``hub.user(…)``, ``hub.session(…)``, or a list of these.
+                An empty list reaches nobody.
+            exclude: not these.
+
+        Returns:
+            ``.reached`` tells how many connections it was queued for.
+
+        Raises:
+            UnsendableMessage: the message has no valid JSON form; nothing was sent to anyone.
+            TypeError: ``to`` or ``exclude`` is None or addresses nobody.
+            ValueError: no valid channel name, or a connection of another hub.
+        """
+        return self.publish(Target("channel", self.check_channel(channel)), message, to, exclude)
+
+    def channels(self) -> dict[str, int]:
+        """Return this node's channels that have members, with how many."""
+        return self.roster.counts()
+
+    def publish(self, target: Target, message: Any, to: Addressees, exclude: Addressees) -> Sent:
+        """Send to a target; what ``broadcast`` and ``Audience.send`` have in common."""
+        if HUB.isEnabledFor(DEBUG):
+            # The id of a session is a secret where a framework puts it into the cookie as it is.
+            is_named = target.key and target.kind != "session"
+            whom = f"{target.kind} {target.key!r}" if is_named else target.kind
+            HUB.debug("publish to %s: %s", whom, excerpt(encode(message)))
+        publication = Publication(
+            target,
+            encode(message),
+            None if to is ABSENT else targets(cast("HubCore", self), to, "to"),
+            () if exclude is ABSENT else targets(cast("HubCore", self), exclude, "exclude"),
+        )
+        return self.runtime.do(functools.partial(self._publish, publication))
+
+    def _publish(self, publication: Publication) -> Receipt | Outcome:
+        kind, name = publication.target
+        keep = self.rules.keeping(name) if self.rules.keep and kind == "channel" else None
+        return self._broker.publish(publication, keep)
+
+    def _deliver(self, publication: Publication, position: Position | None) -> int:
+        """Queue a publication for this node's receivers: the end of the one delivery path."""
+        if position is not None:
+            self._catch_ups.hear(position, publication)
+        frame, target = publication.frame, publication.target
+        if target.kind == "channel" and publication.to is None:
+            members = self.roster.members(target)
+            without = self.roster.named(publication.exclude) if publication.exclude else ()
+            return self.fanout.broadcast(target.key, members, frame, without)
+        return sum([ws._push(frame) for ws in self.roster.receivers(publication)])
+
+    async def read_history(
+        self, channel: str, since: Position | None, limit: int, reader: Connection | None
+    ) -> History:
+        """Read a channel's history; see ``Audience.history``."""
+        page = await self._broker.history(channel, since, limit)
+        kept = tuple(
+            Kept(Position(page.top.epoch, offset), publication.frame)
+            for offset, publication in page.entries
+            if (publication.to is None and not publication.exclude)
+            or (reader is not None and self.roster.is_for(publication, reader))
+        )
+        last = page.entries[-1][0] if page.entries else page.top.offset
+        return History(kept, Position(page.top.epoch, last), lost=page.lost)
+
+    def check_channel(self, name: str) -> str:
+        """Return a valid channel name as this hub keeps it; see ``channel.check_channel``."""
+        return check_channel(name, casefold=self.settings.casefold_channels)

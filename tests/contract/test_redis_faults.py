@@ -1,0 +1,462 @@
+"""What may go wrong with an engine, and what becomes of it: nothing lost in silence, nobody closed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+
+import pytest
+
+from backchannel import Hub, Listener
+from backchannel.errors import BrokerUnavailable, BrokerUnusable
+from backchannel.history import Position
+
+
+class Cable:
+    """A connection between a node and its engine that can be cut, and made deaf."""
+
+    def __init__(self, port):
+        self.port = port
+        self.is_cut = self.is_deaf = False
+        self.writers = []
+        self.serving = set()
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self.server.sockets[0].getsockname()[1]
+        self.url = f"redis://127.0.0.1:{port}/0"
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+        self.cut()
+        if self.serving:
+            await asyncio.wait(self.serving)
+
+    async def _serve(self, reader, writer):
+        self.serving.add(asyncio.current_task())
+        if self.is_cut:
+            writer.transport.abort()
+            return
+        there, away = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writers += [writer, away]
+        if self.is_cut:  # meanwhile
+            self.cut()
+        await asyncio.gather(self._pass(reader, away), self._pass(there, writer, back=True))
+
+    async def _pass(self, reader, writer, *, back=False):
+        try:
+            while data := await reader.read(1 << 16):
+                if not (back and self.is_deaf):
+                    writer.write(data)
+        except OSError:
+            pass
+        finally:
+            writer.transport.abort()
+
+    def cut(self):
+        """Cut it, and let nobody connect."""
+        self.is_cut = True
+        for writer in self.writers:
+            writer.transport.abort()
+        self.writers.clear()
+
+    def mend(self):
+        """Let connect again."""
+        self.is_cut = self.is_deaf = False
+
+
+@pytest.fixture
+async def cable(redis_server):
+    async with Cable(int(redis_server.url.rpartition(":")[2].partition("/")[0])) as cable:
+        yield cable
+
+
+@pytest.fixture
+async def node():
+    """Start nodes of one application: ``await node(url)``."""
+    hubs = []
+
+    async def start(url, **settings):
+        hub = Hub(
+            broker=url,
+            name="faults",
+            authenticate=lambda request: request.query.get("user"),
+            broker_timeout=settings.pop("broker_timeout", 2.0),
+            **settings,
+        )
+        hub.rule("kept:{name}", history=1000)
+
+        @hub.endpoint("/ws/{channel}")
+        class Room(Listener):
+            async def on_message(self, ws, message: dict):
+                if "since" in message:
+                    entering = ws.subscribe(message["channel"], since=message["since"])
+                    ws.send({"in": await entering, "lost": entering.lost})
+
+        hubs.append(hub)
+        await hub.start()
+        return hub
+
+    yield start
+    for hub in hubs:
+        await hub.stop()
+
+
+async def until(is_so, seconds=10):
+    """Wait for what nothing tells of."""
+    async with asyncio.timeout(seconds):
+        while not is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def is_away(hub):
+    return "away" in hub.health.broker
+
+
+def is_back(hub):
+    return "connected" in hub.health.broker
+
+
+async def read(client, count):
+    return [await client.receive() for _ in range(count)]
+
+
+# ── an engine that goes and comes back ────────────────────────────────────────────────────────
+
+
+async def test_while_the_engine_is_away_connections_stay_and_senders_are_told(
+    node, redis_server, caplog
+):
+    hub = await node(redis_server.url, broker_timeout=0.3)
+    async with hub.test_client("/ws/cars") as client:
+        redis_server.stop()
+        await until(lambda: is_away(hub))
+        with pytest.raises(BrokerUnavailable, match="was not published"):
+            await hub.broadcast("cars", "lost")
+        assert client.connection.is_open
+        assert "127.0.0.1" in hub.health.broker
+        redis_server.start()
+        await until(lambda: is_back(hub))
+        await hub.broadcast("cars", "back")
+        assert await client.receive() == "back"
+    lost = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert [r.getMessage() for r in lost] == [f"{redis_server.url} is lost; connections stay open"]
+
+
+async def test_what_is_published_while_the_engine_is_away_for_a_moment_goes_out_in_order(
+    node, cable
+):
+    hub = await node(cable.url)
+    async with hub.test_client("/ws/cars") as client:
+        cable.cut()
+        await until(lambda: is_away(hub))
+        sent = [hub.broadcast("cars", str(number)) for number in range(20)]
+        cable.mend()
+        assert await read(client, 20) == [str(number) for number in range(20)]
+        for one in sent:
+            await one
+
+
+async def test_what_waits_for_the_engine_is_bounded_in_bytes(node, cable):
+    hub = await node(cable.url, max_unsent=10_000)
+    async with hub.test_client("/ws/cars") as client:
+        cable.cut()
+        await until(lambda: is_away(hub))
+        waiting = [hub.broadcast("cars", f"{n} ".ljust(1000, "x")) for n in range(8)]
+        with pytest.raises(BrokerUnavailable, match=r"8 publications wait .* over 10000 bytes"):
+            await hub.broadcast("cars", "x" * 5000)
+        cable.mend()
+        assert [text.split()[0] for text in await read(client, 8)] == list("01234567")
+        for one in waiting:
+            await one
+        await hub.broadcast("cars", "y" * 1_000_000)  # one always fits
+        assert len(await client.receive()) == 1_000_000
+
+
+async def test_what_was_not_published_in_time_is_never_published(node, cable):
+    hub = await node(cable.url, broker_timeout=0.2)
+    async with hub.test_client("/ws/cars") as client:
+        cable.cut()
+        await until(lambda: is_away(hub))
+        with pytest.raises(BrokerUnavailable):
+            await hub.broadcast("cars", "too late")
+        cable.mend()
+        await until(lambda: is_back(hub))
+        await hub.broadcast("cars", "in time")
+        assert await client.receive() == "in time"
+
+
+async def test_a_failure_that_nobody_awaits_is_shown_in_health(node, cable):
+    hub = await node(cable.url, broker_timeout=0.1)
+    cable.cut()
+    await until(lambda: is_away(hub))
+    hub.broadcast("cars", "nobody asks what became of it")
+    await until(lambda: hub.health.problems)
+    assert "nobody awaited" in hub.health.problems[0]
+
+
+async def test_an_engine_that_hangs_is_noticed(node, redis_server):
+    hub = await node(redis_server.url, broker_timeout=0.5)
+    async with hub.test_client("/ws/cars") as client:
+        pid = redis_server.pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await until(lambda: is_away(hub))
+            assert client.connection.is_open
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await until(lambda: is_back(hub))
+        await hub.broadcast("cars", "awake")
+        assert await client.receive() == "awake"
+
+
+async def test_users_and_sessions_are_heard_again(node, cable, redis_server):
+    hub, other = await node(cable.url), await node(redis_server.url)
+    async with hub.test_client("/ws/cars?user=ana") as client:
+        cable.cut()
+        await until(lambda: is_away(hub))
+        cable.mend()
+        await until(lambda: is_back(hub))
+        assert (await other.user("ana").send("for you")).reached == 1
+        assert await client.receive() == "for you"
+        assert (await other.connection(client.id).send("and you alone")).reached == 1
+        assert await client.receive() == "and you alone"
+
+
+# ── gaps ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_was_not_heard_is_read_from_history_before_what_comes(node, cable, redis_server):
+    hub, other = await node(cable.url), await node(redis_server.url)
+    async with hub.test_client("/ws/kept:cars") as client:
+        await other.broadcast("kept:cars", "0")
+        cable.cut()
+        for number in range(1, 251):
+            await other.broadcast("kept:cars", str(number))
+        cable.mend()
+        await other.broadcast("kept:cars", "251")
+        assert await read(client, 252) == [str(number) for number in range(252)]
+        await until(lambda: is_back(hub))
+        await other.broadcast("kept:cars", "252")
+        assert await client.receive() == "252"
+
+
+async def test_a_gap_that_nothing_comes_after_is_found_too(node, cable, redis_server):
+    hub, other = await node(cable.url), await node(redis_server.url)
+    async with hub.test_client("/ws/kept:cars") as client:
+        cable.cut()
+        await other.broadcast("kept:cars", "missed")
+        cable.mend()
+        assert await client.receive() == "missed"
+
+
+async def test_what_was_published_and_not_confirmed_is_published_once(node, cable, redis_server):
+    hub, other = await node(cable.url), await node(redis_server.url)
+    async with other.test_client("/ws/kept:cars") as client:
+        await hub.broadcast("kept:cars", "0")
+        cable.is_deaf = True
+        sent = [hub.broadcast("kept:cars", str(number)) for number in range(1, 6)]
+        assert await read(client, 6) == [str(number) for number in range(6)]
+        cable.cut()
+        cable.mend()
+        positions = [(await one).position.offset for one in sent]
+        assert positions == [2, 3, 4, 5, 6]
+        await hub.broadcast("kept:cars", "6")
+        assert await client.receive() == "6"
+
+
+async def test_what_is_not_kept_and_not_confirmed_may_have_been_published(node, cable):
+    hub = await node(cable.url)
+    async with hub.test_client("/ws/cars"):
+        cable.is_deaf = True
+        sent = hub.broadcast("cars", "who knows")
+        await asyncio.sleep(0.05)  # it is on its way
+        cable.cut()
+        with pytest.raises(BrokerUnavailable, match="may have been, or not"):
+            await sent
+        cable.mend()
+
+
+async def test_an_engine_that_lost_its_data_begins_a_new_epoch(node, redis_server, caplog):
+    hub = await node(redis_server.url)
+    async with hub.test_client("/ws/kept:cars") as client:
+        before = [(await hub.broadcast("kept:cars", str(n))).position for n in range(5)]
+        redis_server.stop()
+        await until(lambda: is_away(hub))
+        redis_server.start()
+        await until(lambda: is_back(hub))
+        after = [(await hub.broadcast("kept:cars", str(n))).position for n in range(5, 11)]
+        assert await read(client, 11) == [str(number) for number in range(11)]
+        assert after[0].epoch != before[0].epoch
+        assert (await hub.channel("kept:cars").history(since=before[-1])).lost
+        await client.send({"channel": "kept:cars", "since": str(before[2])})
+        assert await client.receive_json() == {"in": True, "lost": False}  # it is in already
+    async with hub.test_client("/ws/lobby") as late:
+        await late.send({"channel": "kept:cars", "since": str(before[2])})
+        assert await late.receive_json() == {"in": True, "lost": True}
+    assert "were lost" in caplog.text
+
+
+async def test_an_engine_that_fell_back_begins_a_new_epoch(node, redis_server):
+    """As after a failover to a replica that had not all: what was had is newer than what is there."""
+    hub, other = await node(redis_server.url), await node(redis_server.url)
+    async with hub.test_client("/ws/kept:cars") as client:
+        for number in range(5):
+            position = (await other.broadcast("kept:cars", str(number))).position
+        await read(client, 5)
+        with redis_server.client as engine:
+            state = "backchannel:faults:{c:kept:cars}:state"
+            engine.hset(state, "top", 3)
+            engine.xtrim(state.replace(":state", ":entries"), maxlen=3)
+            entries = state.replace(":state", ":entries")
+            for entry in engine.xrevrange(entries, count=2):
+                engine.xdel(entries, entry[0])
+        page = await hub._broker.history("kept:cars", position, 10, had=True)
+        assert page.lost
+        assert page.top == (page.top.epoch, 3)
+        assert page.top.epoch != position.epoch
+        assert not (await other.channel("kept:cars").history(since=page.top)).lost
+
+
+async def test_a_position_from_the_future_that_a_client_names_changes_nothing(node, redis_server):
+    hub = await node(redis_server.url)
+    position = (await hub.broadcast("kept:cars", "0")).position
+    future = Position(position.epoch, 99)
+    assert (await hub.channel("kept:cars").history(since=future)).lost
+    assert not (await hub.channel("kept:cars").history(since=position)).lost
+
+
+# ── strangers ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_a_stranger_publishes_is_dropped_and_logged_once(node, redis_server, caplog):
+    hub = await node(redis_server.url)
+    async with hub.test_client("/ws/cars") as client, hub.test_client("/ws/kept:cars") as kept:
+        with redis_server.client as engine:
+            for topic in (b"c:cars", b"c:kept:cars", b"e:", f"n:{hub.node}".encode()):
+                name = b"backchannel:faults:{" + topic + b"}"
+                for data in (
+                    b"", b"hello", b"T\xff", b"X\xc1", b"X\x93", b"Q\x01", b"A", b"@1 T", b"@ Tx",
+                    b"@nonsense Tx", b"X\x94\x05\xc0\x90\xc0", b"Q\x93\x92\xa7channel\xa1x\x92\xa1a\x01\x90",
+                ):  # fmt: skip
+                    engine.publish(name, data)
+        await hub.broadcast("cars", "one of us")
+        assert await client.receive() == "one of us"
+        await hub.broadcast("kept:cars", "us too")
+        assert await kept.receive() == "us too"
+    strangers = [r for r in caplog.records if "stranger" in r.getMessage()]
+    assert len(strangers) == 1
+
+
+async def test_hubs_of_other_names_never_meet(redis_server):
+    hubs = [Hub(broker=redis_server.url, name=name) for name in ("one", "two")]
+    for hub in hubs:
+        hub.rule("{any}", history=10)
+        hub.add("/ws/{channel}", Listener)
+        await hub.start()
+    one, two = hubs
+    async with (
+        one.test_client("/ws/cars", user="ana") as here,
+        two.test_client("/ws/cars", user="ana") as there,
+    ):
+        await one.broadcast("cars", "to one")
+        await one.user("ana").send("to ana of one")
+        await one.everyone.send("to all of one")
+        await two.broadcast("cars", "to two")
+        assert await there.receive() == "to two"
+        assert await read(here, 3) == ["to one", "to ana of one", "to all of one"]
+        assert await one.user("ana").count() == 1
+    for hub in hubs:
+        await hub.stop()
+
+
+# ── at the start ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_engine_that_nobody_answers_at_is_an_error_in_one_line(free_port):
+    hub = Hub(broker=f"redis://127.0.0.1:{free_port}/0", name="faults")
+    with pytest.raises(BrokerUnavailable, match="can't be reached") as caught:
+        await hub.start()
+    assert f"redis://127.0.0.1:{free_port}/0" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not hub.is_running
+
+
+async def test_a_hub_that_could_not_start_starts_once_its_engine_is_there(redis_server):
+    redis_server.stop()
+    hub = Hub(broker=redis_server.url, name="faults")
+    hub.add("/ws/{channel}", Listener)
+    with pytest.raises(BrokerUnavailable):
+        await hub.start()
+    redis_server.start()
+    async with hub.test_client("/ws/cars") as client:
+        await hub.broadcast("cars", "here")
+        assert await client.receive() == "here"
+    await hub.stop()
+
+
+async def test_a_password_that_is_missing_or_wrong_is_told_and_not_shown(redis_server):
+    with redis_server.client as engine:
+        engine.config_set("requirepass", "opensesame")
+    try:
+        address = redis_server.url.partition("//")[2]
+        with pytest.raises(BrokerUnusable, match="wants a password"):
+            await Hub(broker=redis_server.url, name="faults").start()
+        with pytest.raises(BrokerUnusable, match="refuses this password") as caught:
+            await Hub(broker=f"redis://:wrongpass@{address}", name="faults").start()
+        assert "wrongpass" not in str(caught.value)
+        hub = Hub(broker=f"redis://:opensesame@{address}", name="faults")
+        await hub.start()
+        assert "opensesame" not in hub.health.broker
+        await hub.stop()
+    finally:
+        redis_server.stop()
+        redis_server.start()
+
+
+async def test_an_engine_that_is_too_old_is_told_its_version():
+    """None so old can be had: this one says what an old one says."""
+    replies = [b"%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n"]
+    replies += [b"$22\r\nredis_version:6.0.16\r\n\r\n", b"$13\r\nrole:master\r\n\r\n"]
+
+    ended = asyncio.Event()
+
+    async def serve(reader, writer):
+        for reply in replies:
+            await reader.read(1000)
+            writer.write(reply)
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(BrokerUnusable, match=r"is Redis 6\.0\.16: 6\.2 or newer is needed"):
+        await Hub(broker=f"redis://127.0.0.1:{port}", name="faults").start()
+    server.close()
+    await ended.wait()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("localhost:6379", "looks like redis://localhost:6379/0"),
+        ("http://localhost", "looks like redis://localhost:6379/0"),
+        ("redis://localhost:port", "looks like redis://localhost:6379/0"),
+        ("redis://localhost/abc", "the path is the number of a database"),
+    ],
+)
+def test_what_is_no_url_of_an_engine_is_refused_when_the_hub_is_made(url, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        Hub(broker=url)
+    assert url in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a{b}", "x" * 65, "a:b"])
+def test_what_is_no_name_of_a_hub_is_refused(name):
+    with pytest.raises(ValueError, match="letters, digits"):
+        Hub(name=name)
