@@ -100,9 +100,8 @@ class Audience:
         Raises:
             RuntimeError: awaited outside the hub's event loop.
         """
-        others = self._ask_others("recheck")
         lost = [self._hub.info(ws) for ws in await self._hub.recheck(self.target)]
-        return lost + unpacked(await others)
+        return lost + unpacked(await self._ask_others("recheck"))
 
     async def history(
         self,
@@ -142,8 +141,8 @@ class Audience:
         Raises:
             BrokerUnavailable: the other nodes can't be asked.
         """
-        others = self._ask_others("connections")
-        return [self._hub.info(ws) for ws in self._members()] + unpacked(await others)
+        here = [self._hub.info(ws) for ws in self._members()]
+        return here + unpacked(await self._ask_others("connections"))
 
     async def count(self) -> int:
         """Return how many connections are in this audience, on all nodes.
@@ -151,8 +150,8 @@ class Audience:
         Raises:
             BrokerUnavailable: the other nodes can't be asked.
         """
-        others = self._ask_others("count")
-        return len(self._hub.roster.members(self.target)) + sum(map(int, await others))
+        here = len(self._hub.roster.members(self.target))
+        return here + sum(map(int, await self._ask_others("count")))
 
     async def users(self) -> list[str]:
         """Return the ids of the users in this audience, each once, in the order they came.
@@ -160,9 +159,9 @@ class Audience:
         Raises:
             BrokerUnavailable: the other nodes can't be asked.
         """
-        others = self._ask_others("users")
         here = [ws.user for ws in self._members() if ws.user is not None]
-        return list(dict.fromkeys([*here, *(user for some in await others for user in some)]))
+        others = [user for some in await self._ask_others("users") for user in some]
+        return list(dict.fromkeys([*here, *others]))
 
     async def _ask_others(self, verb: str) -> list[Any]:
         """Ask the other nodes that have someone of this audience, where there are any."""

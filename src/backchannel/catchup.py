@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from backchannel.history import Position
     from backchannel.roster import Roster
 
-__all__ = ["CatchUp", "CatchUps", "Missed"]
+__all__ = ["CatchUp", "CatchUps", "Missed", "release_slowly"]
 
 PAGE: Final = 100
 """Publications that are read from history at a time."""
@@ -141,3 +141,22 @@ class CatchUps:
         """Take what was just published to a channel."""
         for catch_up in self._under_way.get(publication.target.key, ()):
             catch_up.hear(position, publication)
+
+
+async def release_slowly(ws: Connection) -> None:
+    """Send what was held until a connection had opened, as fast as its client takes it."""
+    link = ws._link
+    while held := ws._held:
+        size = count = 0
+        for frame in held:
+            if size > CHUNK:
+                break
+            link.push(frame)
+            size += len(frame)
+            count += 1
+        ws._held = held[count:]
+        await asyncio.sleep(0)  # what was queued is written at the end of the turn
+        await link.drained()
+    ws._held = None
+    if not link.is_due:
+        link.rejoin()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.audience import Changes
 from backchannel.calling import Caller, Work, awaiting, met_cancelled
+from backchannel.catchup import release_slowly
 from backchannel.change import RUNNING, SETTLED, Change, Frame
 from backchannel.codes import fit_reason, meaning_of
 from backchannel.connection import CloseReason, Connection
@@ -39,9 +40,6 @@ _NO_REPLY: Final = (Sent, Change, Changes)
 
 _FEW: Final = 16
 """Messages that a connection is sent at once when it has opened; more of them bit by bit."""
-
-_CHUNK: Final = 64 * 1024
-"""Bytes of them before the client is waited for."""
 
 
 class Dispatch(Caller):
@@ -430,30 +428,12 @@ class Dispatch(Caller):
     def _release(self) -> None:
         CONNECTION.info("%s open, client %s", self.ws, address(self.ws.client))
         if len(self.ws._held or ()) > _FEW:
-            self._hub.runtime.keep(self._release_slowly(), Context())
+            self._hub.runtime.keep(release_slowly(self.ws), Context())
             return
         held, self.ws._held = self.ws._held, None
         link = self.ws._link
         for frame in held or ():
             link.push(frame)
-        if not link.is_due:
-            link.rejoin()
-
-    async def _release_slowly(self) -> None:
-        """Send what was held, as a channel's history, as fast as the client takes it."""
-        ws, link = self.ws, self.ws._link
-        while held := ws._held:
-            size = count = 0
-            for frame in held:
-                if size > _CHUNK:
-                    break
-                link.push(frame)
-                size += len(frame)
-                count += 1
-            ws._held = held[count:]
-            await asyncio.sleep(0)  # what was queued is written at the end of the turn
-            await link.drained()
-        ws._held = None
         if not link.is_due:
             link.rejoin()
 

@@ -84,7 +84,7 @@ async def node():
             broker=url,
             name="faults",
             authenticate=lambda request: request.query.get("user"),
-            broker_timeout=settings.pop("broker_timeout", 2.0),
+            broker_timeout=settings.pop("broker_timeout", 5.0),
             **settings,
         )
         hub.rule("kept:{name}", history=1000)
