@@ -285,6 +285,8 @@ class HubCore(Publishing, Access):
         Raises:
             RuntimeError: it runs in another event loop.
         """
+        if self.is_running and not self._starting.locked() and self.runtime.is_here():
+            return
         async with self._starting:
             await self._start()
 
