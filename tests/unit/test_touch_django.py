@@ -17,6 +17,7 @@ from django.utils import timezone
 from shared import request_with
 
 from backchannel import Hub, Listener
+from backchannel.errors import HandshakeRefused
 from backchannel.session import touch
 from backchannel.session.django import DjangoSessions
 
@@ -136,3 +137,32 @@ async def test_a_session_with_a_length_of_its_own_keeps_it(engine):
     row = await engine.get_model_class().objects.aget(session_key=view.session_key)
     left = (row.expire_date - timezone.now()).total_seconds()
     assert 590 < left <= 600
+
+
+async def test_while_the_database_is_away_handshakes_get_503_and_connections_live_on(project):
+    """Its table has gone for a while, as far as a view can see."""
+
+    def rename(before, after):
+        with connections["default"].cursor() as cursor:
+            cursor.execute(f"ALTER TABLE {before} RENAME TO {after}")
+
+    engine = import_module("django.contrib.sessions.backends.db").SessionStore
+    hub = Hub(session=DjangoSessions(), session_check=None)
+    hub.add("/ws", Room)
+    with override_settings(SESSION_ENGINE="django.contrib.sessions.backends.db"):
+        session, _ = await begin(engine)
+        cookies = {"sessionid": session.session_key}
+        async with hub.test_client("/ws", cookies=cookies) as client:
+            await sync_to_async(rename)("django_session", "away")
+            try:
+                with pytest.raises(HandshakeRefused) as refused:
+                    await hub.test_client("/ws", cookies=cookies).connect()
+                assert refused.value.status == 503
+                await client.send("still here")
+                assert await client.receive() == "still here"
+            finally:
+                await sync_to_async(rename)("away", "django_session")
+            async with hub.test_client("/ws", cookies=cookies) as again:
+                assert again.connection.session["name"] == "ana"
+    await hub.stop()
+    await sync_to_async(connections.close_all)()
