@@ -221,13 +221,14 @@ class RedisBroker:
         if (keep := posting.keep) is None:
             link.send(posting, "PUBLISH", topic, data)
             return
-        channel = posting.target.key
+        channel, now = posting.target.key, asyncio.get_running_loop().time()
+        posting.sent_at = posting.sent_at or now
         link.send(
             posting,
             "EVALSHA", self._engine.scripts["publish"], 2,
             self._keys.state(channel), self._keys.entries(channel),
             topic, data, keep.size, keep.ttl, REMEMBERED, secrets.token_hex(4), self._engine.run,
-            f"{self._node.id}:{posting.number}", int(posting.is_retry),
+            f"{self._node.id}:{posting.number}", int(posting.is_retry), now - posting.sent_at,
         )  # fmt: skip
 
     def _count_where_wanted(self, posting: Posting) -> None:
