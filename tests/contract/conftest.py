@@ -8,11 +8,11 @@ import pytest
 
 
 class Cable:
-    """A connection between a node and its engine that can be cut, and made deaf."""
+    """A connection between a node and its engine that can be cut, and made deaf or mute."""
 
     def __init__(self, port):
         self.port = port
-        self.is_cut = self.is_deaf = False
+        self.is_cut = self.is_deaf = self.is_mute = False
         self.writers = []
         self.serving = set()
 
@@ -42,7 +42,7 @@ class Cable:
     async def _pass(self, reader, writer, *, back=False):
         try:
             while data := await reader.read(1 << 16):
-                if not (back and self.is_deaf):
+                if not (self.is_deaf if back else self.is_mute):
                     writer.write(data)
         except OSError:
             pass
@@ -58,7 +58,7 @@ class Cable:
 
     def mend(self):
         """Let connect again."""
-        self.is_cut = self.is_deaf = False
+        self.is_cut = self.is_deaf = self.is_mute = False
 
 
 @pytest.fixture

@@ -208,6 +208,47 @@ async def test_what_was_published_and_not_confirmed_is_published_once(node, cabl
         assert await client.receive() == "6"
 
 
+async def test_what_newer_ones_took_the_place_of_is_not_published_again(node, cable, redis_server):
+    """Whether it was published can't be known then, and an error says so."""
+    hub, other = await node(cable.url), await node(redis_server.url)
+    for one in (hub, other):
+        one.rule("last:{name}", history=1)
+    async with other.test_client("/ws/last:cars") as client:
+        await hub.broadcast("last:cars", "0")
+        cable.is_deaf = True
+        sent = hub.broadcast("last:cars", "1")
+        assert await read(client, 2) == ["0", "1"]
+        await other.broadcast("last:cars", "2")
+        cable.cut()
+        cable.mend()
+        with pytest.raises(BrokerUnavailable, match="may have been published, or not"):
+            await sent
+        await until(lambda: is_back(hub))
+        await hub.broadcast("last:cars", "3")
+        assert await read(client, 2) == ["2", "3"]
+
+
+async def test_what_never_arrived_is_published_where_nothing_came_in_between(
+    node, cable, redis_server
+):
+    """What is kept is older than the first attempt, so that it can't have been published."""
+    hub, other = await node(cable.url), await node(redis_server.url)
+    for one in (hub, other):
+        one.rule("last:{name}", history=1)
+    async with other.test_client("/ws/last:cars") as client:
+        for number in range(3):
+            await hub.broadcast("last:cars", str(number))
+        await asyncio.sleep(3.1)  # time is the subject: it is kept in seconds
+        cable.is_mute = True
+        sent = hub.broadcast("last:cars", "3")
+        await asyncio.sleep(0)  # the turn at whose end it leaves
+        await asyncio.sleep(0)
+        cable.cut()
+        cable.mend()
+        assert (await sent).position.offset == 4
+        assert await read(client, 4) == ["0", "1", "2", "3"]
+
+
 async def test_what_is_not_kept_and_not_confirmed_may_have_been_published(node, cable):
     hub = await node(cable.url)
     async with hub.test_client("/ws/cars"):
