@@ -18,10 +18,12 @@ from backchannel.errors import (
     UnsendableMessage,
 )
 from backchannel.listener import Listener, event, threaded
+from backchannel.publisher import AsyncPublisher, Publisher
 from backchannel.request import Request
 from backchannel.sent import Sent
 
 __all__ = [
+    "AsyncPublisher",
     "Audience",
     "BackchannelError",
     "CloseReason",
@@ -31,6 +33,7 @@ __all__ = [
     "InvalidMessage",
     "Listener",
     "ListenerError",
+    "Publisher",
     "Reject",
     "Request",
     "Sent",

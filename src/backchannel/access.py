@@ -16,6 +16,7 @@ from backchannel.stepping import InContext
 
 if TYPE_CHECKING:
     from backchannel.change import Change
+    from backchannel.cluster import Cluster
     from backchannel.config import Settings
     from backchannel.connection import Connection
     from backchannel.contracts import Target
@@ -47,6 +48,7 @@ class Access:
     runtime: Runtime
     rules: Rules
     endpoints: Endpoints
+    cluster: Cluster
 
     def rule(
         self,
@@ -106,6 +108,8 @@ class Access:
                 casefold=casefold,
             )
         )
+        if self.runtime.is_alive:  # what is kept holds for those who publish without a hub too
+            self.runtime.loop.call_soon_threadsafe(self.cluster.announce)
 
     def _warn_of_rules(self) -> None:
         """Warn of rules that fit no endpoint's channel, but nearly: they guard nothing there."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Union
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
 
+from backchannel.addressing import Addressed, Addressees
 from backchannel.codes import check_close
 from backchannel.connection import ABSENT, CloseReason, Connection
 from backchannel.contracts import Receipt, Target
@@ -17,17 +18,17 @@ if TYPE_CHECKING:
     from backchannel.hub import HubCore
     from backchannel.sent import Outcome
 
-__all__ = ["Addressees", "Audience", "Changes", "Info", "targets"]
+__all__ = ["Addressees", "Audience", "Changes", "Info"]
 
 
-class Audience:
+class Audience(Addressed):
     """Whom something is for, made by the hub: ``hub.channel("cars")``, ``hub.user("ana")``."""
 
-    __slots__ = ("_hub", "target")
+    __slots__ = ("_hub",)
 
     def __init__(self, hub: HubCore, target: Target):
+        super().__init__(target)
         self._hub = hub
-        self.target = target
 
     def send(self, message: Any, *, exclude: Addressees = ABSENT) -> Sent:
         """Send to everyone in this audience.
@@ -168,20 +169,12 @@ class Audience:
         cluster = self._hub.cluster
         return await cluster.ask(self.target, verb) if cluster.is_shared else []
 
-    def belongs_to(self, hub: HubCore) -> bool:
+    def belongs_to(self, owner: object) -> bool:
         """Tell whether this audience was made by a hub."""
-        return self._hub is hub
+        return self._hub is owner
 
     def _members(self) -> list[Connection]:
         return list(self._hub.roster.members(self.target))
-
-    def __repr__(self) -> str:
-        return f"<Audience {' '.join(part for part in self.target if part)}>"
-
-
-Addressee = Union[Connection, Audience, Info, str]  # noqa: UP007 - read at run time by Sphinx and people
-Addressees = Union[Addressee, Iterable[Addressee]]  # noqa: UP007
-"""A connection, a connection id, ``hub.user(…)``, ``hub.session(…)``, or a list of these."""
 
 
 class Changes:
@@ -211,42 +204,3 @@ class Changes:
         if self._others is not None:
             done += (yield from self._others.__await__()).reached or 0
         return Sent(Receipt(done))
-
-
-def targets(hub: HubCore, value: Any, argument: str) -> tuple[Target, ...]:
-    """Read ``to=`` or ``exclude=``.
-
-    Args:
-        hub: the hub whose connections are meant.
-        value: one addressee or an iterable of them; a bare str is one connection id.
-        argument: the argument's name, for the error.
-
-    Raises:
-        TypeError: None, or nothing that can be addressed.
-        ValueError: a connection or audience of another hub.
-    """
-    if isinstance(value, str | Connection | Audience | Info):
-        return (_target(hub, value, argument),)
-    if isinstance(value, Iterable) and not isinstance(value, Mapping | bytes | bytearray):
-        return tuple(_target(hub, one, argument) for one in value)  # pyright: ignore[reportUnknownVariableType]
-    raise TypeError(
-        f"{argument}={value!r} addresses nobody: use a connection, a connection id, hub.user(…), "
-        f"hub.session(…) or a list of these; leave {argument} out to "
-        + ("reach the whole audience" if argument == "to" else "exclude nobody")
-    )
-
-
-def _target(hub: HubCore, value: Any, argument: str) -> Target:
-    if isinstance(value, str):
-        return Target("connection", value)
-    if isinstance(value, Info):
-        return Target("connection", value.id)
-    if isinstance(value, Connection | Audience):
-        ours = value.hub is hub if isinstance(value, Connection) else value.belongs_to(hub)
-        if not ours:
-            raise ValueError(f"{argument}={value!r} belongs to another hub")
-        return Target("connection", value.id) if isinstance(value, Connection) else value.target
-    raise TypeError(
-        f"{argument} has {value!r}, which is no connection, connection id, hub.user(…) or "
-        "hub.session(…)"
-    )

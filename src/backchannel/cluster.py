@@ -9,9 +9,10 @@ from collections.abc import Awaitable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from backchannel.about import About
 from backchannel.connection import CloseReason
 from backchannel.contracts import Broker, Publication, Receipt, Target
-from backchannel.errors import BrokerUnavailable
+from backchannel.errors import BrokerUnavailable, BrokerUnusable
 from backchannel.history import Follower, Position, Retention
 from backchannel.info import packed
 from backchannel.observe import BROKER
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from backchannel.connection import Connection
     from backchannel.hub import HubCore
 
-__all__ = ["Cluster"]
+__all__ = ["Cluster", "told"]
 
 PAGE: Final = 100
 """Publications that are read at a time to fill a gap."""
@@ -86,6 +87,23 @@ class Cluster:
         """Return how much of a channel's history is kept."""
         return self._hub.rules.keeping(channel)
 
+    def about(self) -> bytes:
+        """Return what whoever publishes without a hub has to know of this one."""
+        settings = self._hub.settings
+        about = About(
+            self._hub.rules,
+            casefold=settings.casefold_channels,
+            max_publication=settings.max_publication,
+        )
+        return about.pack()
+
+    def check_about(self, found: bytes) -> None:
+        """Check what stands where ``about()`` is to be written; see ``contracts.Node``."""
+        try:
+            About.read(found)
+        except ValueError as error:
+            raise BrokerUnusable(str(error)) from error
+
     def keep(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run something of the broker's."""
         self._hub.runtime.keep(work, Context())
@@ -111,6 +129,11 @@ class Cluster:
         await _confirmed(confirmed)
         if follower is not None:
             await self._fill(channel, follower)
+
+    def announce(self) -> None:
+        """Tell those who publish without a hub that rules have changed."""
+        if self.is_shared:
+            self._broker.announce()
 
     def close(self, channel: str) -> None:
         """Hear a channel no more."""
@@ -177,7 +200,7 @@ class Cluster:
         Raises:
             BrokerUnavailable: the broker is away.
         """
-        return _told(target, *await self._broker.ask(target, ["others", *words]))
+        return told(target, *await self._broker.ask(target, ["others", *words]))
 
     def tell(self, target: Target, whom: Literal["all", "others"], *words: Any) -> Outcome:
         """Let the nodes that have someone of a target do something.
@@ -197,7 +220,7 @@ class Cluster:
             if error := done.exception():
                 outcome.set_exception(error)
             else:
-                outcome.set_result(Receipt(sum(_told(target, *done.result()))))
+                outcome.set_result(Receipt(sum(told(target, *done.result()))))
 
         asking.add_done_callback(settle)
         return outcome
@@ -242,7 +265,8 @@ def _belongs_to(ws: Connection) -> tuple[Target, ...]:
     return tuple(Target(kind, key) for kind, key in named if key is not None)  # type: ignore[arg-type]
 
 
-def _told(target: Target, answers: list[Any], missing: int) -> list[Any]:
+def told(target: Target, answers: list[Any], missing: int) -> list[Any]:
+    """Return what nodes answered, without those that were not meant; warn of those that did not."""
     if missing:
         BROKER.warning("%d nodes that have someone of %s did not answer", missing, target.kind)
     return [answer for answer in answers if answer is not None]

@@ -45,6 +45,7 @@ class Settings:
         broker_timeout: seconds that a publication waits for a broker that is away, and that other
             nodes have to answer.
         max_unsent: bytes of publications that may wait for the broker.
+        max_publication: bytes of the largest message that goes through a broker's engine.
         allowed_origins: origins that browsers may connect from besides the page's own: full
             origins (``"https://app.example.com"``), with a wildcard for subdomains
             (``"https://*.example.com"``), or ``"*"`` for any. One str is one origin.
@@ -99,6 +100,7 @@ class Settings:
     name: str = "hub"
     broker_timeout: float = 5.0
     max_unsent: int = 16 * MIB
+    max_publication: int = 16 * MIB
     allowed_origins: str | Iterable[str] = ()
     authenticate: Callable[[Any], Any] | None = None
     session: Sessions | None = None
@@ -189,6 +191,7 @@ class SettingsOptions(TypedDict, total=False):
     name: str
     broker_timeout: float
     max_unsent: int
+    max_publication: int
     allowed_origins: str | Iterable[str]
     authenticate: Callable[[Any], Any] | None
     session: Sessions | None

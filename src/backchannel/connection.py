@@ -21,8 +21,8 @@ from backchannel.sent import MISSED, REACHED, Sent
 if TYPE_CHECKING:
     import asyncio
 
+    from backchannel.addressing import Addressees
     from backchannel.app import Hub
-    from backchannel.audience import Addressees
     from backchannel.change import Change
     from backchannel.contracts import Link
     from backchannel.dispatch import Dispatch

@@ -120,6 +120,18 @@ class Node(Protocol):
         """Return how much of a channel's history is kept."""
         ...
 
+    def about(self) -> bytes:
+        """Return what whoever publishes without a hub has to know of it."""
+        ...
+
+    def check_about(self, found: bytes) -> None:
+        """Check what stands where ``about()`` is to be written.
+
+        Raises:
+            BrokerUnusable: no hub as this one wrote it.
+        """
+        ...
+
     def outcome(self) -> Outcome:
         """Return what is settled when a publication was taken, or was not."""
         ...
@@ -146,9 +158,14 @@ class Broker(Protocol):
     Attributes:
         shared: there may be other nodes. Where there are none, nothing but publish() and history()
             is called while the hub runs.
+        tickets: keeps the hub's one-time tickets; None leaves them to this process.
     """
 
     shared: bool
+
+    @property
+    def tickets(self) -> TicketStore | None:  # noqa: D102 - described above
+        ...
 
     @property
     def state(self) -> str:
@@ -164,7 +181,14 @@ class Broker(Protocol):
 
         Raises:
             BrokerUnavailable: the engine does not answer.
-            BrokerUnusable: it answers, and will not do.
+            BrokerUnusable: it answers, and will not do; or ``node.check_about`` says so.
+        """
+        ...
+
+    def announce(self) -> None:
+        """Tell those who publish without a hub ``node.about()``, which has changed.
+
+        It is told at the start too. What a node told last holds.
         """
         ...
 
@@ -345,7 +369,8 @@ class TicketHolder:
 class TicketStore(Protocol):
     """Keeps one-time tickets until they are used: those of one hub, on all its nodes.
 
-    Failure: both may raise when the store can't be reached; a handshake is refused then.
+    Failure: both may raise when the store can't be reached. A handshake is refused then: with 503
+    and Retry-After where it is BrokerUnavailable.
     """
 
     async def put(self, key: bytes, holder: TicketHolder, ttl: float) -> None:

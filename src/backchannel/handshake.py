@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from backchannel.connection import ABSENT
-from backchannel.errors import InvalidToken, Reject, SessionUnavailable
+from backchannel.errors import BrokerUnavailable, InvalidToken, Reject, SessionUnavailable
 from backchannel.identity import expiry_of, id_of
 from backchannel.listener import where_defined
 from backchannel.observe import HANDSHAKE, address, excerpt, new_error_id, report_slow, timed
@@ -211,7 +211,12 @@ async def _redeem(request: Request, offered: list[str], tickets: TicketStore) ->
     if len(offered) > 1:
         refused = Reject(401, "The URL has more than one ticket; it may have one.")
         return _noted(refused, "its ticket", request)
-    holder = await tickets.take(key_of(offered[0]))
+    try:
+        holder = await tickets.take(key_of(offered[0]))
+    except BrokerUnavailable as error:
+        HANDSHAKE.error("refused %r with 503: %s", request.path, error, exc_info=error)
+        text = "Tickets can't be read at the moment. Try again in a few seconds."
+        return Reject(503, text, headers={"Retry-After": "5"})
     if holder is None:
         refused = Reject(401, "The ticket is not valid: unknown, used already, or expired.")
         return _noted(refused, "its ticket", request)

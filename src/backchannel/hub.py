@@ -80,7 +80,7 @@ class HubCore(Publishing, Access):
         self.guard = Guard(settings)
         self.expiry = Expiry()
         self.farewells = Farewells()
-        self.tickets: TicketStore = MemoryTickets()
+        self.tickets: TicketStore = broker.tickets or MemoryTickets()
         self.runtime = Runtime()
         self.touches = Touches(functools.partial(self.runtime.keep, context=Context()))
         self.is_stopping = False
@@ -213,10 +213,14 @@ class HubCore(Publishing, Access):
             TypeError: the user is nobody's id and has none, or its ``expires_at`` is no time.
             ValueError: the id is empty, the identity has expired, or the ttl is no number of
                 seconds above 0.
-            RuntimeError: too many tickets wait to be used.
+            RuntimeError: too many tickets wait to be used; or, where a broker keeps them, awaited
+                in another event loop than the hub's.
+            BrokerUnavailable: the broker keeps them and does not answer.
         """
         holder = holder_of(user)
         check_ttl(ttl)
+        if self._broker.tickets is not None and not self.is_stopping:
+            await self.start()  # whoever asks for a ticket may be the first to use the hub
         ticket = new_ticket()
         await self.tickets.put(key_of(ticket), holder, ttl)
         return ticket

@@ -15,7 +15,7 @@ import msgspec
 
 from backchannel.errors import InvalidMessage, ListenerError, UnsendableMessage
 
-__all__ = ["Decoder", "Frame", "decoder_for", "encode", "tag_reader"]
+__all__ = ["Decoder", "Frame", "check_size", "decoder_for", "encode", "tag_reader"]
 
 Frame = str | bytes
 """What travels in one message: a str in a text frame, bytes in a binary one."""
@@ -45,6 +45,27 @@ def encode(message: Any) -> Frame:
     if isinstance(message, bytearray | memoryview):
         return bytes(typing.cast("bytearray", message))
     return _encode_json(message).decode()
+
+
+def check_size(frame: Frame, limit: int) -> None:
+    """Refuse a message that is too large to go through a broker's engine.
+
+    Args:
+        frame: the encoded message.
+        limit: bytes that it may have.
+
+    Raises:
+        UnsendableMessage: it has more.
+    """
+    if 4 * len(frame) <= limit:  # a character is four bytes at most
+        return
+    size = len(frame.encode()) if isinstance(frame, str) else len(frame)
+    if size > limit:
+        raise UnsendableMessage(
+            "$",
+            f"is {size} bytes long, and what goes through the broker may have "
+            f"max_publication={limit}: send where it can be fetched instead",
+        )
 
 
 def _encode_json(message: Any) -> bytes:

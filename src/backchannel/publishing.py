@@ -6,14 +6,20 @@ import functools
 from logging import DEBUG
 from typing import TYPE_CHECKING, Any, cast
 
-from backchannel.audience import Addressees, Audience, targets
+from backchannel.addressing import (
+    Addressees,
+    connection_target,
+    session_target,
+    targets,
+    user_target,
+)
+from backchannel.audience import Audience
 from backchannel.channel import check_channel
 from backchannel.connection import ABSENT, Connection
 from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.history import History, Kept, Position
-from backchannel.messages import encode
+from backchannel.messages import check_size, encode
 from backchannel.observe import HUB, excerpt
-from backchannel.request import user_id
 
 if TYPE_CHECKING:
     from backchannel.catchup import CatchUps
@@ -58,7 +64,7 @@ class Publishing:
         Raises:
             TypeError, ValueError: None, empty, or no str or int.
         """
-        return self._audience(Target("user", user_id(id)))
+        return self._audience(user_target(id))
 
     def session(self, id: str) -> Audience:  # noqa: A002 - the public name
         """Return every connection of a web session.
@@ -67,15 +73,7 @@ class Publishing:
             TypeError: None or no str: a session kept in a cookie alone has no id.
             ValueError: empty.
         """
-        if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(
-                f"a session id is a str, not {id!r}: whoever has no session, or none any more, has "
-                "no id; one that lives in a cookie has one once `await hub.remember(request)` was "
-                "called at login"
-            )
-        if not id:
-            raise ValueError("a session id can't be empty")
-        return self._audience(Target("session", id))
+        return self._audience(session_target(id))
 
     def connection(self, id: str) -> Audience:  # noqa: A002 - the public name
         """Return one connection, by its id. An unknown id is no error: it reaches nobody.
@@ -83,9 +81,7 @@ class Publishing:
         Raises:
             TypeError: not a str.
         """
-        if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"a connection id is a str, not {id!r}")
-        return self._audience(Target("connection", id))
+        return self._audience(connection_target(id))
 
     def _audience(self, target: Target) -> Audience:
         return Audience(cast("HubCore", self), target)
@@ -117,7 +113,8 @@ class Publishing:
             ``.reached`` tells how many connections it was queued for.
 
         Raises:
-            UnsendableMessage: the message has no valid JSON form; nothing was sent to anyone.
+            UnsendableMessage: the message has no valid JSON form, or is too large for the broker;
+                nothing was sent to anyone.
             TypeError: ``to`` or ``exclude`` is None or addresses nobody.
             ValueError: no valid channel name, or a connection of another hub.
         """
@@ -134,11 +131,14 @@ class Publishing:
             is_named = target.key and target.kind != "session"
             whom = f"{target.kind} {target.key!r}" if is_named else target.kind
             HUB.debug("publish to %s: %s", whom, excerpt(encode(message)))
+        frame = encode(message)
+        if self._broker.shared:
+            check_size(frame, self.settings.max_publication)
         publication = Publication(
             target,
-            encode(message),
-            None if to is ABSENT else targets(cast("HubCore", self), to, "to"),
-            () if exclude is ABSENT else targets(cast("HubCore", self), exclude, "exclude"),
+            frame,
+            None if to is ABSENT else targets(self, to, "to"),
+            () if exclude is ABSENT else targets(self, exclude, "exclude"),
         )
         return self.runtime.do(functools.partial(self._publish, publication))
 

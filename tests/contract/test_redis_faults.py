@@ -14,66 +14,6 @@ from backchannel.errors import BrokerUnavailable, BrokerUnusable
 from backchannel.history import Position
 
 
-class Cable:
-    """A connection between a node and its engine that can be cut, and made deaf."""
-
-    def __init__(self, port):
-        self.port = port
-        self.is_cut = self.is_deaf = False
-        self.writers = []
-        self.serving = set()
-
-    async def __aenter__(self):
-        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port = self.server.sockets[0].getsockname()[1]
-        self.url = f"redis://127.0.0.1:{port}/0"
-        return self
-
-    async def __aexit__(self, *_):
-        self.server.close()
-        self.cut()
-        if self.serving:
-            await asyncio.wait(self.serving)
-
-    async def _serve(self, reader, writer):
-        self.serving.add(asyncio.current_task())
-        if self.is_cut:
-            writer.transport.abort()
-            return
-        there, away = await asyncio.open_connection("127.0.0.1", self.port)
-        self.writers += [writer, away]
-        if self.is_cut:  # meanwhile
-            self.cut()
-        await asyncio.gather(self._pass(reader, away), self._pass(there, writer, back=True))
-
-    async def _pass(self, reader, writer, *, back=False):
-        try:
-            while data := await reader.read(1 << 16):
-                if not (back and self.is_deaf):
-                    writer.write(data)
-        except OSError:
-            pass
-        finally:
-            writer.transport.abort()
-
-    def cut(self):
-        """Cut it, and let nobody connect."""
-        self.is_cut = True
-        for writer in self.writers:
-            writer.transport.abort()
-        self.writers.clear()
-
-    def mend(self):
-        """Let connect again."""
-        self.is_cut = self.is_deaf = False
-
-
-@pytest.fixture
-async def cable(redis_server):
-    async with Cable(int(redis_server.url.rpartition(":")[2].partition("/")[0])) as cable:
-        yield cable
-
-
 @pytest.fixture
 async def node():
     """Start nodes of one application: ``await node(url)``."""
@@ -266,6 +206,47 @@ async def test_what_was_published_and_not_confirmed_is_published_once(node, cabl
         assert positions == [2, 3, 4, 5, 6]
         await hub.broadcast("kept:cars", "6")
         assert await client.receive() == "6"
+
+
+async def test_what_newer_ones_took_the_place_of_is_not_published_again(node, cable, redis_server):
+    """Whether it was published can't be known then, and an error says so."""
+    hub, other = await node(cable.url), await node(redis_server.url)
+    for one in (hub, other):
+        one.rule("last:{name}", history=1)
+    async with other.test_client("/ws/last:cars") as client:
+        await hub.broadcast("last:cars", "0")
+        cable.is_deaf = True
+        sent = hub.broadcast("last:cars", "1")
+        assert await read(client, 2) == ["0", "1"]
+        await other.broadcast("last:cars", "2")
+        cable.cut()
+        cable.mend()
+        with pytest.raises(BrokerUnavailable, match="may have been published, or not"):
+            await sent
+        await until(lambda: is_back(hub))
+        await hub.broadcast("last:cars", "3")
+        assert await read(client, 2) == ["2", "3"]
+
+
+async def test_what_never_arrived_is_published_where_nothing_came_in_between(
+    node, cable, redis_server
+):
+    """What is kept is older than the first attempt, so that it can't have been published."""
+    hub, other = await node(cable.url), await node(redis_server.url)
+    for one in (hub, other):
+        one.rule("last:{name}", history=1)
+    async with other.test_client("/ws/last:cars") as client:
+        for number in range(3):
+            await hub.broadcast("last:cars", str(number))
+        await asyncio.sleep(3.1)  # time is the subject: it is kept in seconds
+        cable.is_mute = True
+        sent = hub.broadcast("last:cars", "3")
+        await asyncio.sleep(0)  # the turn at whose end it leaves
+        await asyncio.sleep(0)
+        cable.cut()
+        cable.mend()
+        assert (await sent).position.offset == 4
+        assert await read(client, 4) == ["0", "1", "2", "3"]
 
 
 async def test_what_is_not_kept_and_not_confirmed_may_have_been_published(node, cable):

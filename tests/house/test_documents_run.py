@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?```python\n(.*?)```", re.DOTALL)
+ENGINE = "redis://localhost:6379/0"
 DOCUMENTS = [
     path
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -22,8 +23,11 @@ DOCUMENTS = [
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_the_code_of_a_document_runs(document, tmp_path, monkeypatch):
-    """The blocks of one document run in one module, one after the other."""
+def test_the_code_of_a_document_runs(document, tmp_path, monkeypatch, request):
+    """The blocks of one document run in one module, one after the other.
+
+    Where they name an engine there is one, of the test's own.
+    """
     for page in ("chat.html", "names.html"):
         (tmp_path / page).write_text("<!doctype html><title>chat</title>")
     module = types.ModuleType("document")
@@ -31,6 +35,8 @@ def test_the_code_of_a_document_runs(document, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "document", module)
     monkeypatch.chdir(tmp_path)
     text = document.read_text()
+    if any(ENGINE in code for skipped, code in BLOCK.findall(text) if not skipped):
+        text = text.replace(ENGINE, request.getfixturevalue("redis_server").url)
     for found in BLOCK.finditer(text):
         if found[1]:
             continue

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import backchannel
-from backchannel import Audience, Connection, Hub, Request, Sent
+from backchannel import AsyncPublisher, Audience, Connection, Hub, Publisher, Request, Sent
+from backchannel.publisher.awaiting import AsyncPublisherAudience
+from backchannel.publisher.blocking import PublisherAudience
 from backchannel.runtime import Health
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/reference.md").read_text()
@@ -42,6 +44,30 @@ def test_every_public_member_has_its_line_and_every_line_its_member(section):
     ]
     there = {name for name in dir(kind) if not name.startswith("_")} - INTERNAL.get(kind, set())
     assert sorted(named) == sorted(there)
+
+
+@pytest.mark.parametrize(
+    ("kind", "closes"),
+    [
+        (Publisher, {"close"}),
+        (AsyncPublisher, {"aclose"}),
+        (PublisherAudience, {"close"}),
+        (AsyncPublisherAudience, {"close"}),
+    ],
+)
+def test_publishers_have_what_their_section_says(kind, closes):
+    codes = [
+        code for row in rows("Publisher, AsyncPublisher") for code in re.findall("`(.+?)`", row)
+    ]
+    named = {re.match(r"(?:await )?(\w+)", code)[1] for code in codes} - {
+        "close",
+        "aclose",
+    } | closes
+    there = {name for name in dir(kind) if not name.startswith("_")} - {"belongs_to", "target"}
+    assert there <= named
+    assert named - there <= {"channel", "user", "session", "connection", "everyone", "broadcast"} | {
+        "send", "subscribe", "unsubscribe", "count", "users", "connections"
+    }  # fmt: skip
 
 
 def test_every_name_that_the_package_exports_is_there():

@@ -28,6 +28,7 @@ class MemoryBroker:
 
     shared = False
     state = "in this process"
+    tickets = None
 
     def __init__(self) -> None:
         self._deliver: Callable[[Publication, Position | None], int] | None = None
@@ -44,6 +45,9 @@ class MemoryBroker:
 
     async def stop(self) -> None:
         """There is nothing to stop; what is kept stays."""
+
+    def announce(self) -> None:
+        """Nobody publishes to it but its own hub."""
 
     def listen(self, target: Target) -> None:
         """Everything is heard."""

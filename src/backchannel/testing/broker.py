@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from backchannel.contracts import Broker, Publication, Receipt, Target
+from backchannel.contracts import Broker, Publication, Receipt, Target, TicketHolder
+from backchannel.errors import BrokerUnusable
 from backchannel.history import Page, Position, Retention
 from backchannel.sent import Outcome
 
@@ -74,6 +75,15 @@ class RecordingNode:
     def keeping(self, channel: str) -> Retention | None:
         """Keep as it was told to."""
         return self.kept.get(channel)
+
+    def about(self) -> bytes:
+        """Return what the tests don't look into."""
+        return b"a recording node"
+
+    def check_about(self, found: bytes) -> None:
+        """Take only what one of its kind wrote."""
+        if found != self.about():
+            raise BrokerUnusable(f"{found!r} is not of a recording node")
 
     def outcome(self) -> Outcome:
         """Return one that reports nothing."""
@@ -393,3 +403,29 @@ class BrokerContract:
         all_ = await nodes(2)
         if all_[0].broker.shared:
             assert await all_[0].broker.ask(Target("user", "nobody"), ["count"]) == ([], 0)
+
+    # ── tickets ───────────────────────────────────────────────────────────────────────────────
+
+    async def test_a_ticket_is_taken_once_on_whatever_node(self, nodes: Nodes) -> None:
+        """By one of all that ask at the same time; and it is as it was put."""
+        all_ = await nodes(3)
+        stores = [node.broker.tickets for node in all_]
+        if (first := stores[0]) is None:
+            return  # they are the hub's
+        for holder in (TicketHolder("ana"), TicketHolder("ü 1", 1234567890.125)):
+            await first.put(b"\x00\xff", holder, 30)
+            takers = [store.take(b"\x00\xff") for store in stores if store is not None]
+            taken = await asyncio.gather(*takers)
+            assert [one for one in taken if one is not None] == [holder]
+        assert await first.take(b"unknown") is None
+
+    async def test_a_ticket_expires(self, nodes: Nodes) -> None:
+        """After as many seconds as were said."""
+        (node, *_) = await nodes(1)
+        if (store := node.broker.tickets) is None:
+            return
+        await store.put(b"long", TicketHolder("ana"), 30)
+        await store.put(b"short", TicketHolder("ana"), 0.05)
+        await asyncio.sleep(0.1)  # time is the subject
+        assert await store.take(b"short") is None
+        assert await store.take(b"long") == TicketHolder("ana")

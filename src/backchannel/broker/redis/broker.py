@@ -19,7 +19,9 @@ import hiredis
 from backchannel.broker.redis import parcel
 from backchannel.broker.redis.engine import Engine
 from backchannel.broker.redis.keys import Keys
+from backchannel.broker.redis.notice import Notice
 from backchannel.broker.redis.posting import Inquiry, Posting
+from backchannel.broker.redis.tickets import RedisTickets
 from backchannel.contracts import Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable
 from backchannel.history import REMEMBERED, Page, Position
@@ -57,9 +59,11 @@ class RedisBroker:
     ):
         self._engine = Engine(url, timeout, self._hear, self)
         self._keys = Keys(hub)
+        self.tickets = RedisTickets(self._engine, self._keys, timeout)
         self._timeout = timeout
         self._max_unsent = max_unsent
         self._node: Node
+        self._notice: Notice
         self._targets: dict[bytes, Target] = {}
         self._numbers = itertools.count(1)
         self._waiting: deque[Posting] = deque()
@@ -79,6 +83,7 @@ class RedisBroker:
     def bind(self, node: Node) -> None:
         """Remember the node."""
         self._node = node
+        self._notice = Notice(self._engine, self._keys.about, node)
 
     async def start(self) -> None:
         """Connect, for the first time; see ``contracts.Broker``."""
@@ -86,6 +91,15 @@ class RedisBroker:
         topics = (self._keys.topic(everyone), self._keys.node(self._node.id))
         self._targets = dict.fromkeys(topics, everyone)
         await self._engine.start()
+        try:
+            await self._notice.begin()
+        except BaseException:
+            await self._engine.stop()
+            raise
+
+    def announce(self) -> None:
+        """Tell those who publish without a hub what holds now."""
+        self._notice.renew()
 
     async def stop(self) -> None:
         """Publish what waits, and disconnect."""
@@ -105,6 +119,7 @@ class RedisBroker:
         """Publish what waits; see to what was missed meanwhile."""
         self._flush()
         if again:
+            self._notice.connected()
             self._node.interrupted()
 
     def disconnected(self) -> None:
@@ -202,17 +217,18 @@ class RedisBroker:
 
     def _send(self, link: Link, posting: Posting) -> None:
         self._count_where_wanted(posting)
-        data, topic = posting.pack(self._node.id), self._topic(posting.target)
+        data, topic = posting.pack(self._node.id), self._keys.heard(posting.target)
         if (keep := posting.keep) is None:
             link.send(posting, "PUBLISH", topic, data)
             return
-        channel = posting.target.key
+        channel, now = posting.target.key, asyncio.get_running_loop().time()
+        posting.sent_at = posting.sent_at or now
         link.send(
             posting,
             "EVALSHA", self._engine.scripts["publish"], 2,
             self._keys.state(channel), self._keys.entries(channel),
             topic, data, keep.size, keep.ttl, REMEMBERED, secrets.token_hex(4), self._engine.run,
-            f"{self._node.id}:{posting.number}", int(posting.is_retry),
+            f"{self._node.id}:{posting.number}", int(posting.is_retry), now - posting.sent_at,
         )  # fmt: skip
 
     def _count_where_wanted(self, posting: Posting) -> None:
@@ -228,11 +244,6 @@ class RedisBroker:
 
         inquiry = posting.inquiry = self._inquiries[posting.number] = Inquiry(done)
         asyncio.get_running_loop().call_later(self._timeout, inquiry.give_up)
-
-    def _topic(self, target: Target) -> bytes:
-        if target.kind == "connection":
-            return self._keys.node(target.key.partition(".")[0])
-        return self._keys.topic(target)
 
     def _schedule_expiry(self) -> None:
         if self._waiting and not self._is_scheduled:

@@ -17,7 +17,7 @@ from backchannel.errors import BrokerUnavailable, BrokerUnusable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Door", "Opened"]
+__all__ = ["Door", "Opened", "read_url"]
 
 _NEEDED: Final = {"Redis": (6, 2), "Valkey": (7, 2)}
 
@@ -49,18 +49,7 @@ class Door:
     """
 
     def __init__(self, url: str):
-        try:
-            options: dict[str, Any] = dict(parse_url(url))
-            parts = urlsplit(url)
-        except ValueError as error:
-            raise ValueError(
-                f"Hub(broker={_hidden(url)!r}): {error}; it looks like redis://localhost:6379/0"
-            ) from error
-        if parts.scheme != "unix" and parts.path.strip("/") and "db" not in options:
-            raise ValueError(
-                f"Hub(broker={_hidden(url)!r}): the path is the number of a database, such as /0"
-            )
-        self.shown = _hidden(url)
+        options, self.shown = read_url(url, "Hub(broker={})")
         self._path: str | None = options.get("path")
         self._host: str = options.get("host") or "localhost"
         self._port: int = options.get("port") or 6379
@@ -156,6 +145,32 @@ class Door:
         if numbers < _NEEDED[kind]:
             needed = ".".join(map(str, _NEEDED[kind]))
             raise BrokerUnusable(f"{self.shown} is {kind} {have}: {needed} or newer is needed")
+
+
+def read_url(url: str, call: str) -> tuple[dict[str, Any], str]:
+    """Read where an engine is.
+
+    Args:
+        url: ``redis://user:password@host:6379/0``, ``rediss://…`` for TLS, ``unix:///path?db=0``.
+        call: how it was given, with ``{}`` for the URL, for the error.
+
+    Returns:
+        What redis-py reads in it; and the URL without its password, for people.
+
+    Raises:
+        ValueError: it is no such URL.
+    """
+    shown = _hidden(url)
+    try:
+        options: dict[str, Any] = dict(parse_url(url))
+        parts = urlsplit(url)
+    except ValueError as error:
+        where = call.format(repr(shown))
+        raise ValueError(f"{where}: {error}; it looks like redis://localhost:6379/0") from error
+    if parts.scheme != "unix" and parts.path.strip("/") and "db" not in options:
+        where = call.format(repr(shown))
+        raise ValueError(f"{where}: the path is the number of a database, such as /0")
+    return options, shown
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:

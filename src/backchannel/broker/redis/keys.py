@@ -31,9 +31,28 @@ class Keys:
             key = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         return f"{self.prefix}{{{_LETTERS[target.kind]}:{key}}}".encode()
 
+    def heard(self, target: Target) -> bytes:
+        """Return the topic of a target's publications and questions."""
+        if target.kind == "connection":
+            return self.node(target.key.partition(".")[0])
+        return self.topic(target)
+
     def node(self, node: str) -> bytes:
         """Return what is published to for a node."""
         return f"{self.prefix}{{n:{node}}}".encode()
+
+    @property
+    def about(self) -> bytes:
+        """Where it stands what publishers without a hub have to know."""
+        return f"{self.prefix}about".encode()
+
+    def ticket(self, key: bytes) -> bytes:
+        """Return where a ticket is.
+
+        Args:
+            key: its hash.
+        """
+        return f"{self.prefix}{{t:{key.hex()}}}".encode()
 
     def state(self, channel: str) -> bytes:
         """Return where a channel's epoch and newest offset are."""

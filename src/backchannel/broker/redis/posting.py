@@ -94,12 +94,13 @@ class Posting:
 
     Attributes:
         is_retry: it may have been published already.
+        sent_at: when it was sent first, by the loop's clock; 0 before.
         size: bytes it needs.
     """
 
     __slots__ = (
         "_asked", "_owner", "inquiry", "is_retry", "keep", "number", "outcome", "publication",
-        "size", "target", "until", "words",
+        "sent_at", "size", "target", "until", "words",
     )  # fmt: skip
 
     def __init__(
@@ -126,6 +127,7 @@ class Posting:
         self.number = number
         self.until = until
         self.is_retry = False
+        self.sent_at = 0.0
         self.size = _OVERHEAD + (len(publication.frame) if publication is not None else 0)
         self._owner = owner
 
@@ -142,7 +144,9 @@ class Posting:
         """Take the engine's reply: how many nodes heard it, with its position where it is kept."""
         self._owner.landed(self)
         if isinstance(reply, hiredis.ReplyError):
-            self.fail(BrokerUnavailable(f"the broker refused it: {reply}"))
+            unsure = str(reply).startswith("UNSURE")
+            what = "it may have been published, or not" if unsure else "the broker refused it"
+            self.fail(BrokerUnavailable(f"{what}: {reply}"))
             return
         heard, position = reply, None
         if self.keep is not None:
@@ -151,7 +155,7 @@ class Posting:
         if self.inquiry is not None:
             self.inquiry.heard_by(heard)
         elif self.outcome is not None:
-            self.outcome.set_result(Receipt(None if heard else 0, position))
+            self.outcome.set_result(Receipt(None if heard or self.is_retry else 0, position))
 
     def abandon(self) -> None:
         """The connection was lost before the reply: try again where that can't make it two."""

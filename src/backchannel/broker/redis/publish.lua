@@ -2,8 +2,9 @@
 -- KEYS: the channel's state, the channel's entries (of one hash slot).
 -- ARGV: topic, parcel, how many to keep, seconds to keep each, seconds to know the position after
 --       that, an epoch to begin if need be, what names the engine's run of data, the publication's id,
---       "1" where it may have been published already.
--- Returns epoch, offset, how many nodes heard it.
+--       "1" where it may have been published already, and how many seconds ago at most.
+-- Returns epoch, offset, how many nodes heard it; an error UNSURE where it may have been published, and
+-- can't be found since newer ones took its place.
 local epoch, run, top = unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top"))
 top = tonumber(top) or 0
 if ARGV[9] == "1" and epoch then
@@ -12,6 +13,19 @@ if ARGV[9] == "1" and epoch then
         if entry[2][6] == ARGV[8] then
             return {epoch, tonumber(string.match(entry[1], "^%d+")), 0}
         end
+    end
+    -- It was not published, if what is there goes back to before it could have been.
+    local oldest = newest[#newest]
+    local age = math.ceil(tonumber(ARGV[10])) + 1
+    local sure = top == 0
+    if oldest then
+        sure = string.match(oldest[1], "^%d+") == "1"
+            or tonumber(oldest[2][4]) < redis.call("TIME")[1] - age
+    elseif top > 0 then
+        sure = age < tonumber(ARGV[4])
+    end
+    if not sure then
+        return redis.error_reply("UNSURE whether it was published before")
     end
 end
 if not epoch then

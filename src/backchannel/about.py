@@ -1,0 +1,84 @@
+"""What nodes write about their hub for those who publish to it without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Final
+
+import msgspec
+
+from backchannel.history import Retention
+from backchannel.rules import Rule, Rules
+from backchannel.template import NamePattern
+
+__all__ = ["FORMAT", "About"]
+
+FORMAT: Final = 1
+"""Which version this is of what nodes and publishers write and read: another one where
+they would misunderstand each other."""
+
+
+class _Kept(msgspec.Struct, forbid_unknown_fields=True):
+    pattern: str
+    history: Annotated[int, msgspec.Meta(ge=1)] | None
+    ttl: Annotated[float, msgspec.Meta(gt=0)] | None
+
+
+class _Written(msgspec.Struct, forbid_unknown_fields=True):
+    backchannel: int
+    casefold: bool
+    max_publication: Annotated[int, msgspec.Meta(ge=1)]
+    rules: tuple[_Kept, ...]
+
+
+class _Head(msgspec.Struct):
+    backchannel: int
+
+
+class About:
+    """What holds for publications to a hub.
+
+    Args:
+        rules: its rules; only their patterns and what they keep is written.
+        casefold: it ignores the case of channel names.
+        max_publication: bytes of the largest message.
+    """
+
+    def __init__(self, rules: Rules, *, casefold: bool, max_publication: int):
+        self.rules = rules
+        self.casefold = casefold
+        self.max_publication = max_publication
+
+    def pack(self) -> bytes:
+        """Return it as it is written: JSON, for people who look."""
+        return msgspec.json.encode(
+            _Written(FORMAT, self.casefold, self.max_publication, tuple(_kept(self.rules)))
+        )
+
+    @classmethod
+    def read(cls, data: bytes) -> About:
+        """Read what ``pack`` made.
+
+        Raises:
+            ValueError: it did not, or that of another version did.
+        """
+        try:
+            head = msgspec.json.decode(data, type=_Head)
+        except ValueError as error:
+            raise ValueError(f"it is {data[:60]!r}") from error
+        if head.backchannel != FORMAT:
+            raise ValueError(f"it has format {head.backchannel}, and this version knows {FORMAT}")
+        try:
+            written = msgspec.json.decode(data, type=_Written)
+            rules = Rules()
+            for one in written.rules:
+                keep = Retention(one.history, one.ttl) if one.history and one.ttl else None
+                rules.add(Rule(NamePattern(one.pattern, None), "the hub's", keep=keep))
+        except ValueError as error:
+            raise ValueError(f"it is {data[:60]!r}: {error}") from error
+        return cls(rules, casefold=written.casefold, max_publication=written.max_publication)
+
+
+def _kept(rules: Rules) -> Iterable[_Kept]:
+    for rule in rules:
+        yield _Kept(rule.pattern.text, *(rule.keep or (None, None)))

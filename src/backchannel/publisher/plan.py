@@ -1,0 +1,285 @@
+"""What is to be done to publish to a hub, and to ask its nodes: each a row of steps."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from importlib.resources import files
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import ResponseError
+
+from backchannel.about import About
+from backchannel.broker.redis import parcel
+from backchannel.broker.redis.keys import Keys
+from backchannel.channel import check_channel
+from backchannel.contracts import Publication, Receipt, Target
+from backchannel.errors import BrokerUnavailable, BrokerUnusable
+from backchannel.history import REMEMBERED, Position
+from backchannel.messages import check_size
+from backchannel.publisher.steps import (
+    RUN,
+    Command,
+    Hear,
+    Leave,
+    Listen,
+    Lost,
+    NotSent,
+    Pause,
+    Work,
+)
+
+if TYPE_CHECKING:
+    from backchannel.history import Retention
+
+__all__ = ["Plan"]
+
+FRESH: Final = 5.0
+"""Seconds that what was read of a hub is taken to hold."""
+
+BACK_OFF: Final = (0.05, 1.0)
+"""Seconds before the second attempt, and at most between two."""
+
+_SCRIPT: Final = files("backchannel.broker.redis").joinpath("publish.lua").read_text()
+
+
+class Plan:
+    """What is to be done for one hub.
+
+    Args:
+        shown: where its engine is, for people.
+        hub: its name.
+        timeout: seconds that each piece of work may take.
+        patience: seconds that connecting may take.
+    """
+
+    def __init__(self, shown: str, hub: str, timeout: float, patience: float):
+        self._shown = shown
+        self._hub = hub
+        self._keys = Keys(hub)
+        self._timeout = timeout
+        self._patience = patience
+        self._about: tuple[float, About] | None = None
+        self._hash = ""
+
+    def publish(self, publication: Publication) -> Work[Receipt]:
+        """Publish, in one step with keeping it where a rule of the hub says so.
+
+        Raises:
+            UnsendableMessage: the message is larger than the hub's ``max_publication``.
+            BrokerUnavailable: the engine does not answer.
+            BrokerUnusable: it knows no such hub.
+        """
+        deadline = monotonic() + self._timeout
+        about = yield from self._read_about(deadline)
+        check_size(publication.frame, about.max_publication)
+        publication = _folded(publication, about)
+        if publication.target.kind != "channel":
+            data = _packer(publication)
+            answers, _ = yield from self._ask(publication.target, data, deadline)
+            return Receipt(sum(answer for answer in answers if isinstance(answer, int)))
+        keep = about.rules.keeping(publication.target.key)
+        if keep is not None:
+            return (yield from self._keep(publication, keep, deadline))
+        topic = self._keys.heard(publication.target)
+        heard = yield from self._tell(topic, parcel.pack(publication), deadline)
+        return Receipt(None if heard else 0)
+
+    def ask(self, target: Target, *words: Any) -> Work[tuple[list[Any], int]]:
+        """Ask all nodes that have someone of a target.
+
+        Returns:
+            Their answers, and how many nodes did not answer in time.
+
+        Raises:
+            BrokerUnavailable: the engine does not answer.
+            BrokerUnusable: it knows no such hub.
+        """
+        deadline = monotonic() + self._timeout
+        target = _folded_target(target, (yield from self._read_about(deadline)))
+
+        def pack(asking: parcel.Asking) -> bytes:
+            return parcel.pack_question(target, asking, ["all", *words])
+
+        return (yield from self._ask(target, pack, deadline))
+
+    # ── what holds for the hub ────────────────────────────────────────────────────────────────
+
+    def _read_about(self, deadline: float) -> Work[About]:
+        """Return what nodes wrote about their hub, as of some seconds ago."""
+        if self._about is not None and monotonic() < self._about[0]:
+            return self._about[1]
+        words = ("GET", self._keys.about)
+        data = yield from self._try(lambda _: words, deadline, may_repeat=True)
+        if data is None:
+            raise BrokerUnusable(
+                f"{self._shown} knows no hub {self._hub!r}: none of its nodes has started with "
+                f"this engine; hub= is what Hub(name=…) says there, and the URL ends in the same "
+                "database"
+            )
+        try:
+            about = About.read(data)
+        except ValueError as error:
+            raise BrokerUnusable(
+                f"{self._shown} has at {self._keys.about.decode()!r} what no hub of this version "
+                f"wrote: {error}"
+            ) from error
+        self._about = (monotonic() + FRESH, about)
+        return about
+
+    # ── publishing ────────────────────────────────────────────────────────────────────────────
+
+    def _keep(self, publication: Publication, keep: Retention, deadline: float) -> Work[Receipt]:
+        """Publish what is kept: a second attempt finds the first one by its id."""
+        channel = publication.target.key
+        topic, data = self._keys.heard(publication.target), parcel.pack(publication)
+        id_, epoch = secrets.token_hex(8), secrets.token_hex(4)
+        began = monotonic()
+        if not self._hash:
+            load = ("SCRIPT", "LOAD", _SCRIPT)
+            self._hash = (yield from self._try(lambda _: load, deadline, may_repeat=True)).decode()
+        repeated = False
+
+        def words(is_retry: bool) -> tuple[Any, ...]:
+            nonlocal repeated
+            repeated = is_retry
+            return (
+                "EVALSHA", self._hash, 2, self._keys.state(channel), self._keys.entries(channel),
+                topic, data, keep.size, keep.ttl, REMEMBERED, epoch, RUN, id_, int(is_retry),
+                monotonic() - began,
+            )  # fmt: skip
+
+        began_epoch, offset, heard = yield from self._try(words, deadline, may_repeat=True)
+        reached = None if heard or repeated else 0
+        return Receipt(reached, Position(began_epoch.decode(), offset))
+
+    def _tell(self, topic: bytes, data: bytes, deadline: float) -> Work[int]:
+        """Publish what is not kept; return how many nodes heard it."""
+        words = ("PUBLISH", topic, data)
+        heard = yield from self._try(lambda _: words, deadline, may_repeat=False)
+        return int(heard)
+
+    def _ask(
+        self, target: Target, pack: Callable[[parcel.Asking], bytes], deadline: float
+    ) -> Work[tuple[list[Any], int]]:
+        """Publish something that is answered; return the answers and how many are missing."""
+        me = secrets.token_hex(8)
+        inbox = yield from self._listen(self._keys.node(me), deadline)
+        try:
+            data = pack(parcel.Asking(me, 1))
+            heard = yield from self._tell(self._keys.heard(target), data, deadline)
+            answers: list[Any] = []
+            while len(answers) < heard:
+                said = yield Hear(inbox, max(0.0, deadline - monotonic()))
+                if said is None:
+                    break
+                answers.extend(_answers(said))
+            return answers, heard - len(answers)
+        finally:
+            yield Leave(inbox)
+
+    def _listen(self, topic: bytes, deadline: float) -> Work[Any]:
+        return (
+            yield from self._attempts(
+                lambda _: Listen(topic, deadline - monotonic()), deadline, may_repeat=True
+            )
+        )
+
+    # ── attempts ──────────────────────────────────────────────────────────────────────────────
+
+    def _try(
+        self, words: Callable[[bool], tuple[Any, ...]], deadline: float, *, may_repeat: bool
+    ) -> Work[Any]:
+        """Send a command until it is answered, where that can't do it twice.
+
+        Args:
+            words: makes the command; is given whether it may have been done already.
+            deadline: until when, by ``monotonic``.
+            may_repeat: it may be sent again after it was sent and not answered.
+        """
+
+        def make(is_retry: bool) -> Command:
+            return Command(words(is_retry), max(0.001, deadline - monotonic()))
+
+        while True:
+            try:
+                return (yield from self._attempts(make, deadline, may_repeat=may_repeat))
+            except ResponseError as error:
+                text = str(error)
+                if text.startswith("NOSCRIPT"):  # the engine has been restarted
+                    yield from self._attempts(
+                        lambda _: Command(("SCRIPT", "LOAD", _SCRIPT), self._timeout),
+                        deadline,
+                        may_repeat=True,
+                    )
+                    continue
+                if text.startswith("UNSURE"):
+                    raise BrokerUnavailable(self._unsure()) from error
+                if text.startswith("WRONGTYPE"):
+                    raise BrokerUnusable(
+                        f"{self._shown} has data of something else under the name of hub "
+                        f"{self._hub!r}: {text}"
+                    ) from error
+                raise BrokerUnavailable(f"{self._shown} refused it: {text}") from error
+
+    def _attempts(
+        self, make: Callable[[bool], Command | Listen], deadline: float, *, may_repeat: bool
+    ) -> Work[Any]:
+        wait, longest = BACK_OFF
+        is_retry = False
+        while True:
+            try:
+                return (yield make(is_retry))
+            except NotSent as error:
+                problem: Exception = error
+            except Lost as error:
+                if not may_repeat:
+                    raise BrokerUnavailable(self._unsure()) from error
+                problem, is_retry = error, True
+            if monotonic() + wait + self._patience > deadline:
+                text = self._unsure() if is_retry else f"{self._shown} is away: {problem}"
+                raise BrokerUnavailable(text) from problem
+            yield Pause(wait)
+            wait = min(2 * wait, longest)
+
+    def _unsure(self) -> str:
+        return (
+            f"{self._shown} did not answer, or the connection to it was lost: this may have been "
+            "published, or not"
+        )
+
+
+def _answers(said: bytes) -> list[Any]:
+    """Read an answer; what a stranger says there is none."""
+    try:
+        answer = parcel.unpack(Target("everyone"), said)
+    except ValueError:
+        return []
+    return [answer.words] if isinstance(answer, parcel.Answer) else []
+
+
+def _packer(publication: Publication) -> Callable[[parcel.Asking], bytes]:
+    return lambda asking: parcel.pack(publication, asking)
+
+
+def _folded(publication: Publication, about: About) -> Publication:
+    """Return a publication with channel names as the hub keeps them."""
+    if not about.casefold:
+        return publication
+
+    def fold(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        return tuple(_folded_target(target, about) for target in targets)
+
+    return Publication(
+        _folded_target(publication.target, about),
+        publication.frame,
+        None if publication.to is None else fold(publication.to),
+        fold(publication.exclude),
+    )
+
+
+def _folded_target(target: Target, about: About) -> Target:
+    if target.kind != "channel" or not about.casefold:
+        return target
+    return Target("channel", check_channel(target.key, casefold=True))

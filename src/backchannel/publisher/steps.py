@@ -1,0 +1,87 @@
+"""What publishing asks of a connection to the engine, one step at a time.
+
+What there is to do is written once, as generators that yield steps; blocking and async publishers
+take the steps each in its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Final, NamedTuple, TypeVar
+
+__all__ = ["RUN", "Command", "Hear", "Leave", "Listen", "Lost", "NotSent", "Pause", "Work"]
+
+T = TypeVar("T")
+
+RUN: Final = object()
+"""Among a command's words: what names the run of data of the engine that it is sent to."""
+
+
+class Command(NamedTuple):
+    """Send a command and return the engine's reply.
+
+    Raises NotSent, Lost, or redis.ResponseError where the engine refuses it.
+
+    Args:
+        words: the command.
+        seconds: that the reply may take.
+    """
+
+    words: tuple[Any, ...]
+    seconds: float
+
+
+class Listen(NamedTuple):
+    """Hear a topic from now on; return the inbox that hears it. Raises as ``Command`` does.
+
+    Args:
+        topic: its name.
+        seconds: that the confirmation may take.
+    """
+
+    topic: bytes
+    seconds: float
+
+
+class Hear(NamedTuple):
+    """Return the next that an inbox hears; None in time or where its connection is lost.
+
+    Args:
+        inbox: what ``Listen`` returned.
+        seconds: that it may take.
+    """
+
+    inbox: Any
+    seconds: float
+
+
+class Leave(NamedTuple):
+    """Give an inbox back; raises nothing.
+
+    Args:
+        inbox: what ``Listen`` returned.
+    """
+
+    inbox: Any
+
+
+class Pause(NamedTuple):
+    """Wait before another attempt.
+
+    Args:
+        seconds: how long.
+    """
+
+    seconds: float
+
+
+class NotSent(Exception):  # noqa: N818 - what happened
+    """There was no connection: the engine has nothing of it."""
+
+
+class Lost(Exception):  # noqa: N818
+    """It was sent and not answered: the engine may have done it, or not."""
+
+
+Work = Generator[Command | Listen | Hear | Leave | Pause, Any, T]
+"""What there is to do: yields steps, is sent what they return or thrown what they raise."""
