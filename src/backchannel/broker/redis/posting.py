@@ -94,12 +94,13 @@ class Posting:
 
     Attributes:
         is_retry: it may have been published already.
+        run: the engine's run of data in which it was first published; empty before that.
         size: bytes it needs.
     """
 
     __slots__ = (
         "_asked", "_owner", "inquiry", "is_retry", "keep", "number", "outcome", "publication",
-        "size", "target", "until", "words",
+        "run", "size", "target", "until", "words",
     )  # fmt: skip
 
     def __init__(
@@ -126,6 +127,7 @@ class Posting:
         self.number = number
         self.until = until
         self.is_retry = False
+        self.run = ""
         self.size = _OVERHEAD + (len(publication.frame) if publication is not None else 0)
         self._owner = owner
 
@@ -147,7 +149,15 @@ class Posting:
         heard, position = reply, None
         if self.keep is not None:
             epoch, offset, heard = reply
-            position = Position(epoch.decode(), offset)
+            if heard < 0:
+                self.fail(
+                    BrokerUnavailable(
+                        "the engine was restarted or replaced while this was published: it may "
+                        "have been, or not"
+                    )
+                )
+                return
+            position = Position(epoch.decode(), offset) if offset else None
         if self.inquiry is not None:
             self.inquiry.heard_by(heard)
         elif self.outcome is not None:

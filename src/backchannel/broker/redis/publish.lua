@@ -1,17 +1,27 @@
 -- Keeps a publication and publishes it, in one step.
 -- KEYS: the channel's state, the channel's entries (of one hash slot).
 -- ARGV: topic, parcel, how many to keep, seconds to keep each, seconds to know the position after
---       that, an epoch to begin if need be, what names the engine's run of data, the publication's id,
---       "1" where it may have been published already.
--- Returns epoch, offset, how many nodes heard it.
+--       that, an epoch to begin if need be, what names the engine's run of data, the node that
+--       publishes, its number for this one, "0" where it is new, "1" where it may have been published
+--       already, "2" where it may have been in an earlier run: then it is only looked for.
+-- Returns epoch, offset (0 where it is not kept any more), how many nodes heard it (-1: not found).
 local epoch, run, top = unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top"))
 top = tonumber(top) or 0
-if ARGV[9] == "1" and epoch then
-    local newest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1000)
-    for _, entry in ipairs(newest) do
-        if entry[2][6] == ARGV[8] then
-            return {epoch, tonumber(string.match(entry[1], "^%d+")), 0}
+-- A node's numbers count up, so that its last one tells of all before, kept or not.
+local by = "by:" .. ARGV[8]
+local id = ARGV[8] .. ":" .. ARGV[9]
+if ARGV[10] ~= "0" then
+    local last = redis.call("HGET", KEYS[1], by)
+    if last and tonumber(string.match(last, "^%d+")) >= tonumber(ARGV[9]) then
+        local newest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1000)
+        for _, entry in ipairs(newest) do
+            if entry[2][6] == id then
+                return {epoch, tonumber(string.match(entry[1], "^%d+")), 0}
+            end
         end
+        return {epoch, 0, 0}
+    elseif ARGV[10] == "2" then
+        return {epoch or "", 0, -1}
     end
 end
 if not epoch then
@@ -23,10 +33,20 @@ end
 top = top + 1
 local position = epoch .. "." .. string.format("%.0f", top)
 local now = redis.call("TIME")
-redis.call("HSET", KEYS[1], "epoch", epoch, "run", ARGV[7], "top", string.format("%.0f", top))
-redis.call("XADD", KEYS[2], "MAXLEN", ARGV[3], string.format("%.0f-1", top),
-    "parcel", ARGV[2], "time", now[1], "id", ARGV[8])
 local keep = math.ceil(tonumber(ARGV[4]))
+local new = redis.call("HSET", KEYS[1], "epoch", epoch, "run", ARGV[7],
+    "top", string.format("%.0f", top), by, ARGV[9] .. " " .. now[1])
+if new > 0 then  -- its first one here: nodes that have long been silent are forgotten
+    local known = redis.call("HGETALL", KEYS[1])
+    for i = 1, #known, 2 do
+        local time = string.sub(known[i], 1, 3) == "by:" and string.match(known[i + 1], " (%d+)$")
+        if time and tonumber(time) < now[1] - tonumber(ARGV[5]) then
+            redis.call("HDEL", KEYS[1], known[i])
+        end
+    end
+end
+redis.call("XADD", KEYS[2], "MAXLEN", ARGV[3], string.format("%.0f-1", top),
+    "parcel", ARGV[2], "time", now[1], "id", id)
 redis.call("EXPIRE", KEYS[2], keep)
 redis.call("EXPIRE", KEYS[1], keep + ARGV[5])
 return {epoch, top, redis.call("PUBLISH", ARGV[1], "@" .. position .. " " .. ARGV[2])}
