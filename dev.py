@@ -9,6 +9,7 @@ python3 dev.py fix      format, and mend what the linter can mend
 python3 dev.py run …    `backchannel run …` from this checkout, in the folder you are in
 python3 dev.py fuzz …   fuzz the frame reader; with --runs N, --seed N, --engine random
 python3 dev.py load slow_readers|churn …  clients that never read; clients that come and die
+python3 dev.py chaos …  nodes, engine, clients fail at random; with --runs N, --seed N, --seconds T
 python3 dev.py conformance …  Autobahn|Testsuite on the native transport (12 minutes)
 python3 dev.py lock     renew requirements-dev.lock from pyproject.toml
 python3 dev.py setup    only set up
@@ -49,6 +50,7 @@ READING = {  # these only read, each by itself: they run at the same time
     "pyright": ["pyright"],
     "ladder": ["lint-imports"],
 }
+PROGRAMS = {"chaos": "tests/chaos/chaos.py", "conformance": "tests/conformance/autobahn.py"}
 CHECKS = {**READING, "tests": ["pytest", *PARALLEL]}
 
 
@@ -61,7 +63,7 @@ def main(command: str = "help", *arguments: str) -> int:
     if command == "run":
         setup(dev=False)
         return serve(*arguments)
-    if command not in {"check", "conformance", "test", "fix", "fuzz", "load", "lock", "setup"}:
+    if command not in {"check", *PROGRAMS, "test", "fix", "fuzz", "load", "lock", "setup"}:
         print(__doc__)
         return 0 if command == "help" else 2
     setup(dev=True)
@@ -71,8 +73,8 @@ def main(command: str = "help", *arguments: str) -> int:
         return tool("pytest", *(arguments or PARALLEL))
     if command == "fix":
         return tool("ruff", "check", "--fix", ".") | tool("ruff", "format", ".")
-    if command == "conformance":
-        return tool("python", "tests/conformance/autobahn.py", *arguments)
+    if command in PROGRAMS:
+        return tool("python", PROGRAMS[command], *arguments)
     if command == "fuzz":
         return fuzz(*arguments)
     if command == "load":

@@ -44,6 +44,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 ON_SHARED_SERVERS = {"test_servers.py", "test_endings.py", "test_server_table.py"}
 SHARED_SERVER = re.compile(r"\b(?:uvicorn-|native-)(?:asyncio|uvloop)\b|\bhypercorn\b|\bgranian\b")
 EACH_BY_ITSELF = {
+    "chaos/test_chaos.py",
     "load/test_load.py",
     *(f"integration/test_{name}.py" for name in (
         "auth", "cli", "dev", "door", "examples", "limits", "native", "rules", "slow_clients",

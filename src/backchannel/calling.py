@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from backchannel.change import RUNNING, Frame, current
 from backchannel.connection import ABSENT, CloseReason
 from backchannel.errors import Reject
-from backchannel.inbox import Rest
+from backchannel.inbox import Rest, nothing
 from backchannel.observe import LISTENER, address, report_slow
 from backchannel.sequence import Sequence
 from backchannel.stepping import NOTHING_YET, Watched, step
@@ -142,6 +142,19 @@ class Caller(Sequence):
 
     def _report_slow(self, callback: Callback, seconds: float) -> None:
         report_slow(callback.name, callback.where, seconds, self._hub.settings.slow_callback)
+
+    def tell_lost(self, channel: str) -> None:
+        """Tell on_lost that this connection missed some of a channel; at once where it is idle."""
+        callback = self.endpoint.callbacks.on_lost
+        if callback is None or self.ws.reason is not None:
+            return
+        telling = functools.partial(self.call_safely, callback, self.ws, channel)
+        if self._is_busy:
+            self.inbox.put(Rest(telling, nothing))
+        elif not callback.returns_at_once:
+            self._work_on(Rest(telling, nothing))
+        elif rest := self.context.run(step, telling()):
+            self._work_on(Rest(functools.partial(awaiting, rest)))
 
     async def failed(self, callback: Callback, error: Exception) -> None:
         """Log what a callback raised, once, and tell on_error."""

@@ -85,7 +85,16 @@ class CatchUp:
 
     def settle(self) -> None:
         """Note up to where it has all."""
-        self._missed.position = self._follower.position
+        self._missed.position = self.position
+
+    def look_again(self) -> None:
+        """Ask history once more."""
+        self._follower.interrupt()
+
+    @property
+    def position(self) -> Position | None:
+        """Up to where it has all."""
+        return self._follower.position
 
     @property
     def is_complete(self) -> bool:

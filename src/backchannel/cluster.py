@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -51,7 +51,7 @@ class Cluster:
         self.is_shared = broker.shared
         self.deliver = self._deliver if broker.shared else hub._deliver
         self._followers: dict[str, Follower[Publication]] = {}
-        self._filling: set[str] = set()
+        self._filling: dict[Follower[Publication], asyncio.Task[None]] = {}
         self._held: Counter[Target] = Counter()
         self._holders: dict[Connection, tuple[Target, ...]] = {}
 
@@ -74,8 +74,8 @@ class Cluster:
             channel = publication.target.key
             follower = self._followers.get(channel)
             if follower is not None and not follower.hear(position, publication):
-                if follower.asks and channel not in self._filling:
-                    self.keep(self._fill(channel, follower))
+                if follower.asks:
+                    self._fill(channel, follower)
                 return 0
         return self._hub._deliver(publication, position)
 
@@ -128,7 +128,27 @@ class Cluster:
             follower = self._followers[channel] = Follower(None)
         await _confirmed(confirmed)
         if follower is not None:
-            await self._fill(channel, follower)
+            await asyncio.shield(self._fill(channel, follower))
+
+    def is_level(self, channel: str, position: Position | None) -> bool:
+        """Tell whether this node has delivered a channel up to a position, and nothing beyond it.
+
+        Who enters with history that the node's members have yet to get would get it twice.
+        """
+        follower = self._followers.get(channel)
+        return follower is None or (not follower.asks and follower.position == position)
+
+    async def level(self, channel: str) -> None:
+        """Deliver all that history has of a channel.
+
+        Raises:
+            BrokerUnavailable: the broker is away.
+        """
+        if (follower := self._followers.get(channel)) is not None:
+            follower.interrupt()
+            await asyncio.shield(self._fill(channel, follower))
+            if follower.asks and self._followers.get(channel) is follower:
+                raise BrokerUnavailable(f"the history of {channel!r} can't be read")
 
     def announce(self) -> None:
         """Tell those who publish without a hub that rules have changed."""
@@ -140,31 +160,45 @@ class Cluster:
         self._followers.pop(channel, None)
         self._broker.unlisten(Target("channel", channel))
 
-    async def _fill(self, channel: str, follower: Follower[Publication]) -> None:
-        """Read what was not heard, and deliver it in order."""
-        if channel in self._filling:
-            return
-        self._filling.add(channel)
+    def _fill(self, channel: str, follower: Follower[Publication]) -> asyncio.Task[None]:
+        """Read what was not heard, and deliver it in order; done when that is so, or given up."""
+        filling = self._filling.get(follower)
+        if filling is None:
+            filling = self._hub.runtime.keep(self._read(channel, follower), Context())
+            self._filling[follower] = filling
+        return filling
+
+    async def _read(self, channel: str, follower: Follower[Publication]) -> None:
         try:
             while follower.asks and self._followers.get(channel) is follower:
-                limit = PAGE if follower.position is not None else 0
+                is_new = follower.position is None
+                limit = 0 if is_new else PAGE
                 page = await self._broker.history(channel, follower.position, limit, had=True)
+                if self._followers.get(channel) is not follower:
+                    return  # everyone has left; who is there now came later
                 ready, lost = follower.learn(page)
-                if lost:
-                    BROKER.warning("publications to %r were lost; it goes on from now", channel)
+                members = self._hub.roster.members(Target("channel", channel))
+                if lost or (is_new and members):  # who entered while the broker was away
+                    self._tell_lost(channel, members)
                 for position, publication in ready:
                     self._hub._deliver(publication, position)
         except BrokerUnavailable:
             pass  # it says when it is back
         finally:
-            self._filling.discard(channel)
+            self._filling.pop(follower, None)
+
+    @staticmethod
+    def _tell_lost(channel: str, members: Iterable[Connection]) -> None:
+        BROKER.warning("publications to %r were lost; it goes on from now", channel)
+        for ws in list(members):
+            ws._dispatch.tell_lost(channel)
 
     async def _fill_all(self) -> None:
         todo = iter(list(self._followers.items()))
 
         async def work() -> None:
             for channel, follower in todo:
-                await self._fill(channel, follower)
+                await asyncio.shield(self._fill(channel, follower))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):

@@ -68,7 +68,8 @@ class Receipt(NamedTuple):
 
     Args:
         reached: connections it was queued for; None where other nodes may have more.
-        position: where it stands in the channel's history; None where none is kept.
+        position: where it stands in the channel's history; None where none is kept, or where it was
+            kept no more when that was known.
     """
 
     reached: int | None

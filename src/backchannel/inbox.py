@@ -78,7 +78,7 @@ class Inbox:
         """So much waits that nothing more should be read for now."""
         return len(self._items) >= FULL
 
-    def put(self, item: Frame | Change) -> None:
+    def put(self, item: Frame | Change | Rest) -> None:
         """Add what came in."""
         self._items.append(item)
         self._tell(item)
@@ -144,7 +144,7 @@ class Inbox:
             self._news = self._loop.create_future()
         return self._news
 
-    def _tell(self, item: Frame | Change) -> None:
+    def _tell(self, item: Frame | Change | Rest) -> None:
         if isinstance(item, Change):
             _settle(self._news)
 

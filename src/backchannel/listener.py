@@ -82,6 +82,9 @@ class Listener:
     def on_unsubscribe(self, ws: Connection, channel: str) -> Any:
         """Has left a channel."""
 
+    def on_lost(self, ws: Connection, channel: str) -> Any:
+        """Some that was published to a channel it is in was lost; it goes on with what comes."""
+
     def on_channel_open(self, channel: str) -> Any:
         """A channel gets its first subscriber on this node."""
 
@@ -184,6 +187,7 @@ class Callbacks:
     on_last_close: Callback | None = None
     on_subscribe: Callback | None = None
     on_unsubscribe: Callback | None = None
+    on_lost: Callback | None = None
     on_channel_open: Callback | None = None
     on_channel_close: Callback | None = None
     events: Mapping[str, Callback] = field(default_factory=dict[str, Callback])
@@ -219,7 +223,8 @@ _PARAMETERS: Final = {
     "on_handshake": "request", "on_first_open": "hub", "on_open": "ws",
     "on_message": "ws, message", "on_invalid": "ws, error", "on_close": "ws, reason",
     "on_error": "ws, error", "on_last_close": "hub", "on_subscribe": "ws, channel",
-    "on_unsubscribe": "ws, channel", "on_channel_open": "channel", "on_channel_close": "channel",
+    "on_unsubscribe": "ws, channel", "on_lost": "ws, channel",
+    "on_channel_open": "channel", "on_channel_close": "channel",
 }  # fmt: skip
 
 

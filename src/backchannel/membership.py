@@ -6,7 +6,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Final
 
-from backchannel.catchup import CatchUps, Missed
+from backchannel.catchup import CatchUp, CatchUps, Missed
 from backchannel.errors import Reject, TryLater
 from backchannel.handshake import refusal
 from backchannel.observe import CONNECTION, HUB, TRACE
@@ -275,10 +275,14 @@ class Membership:
         refused: Reject | None = None
         catch_up = self._catch_ups.begin(ws, name, missed)
         try:
-            while refused is None and not (catch_up.is_complete and seen == self.rechecks):
+            while refused is None and not (self._is_level(catch_up) and seen == self.rechecks):
                 if ws.reason is not None or name in ws._channels:
                     return None, False
                 await catch_up.fill()
+                if self._cluster is not None and not self._is_level(catch_up):
+                    await self._cluster.level(name)
+                    if not self._is_level(catch_up):
+                        catch_up.look_again()
                 refused, seen = await self._ask_again(dispatch, name, seen), self.rechecks
             if refused is None:
                 self._enter(ws, name)
@@ -288,6 +292,12 @@ class Membership:
         finally:
             self._catch_ups.end(catch_up)
         return refused, refused is None
+
+    def _is_level(self, catch_up: CatchUp) -> bool:
+        """Tell whether someone has all, and just what those have who are in already."""
+        return catch_up.is_complete and (
+            self._cluster is None or self._cluster.is_level(catch_up.channel, catch_up.position)
+        )
 
     async def leave(self, dispatch: Dispatch, name: str) -> bool:
         """Leave and tell on_unsubscribe; return whether it was in."""

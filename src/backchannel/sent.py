@@ -30,7 +30,7 @@ class Sent:
 
     @property
     def position(self) -> Position | None:
-        """Where it stands in the channel's history; None without history.
+        """Where it stands in the channel's history; None where it is not, or not any more.
 
         Raises:
             RuntimeError: sent from another thread and not awaited yet.

@@ -28,6 +28,7 @@ async def node():
             **settings,
         )
         hub.rule("kept:{name}", history=1000)
+        hub.rule("few:{name}", history=3)
 
         @hub.endpoint("/ws/{channel}")
         class Room(Listener):
@@ -35,6 +36,24 @@ async def node():
                 if "since" in message:
                     entering = ws.subscribe(message["channel"], since=message["since"])
                     ws.send({"in": await entering, "lost": entering.lost})
+
+        @hub.endpoint("/told/{channel}", share_channels=True)
+        class Told(Listener):
+            def on_lost(self, ws, channel):
+                ws.send({"lost": channel})
+
+        @hub.endpoint("/told-later/{channel}", share_channels=True)
+        class ToldLater(Listener):
+            async def on_message(self, ws, message: str):
+                await ws.state.go_on.wait()
+                ws.send(message)
+
+            def on_open(self, ws):
+                ws.state.go_on = asyncio.Event()
+
+            async def on_lost(self, ws, channel):
+                await asyncio.sleep(0)
+                ws.send({"lost": channel})
 
         hubs.append(hub)
         await hub.start()
@@ -209,7 +228,7 @@ async def test_what_was_published_and_not_confirmed_is_published_once(node, cabl
 
 
 async def test_what_newer_ones_took_the_place_of_is_not_published_again(node, cable, redis_server):
-    """Whether it was published can't be known then, and an error says so."""
+    """A node's numbers tell that it was; where it stood is not known any more."""
     hub, other = await node(cable.url), await node(redis_server.url)
     for one in (hub, other):
         one.rule("last:{name}", history=1)
@@ -221,9 +240,7 @@ async def test_what_newer_ones_took_the_place_of_is_not_published_again(node, ca
         await other.broadcast("last:cars", "2")
         cable.cut()
         cable.mend()
-        with pytest.raises(BrokerUnavailable, match="may have been published, or not"):
-            await sent
-        await until(lambda: is_back(hub))
+        assert (await sent).position is None
         await hub.broadcast("last:cars", "3")
         assert await read(client, 2) == ["2", "3"]
 
@@ -308,6 +325,168 @@ async def test_a_position_from_the_future_that_a_client_names_changes_nothing(no
     future = Position(position.epoch, 99)
     assert (await hub.channel("kept:cars").history(since=future)).lost
     assert not (await hub.channel("kept:cars").history(since=position)).lost
+
+
+class Held:
+    """Holds back the pages that fill a node's gap until it is told to go on."""
+
+    def __init__(self, hub, monkeypatch):
+        self.go_on, self.asked = asyncio.Event(), asyncio.Event()
+        self._history = hub._broker.history
+        monkeypatch.setattr(hub._broker, "history", self.history)
+
+    async def history(self, channel, since, limit, *, had=False):
+        page = await self._history(channel, since, limit, had=had)
+        if had and since is not None:
+            self.asked.set()
+            await self.go_on.wait()
+        return page
+
+
+async def miss(hub, other, cable, count):
+    """Let a node miss some; returns their positions."""
+    cable.cut()
+    await until(lambda: is_away(hub))
+    positions = [(await other.broadcast("kept:cars", str(n))).position for n in range(count)]
+    cable.mend()
+    return positions
+
+
+async def test_who_enters_while_a_gap_is_filled_gets_nothing_twice(
+    node, cable, redis_server, monkeypatch
+):
+    """Its own history may be read sooner than the node has what the members have missed."""
+    hub, other = await node(cable.url), await node(redis_server.url)
+    async with hub.test_client("/ws/kept:cars") as member, hub.test_client("/ws/lobby") as late:
+        held = Held(hub, monkeypatch)
+        positions = await miss(hub, other, cable, 150)
+        await held.asked.wait()
+        await late.send({"channel": "kept:cars", "since": str(positions[-3])})
+        assert await read(late, 2) == ["148", "149"]
+        held.go_on.set()
+        assert await late.receive_json() == {"in": True, "lost": False}
+        await other.broadcast("kept:cars", "next")
+        assert await late.receive() == "next"
+        assert await read(member, 151) == [*map(str, range(150)), "next"]
+
+
+async def test_a_gap_that_only_newcomers_find_is_filled_for_all(node, cable, redis_server):
+    """As when the engine dropped something on its way to this node."""
+    hub, other = await node(cable.url), await node(redis_server.url)
+    async with hub.test_client("/ws/kept:cars") as member, hub.test_client("/ws/lobby") as late:
+        first = (await other.broadcast("kept:cars", "0")).position
+        assert await member.receive() == "0"
+        hear, hub._broker._engine.link._hear = hub._broker._engine.link._hear, lambda *_: None
+        await other.broadcast("kept:cars", "1")
+        await late.send({"channel": "kept:cars", "since": str(first)})
+        assert await late.receive() == "1"
+        hub._broker._engine.link._hear = hear
+        assert await late.receive_json() == {"in": True, "lost": False}
+        await other.broadcast("kept:cars", "2")
+        assert await late.receive() == "2"
+        assert await read(member, 2) == ["1", "2"]
+
+
+async def test_who_enters_where_others_have_just_left_a_gap_gets_what_comes_from_then_on(
+    node, cable, redis_server, monkeypatch
+):
+    hub, other = await node(cable.url), await node(redis_server.url)
+    held = Held(hub, monkeypatch)
+    async with hub.test_client("/ws/kept:cars"):
+        await miss(hub, other, cable, 3)
+        await held.asked.wait()
+    await until(lambda: not hub.channels())
+    async with hub.test_client("/ws/kept:cars") as client:
+        held.go_on.set()
+        await other.broadcast("kept:cars", "4")
+        assert await client.receive() == "4"
+
+
+async def test_what_was_not_confirmed_is_published_once_though_history_is_short(
+    node, cable, redis_server
+):
+    hub, other = await node(cable.url), await node(redis_server.url)
+    async with other.test_client("/ws/few:cars") as client:
+        cable.is_deaf = True
+        sent = [hub.broadcast("few:cars", text) for text in ("a", "b")]
+        assert await read(client, 2) == ["a", "b"]
+        for number in range(5):
+            await other.broadcast("few:cars", str(number))
+        assert await read(client, 5) == list("01234")
+        cable.cut()
+        cable.mend()
+        assert [(await one).position for one in sent] == [None, None]
+        assert (await hub.broadcast("few:cars", "next")).position.offset == 8
+        assert await client.receive() == "next"
+
+
+async def test_what_was_not_confirmed_by_an_engine_that_lost_it_is_not_published_again(
+    node, cable, redis_server
+):
+    """Some may have got it already; whoever sent it is told that."""
+    hub, other = await node(cable.url), await node(redis_server.url)
+    async with other.test_client("/ws/kept:cars") as client:
+        cable.is_deaf = True
+        sent = hub.broadcast("kept:cars", "once")
+        assert await client.receive() == "once"
+        redis_server.stop()
+        redis_server.start()
+        cable.cut()
+        cable.mend()
+        with pytest.raises(BrokerUnavailable, match="may have been published, or not"):
+            await sent
+        await until(lambda: is_back(other))
+        await other.broadcast("kept:cars", "next")
+        assert await client.receive() == "next"
+
+
+# ── who is told ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_members_are_told_of_what_they_lost_before_what_comes_next(node, redis_server):
+    hub = await node(redis_server.url)
+    async with hub.test_client("/told/kept:cars") as client:
+        await hub.broadcast("kept:cars", "before")
+        redis_server.stop()
+        await until(lambda: is_away(hub))
+        redis_server.start()
+        await until(lambda: is_back(hub))
+        await hub.broadcast("kept:cars", "after")
+        assert await client.receive() == "before"
+        assert await client.receive_json() == {"lost": "kept:cars"}
+        assert await client.receive() == "after"
+
+
+async def test_a_busy_connection_is_told_of_what_it_lost_in_its_turn(node, redis_server):
+    hub = await node(redis_server.url)
+    async with (
+        hub.test_client("/told-later/kept:cars") as busy,
+        hub.test_client("/told-later/kept:cars") as idle,
+    ):
+        await hub.broadcast("kept:cars", "before")
+        await busy.send("done")
+        redis_server.stop()
+        await until(lambda: is_away(hub))
+        redis_server.start()
+        assert await idle.receive() == "before"
+        assert await idle.receive_json() == {"lost": "kept:cars"}
+        busy.connection.state.go_on.set()
+        assert await read(busy, 2) == ["before", "done"]
+        assert await busy.receive_json() == {"lost": "kept:cars"}
+
+
+async def test_who_entered_while_the_engine_was_away_is_told_that_some_may_be_lost(
+    node, cable, redis_server
+):
+    hub, other = await node(cable.url), await node(redis_server.url)
+    cable.cut()
+    await until(lambda: is_away(hub))
+    async with hub.test_client("/told/kept:cars") as client:
+        await other.broadcast("kept:cars", "unheard")
+        cable.mend()
+        assert await client.receive_json() == {"lost": "kept:cars"}
+        await other.broadcast("kept:cars", "heard")
+        assert await client.receive() == "heard"
 
 
 # ── strangers ─────────────────────────────────────────────────────────────────────────────────

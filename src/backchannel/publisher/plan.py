@@ -146,7 +146,7 @@ class Plan:
             repeated = is_retry
             return (
                 "EVALSHA", self._hash, 2, self._keys.state(channel), self._keys.entries(channel),
-                topic, data, keep.size, keep.ttl, REMEMBERED, epoch, RUN, id_, int(is_retry),
+                topic, data, keep.size, keep.ttl, REMEMBERED, epoch, RUN, "", id_, int(is_retry),
                 monotonic() - began,
             )  # fmt: skip
 

@@ -221,14 +221,16 @@ class RedisBroker:
         if (keep := posting.keep) is None:
             link.send(posting, "PUBLISH", topic, data)
             return
-        channel, now = posting.target.key, asyncio.get_running_loop().time()
-        posting.sent_at = posting.sent_at or now
+        channel, run = posting.target.key, self._engine.run
+        if not posting.run:
+            posting.run = run
+        again = (1 if posting.run == run else 2) if posting.is_retry else 0
         link.send(
             posting,
             "EVALSHA", self._engine.scripts["publish"], 2,
             self._keys.state(channel), self._keys.entries(channel),
-            topic, data, keep.size, keep.ttl, REMEMBERED, secrets.token_hex(4), self._engine.run,
-            f"{self._node.id}:{posting.number}", int(posting.is_retry), now - posting.sent_at,
+            topic, data, keep.size, keep.ttl, REMEMBERED, secrets.token_hex(4), run,
+            self._node.id, posting.number, again, 0,
         )  # fmt: skip
 
     def _count_where_wanted(self, posting: Posting) -> None:

@@ -94,13 +94,13 @@ class Posting:
 
     Attributes:
         is_retry: it may have been published already.
-        sent_at: when it was sent first, by the loop's clock; 0 before.
+        run: the engine's run of data in which it was first published; empty before that.
         size: bytes it needs.
     """
 
     __slots__ = (
         "_asked", "_owner", "inquiry", "is_retry", "keep", "number", "outcome", "publication",
-        "sent_at", "size", "target", "until", "words",
+        "run", "size", "target", "until", "words",
     )  # fmt: skip
 
     def __init__(
@@ -127,7 +127,7 @@ class Posting:
         self.number = number
         self.until = until
         self.is_retry = False
-        self.sent_at = 0.0
+        self.run = ""
         self.size = _OVERHEAD + (len(publication.frame) if publication is not None else 0)
         self._owner = owner
 
@@ -151,7 +151,7 @@ class Posting:
         heard, position = reply, None
         if self.keep is not None:
             epoch, offset, heard = reply
-            position = Position(epoch.decode(), offset)
+            position = Position(epoch.decode(), offset) if offset else None
         if self.inquiry is not None:
             self.inquiry.heard_by(heard)
         elif self.outcome is not None:

@@ -1,30 +1,48 @@
 -- Keeps a publication and publishes it, in one step.
 -- KEYS: the channel's state, the channel's entries (of one hash slot).
 -- ARGV: topic, parcel, how many to keep, seconds to keep each, seconds to know the position after
---       that, an epoch to begin if need be, what names the engine's run of data, the publication's id,
---       "1" where it may have been published already, and how many seconds ago at most.
--- Returns epoch, offset, how many nodes heard it; an error UNSURE where it may have been published, and
--- can't be found since newer ones took its place.
+--       that, an epoch to begin if need be, what names the engine's run of data, the node that
+--       publishes ("" for who is none), its number for this one, "0" where it is new, "1" where it may
+--       have been published already, "2" where it may have been in an earlier run, and how many
+--       seconds ago at most.
+-- Returns epoch, offset (0 where it is not kept any more), how many nodes heard it; an error UNSURE
+-- where it may have been published and that can't be found out any more: then it is not, again.
 local epoch, run, top = unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top"))
 top = tonumber(top) or 0
-if ARGV[9] == "1" and epoch then
-    local newest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1000)
-    for _, entry in ipairs(newest) do
-        if entry[2][6] == ARGV[8] then
-            return {epoch, tonumber(string.match(entry[1], "^%d+")), 0}
+local by = "by:" .. ARGV[8]
+local id = ARGV[8] .. ":" .. ARGV[9]
+
+local function found()
+    for _, entry in ipairs(redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1000)) do
+        if entry[2][6] == id then
+            return tonumber(string.match(entry[1], "^%d+"))
         end
     end
-    -- It was not published, if what is there goes back to before it could have been.
-    local oldest = newest[#newest]
-    local age = math.ceil(tonumber(ARGV[10])) + 1
-    local sure = top == 0
-    if oldest then
-        sure = string.match(oldest[1], "^%d+") == "1"
-            or tonumber(oldest[2][4]) < redis.call("TIME")[1] - age
-    elseif top > 0 then
-        sure = age < tonumber(ARGV[4])
+end
+
+-- What there is goes back to before it could have been published, and it is not there.
+local function never_was()
+    if ARGV[10] == "2" or not epoch or run ~= ARGV[7] then
+        return false
     end
-    if not sure then
+    local age = math.ceil(tonumber(ARGV[11])) + 1
+    local oldest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1000)
+    oldest = oldest[#oldest]
+    if oldest then
+        return string.match(oldest[1], "^%d+") == "1"
+            or tonumber(oldest[2][4]) < redis.call("TIME")[1] - age
+    end
+    return top == 0 or age < tonumber(ARGV[4])
+end
+
+if ARGV[10] ~= "0" then
+    local last = ARGV[8] ~= "" and redis.call("HGET", KEYS[1], by)
+    local offset = found()
+    if offset then
+        return {epoch, offset, 0}
+    elseif last and tonumber(string.match(last, "^%d+")) >= tonumber(ARGV[9]) then
+        return {epoch, 0, 0}  -- a node's numbers count up: its last one tells of all before
+    elseif ARGV[8] == "" and not never_was() or ARGV[10] == "2" then
         return redis.error_reply("UNSURE whether it was published before")
     end
 end
@@ -37,10 +55,20 @@ end
 top = top + 1
 local position = epoch .. "." .. string.format("%.0f", top)
 local now = redis.call("TIME")
-redis.call("HSET", KEYS[1], "epoch", epoch, "run", ARGV[7], "top", string.format("%.0f", top))
-redis.call("XADD", KEYS[2], "MAXLEN", ARGV[3], string.format("%.0f-1", top),
-    "parcel", ARGV[2], "time", now[1], "id", ARGV[8])
 local keep = math.ceil(tonumber(ARGV[4]))
+redis.call("HSET", KEYS[1], "epoch", epoch, "run", ARGV[7], "top", string.format("%.0f", top))
+-- Its first one here: nodes that have long been silent are forgotten.
+if ARGV[8] ~= "" and redis.call("HSET", KEYS[1], by, ARGV[9] .. " " .. now[1]) > 0 then
+    local known = redis.call("HGETALL", KEYS[1])
+    for i = 1, #known, 2 do
+        local time = string.sub(known[i], 1, 3) == "by:" and string.match(known[i + 1], " (%d+)$")
+        if time and tonumber(time) < now[1] - tonumber(ARGV[5]) then
+            redis.call("HDEL", KEYS[1], known[i])
+        end
+    end
+end
+redis.call("XADD", KEYS[2], "MAXLEN", ARGV[3], string.format("%.0f-1", top),
+    "parcel", ARGV[2], "time", now[1], "id", id)
 redis.call("EXPIRE", KEYS[2], keep)
 redis.call("EXPIRE", KEYS[1], keep + ARGV[5])
 return {epoch, top, redis.call("PUBLISH", ARGV[1], "@" .. position .. " " .. ARGV[2])}

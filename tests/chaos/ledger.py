@@ -1,0 +1,232 @@
+"""Keeps what was accepted and what came, and judges it: pure, so that it can be shown to notice.
+
+What each client was told of a channel is one list, in its order. A stretch of it begins where the
+client entered or was told of a loss; within a stretch each publication that was for this client
+comes once, in the order of the offsets, and none is left out.
+"""
+
+from __future__ import annotations
+
+import collections
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """A position, as its text says it."""
+
+    epoch: str
+    offset: int
+
+    @classmethod
+    def read(cls, text: str) -> Place:
+        epoch, _, offset = text.rpartition(".")
+        return cls(epoch, int(offset))
+
+
+@dataclass
+class Said:
+    """A publication, as its publisher knows it.
+
+    Args:
+        id: its own.
+        channel: where it was said.
+        by: the connection that said it: over two of them there is no order.
+        number: which counts up.
+        to: users whom it is for alone; None is all.
+        exclude: users whom it is not for.
+
+    Attributes:
+        state: what its publisher was told: "sent" is nothing yet, then "accepted", "unknown", or
+            "never" where it was not published.
+        offset: where it stands, in each of the epochs.
+        epochs: more than one where an engine came back with its data.
+    """
+
+    id: str
+    channel: str
+    by: str
+    number: int
+    to: list[str] | None
+    exclude: list[str] | None
+    state: str = "sent"
+    offset: int | None = None
+    epochs: set[str] = field(default_factory=set)
+
+    def is_for(self, user: str) -> bool:
+        return (self.to is None or user in self.to) and user not in (self.exclude or ())
+
+
+class Had(NamedTuple):
+    """What a client was told of a channel.
+
+    Args:
+        kind: "got" a publication; "entered", before what it missed; "caught up", after it; "lost"
+            while it was in; "draft" for what came before the word that it has entered, which never
+            came: it does not count as had.
+        id: of what it got.
+        lost: on entering, some were lost.
+        at: up to where it has all; None where nobody knows.
+    """
+
+    kind: str
+    id: str = ""
+    lost: bool = False
+    at: Place | None = None
+
+
+class Ledger:
+    """All of a run."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, Said] = {}
+        self.had: dict[tuple[str, str, str], list[Had]] = collections.defaultdict(list)
+        self.users: dict[str, str] = {}
+        self.figures: collections.Counter[str] = collections.Counter()
+
+    def say(self, said: Said) -> None:
+        self.said[said.id] = said
+
+    def place(self, id_: str, place: Place) -> None:
+        """Note where a publication stands; in an engine that kept its data, also in a new epoch."""
+        said = self.said[id_]
+        said.offset = place.offset
+        said.epochs.add(place.epoch)
+
+    def note(self, client: str, user: str, channel: str, had: Had) -> None:
+        self.had[client, user, channel].append(had)
+        self.figures[had.kind] += 1
+        self.figures["lost told"] += had.lost or had.kind == "lost"
+
+    def judge(self) -> list[str]:
+        """Return what is wrong: empty where everything was as promised."""
+        wrong: list[str] = []
+        stored: dict[str, list[Said]] = collections.defaultdict(list)
+        for said in self.said.values():
+            if said.offset is not None:
+                stored[said.channel].append(said)
+        for (client, user, channel), had in self.had.items():
+            where = f"{client} ({user}) in {channel}"
+            wrong += [f"{where}: {text}" for text in self._strangers(user, channel, had)]
+            if stored[channel]:
+                walk = _Walk(user, stored[channel], self.said)
+                wrong += [f"{where}: {text}" for text in walk.judge(had)]
+            else:
+                wrong += [f"{where}: {text}" for text in self._out_of_order(had)]
+        return wrong
+
+    def _strangers(self, user: str, channel: str, had: list[Had]) -> list[str]:
+        """What no promise allows, however much was lost."""
+        wrong, seen = [], set()
+        for one in had:
+            if one.kind not in {"got", "draft"}:
+                continue
+            said = self.said[one.id]
+            if said.channel != channel:
+                wrong.append(f"{one.id} was for {said.channel}")
+            if not said.is_for(user):
+                wrong.append(f"{one.id} was not for it: to {said.to}, without {said.exclude}")
+            if said.state == "never":
+                wrong.append(f"{one.id} came, whose sender was told that it was not published")
+            if one.kind == "got" and one.id in seen:
+                wrong.append(f"{one.id} came twice")
+            if one.kind == "got":
+                seen.add(one.id)
+        return wrong
+
+    def _out_of_order(self, had: list[Had]) -> list[str]:
+        """Where nothing is kept, each publisher's are in its order, at most once."""
+        wrong: list[str] = []
+        last: dict[str, int] = {}
+        for one in had:
+            if one.kind == "got":
+                said = self.said[one.id]
+                if said.number <= last.get(said.by, -1):
+                    wrong.append(f"{one.id} came after number {last[said.by]} of {said.by}")
+                last[said.by] = said.number
+        return wrong
+
+
+class _Walk:
+    """Goes through what one client had of one channel.
+
+    Attributes:
+        at: up to where it has all; None where some may be missing before what comes next.
+    """
+
+    def __init__(self, user: str, stored: list[Said], said: dict[str, Said]):
+        self.user = user
+        self.said = said
+        self.by_epoch: dict[str, dict[int, Said]] = collections.defaultdict(dict)
+        for one in stored:
+            for epoch in one.epochs:
+                self.by_epoch[epoch][one.offset or 0] = one
+        self.at: Place | None = None
+        self.has_gap = False
+        self.wrong: list[str] = []
+
+    def judge(self, had: list[Had]) -> list[str]:
+        for one in had:
+            if one.kind == "got" and not self.has_gap:
+                self._get(one.id)
+            elif one.kind == "lost":
+                self.at = None
+            elif one.kind == "entered":
+                self._enter(one)
+            elif one.kind == "caught up" and self.has_gap:
+                self.at, self.has_gap = None, False
+        return self.wrong
+
+    def _enter(self, entered: Had) -> None:
+        self.has_gap = entered.at is None  # somewhere in what follows, until it has caught up
+        if not entered.lost and self.at is not None and entered.at is not None:
+            self._check_between(entered.at)
+        self.at = entered.at
+
+    def _get(self, id_: str) -> None:
+        said = self.said[id_]
+        if said.offset is None:
+            return  # where it stands nobody knows: the engine died with it
+        if self.at is None:
+            self.at = Place(max(said.epochs), said.offset)
+            return
+        if self.at.epoch not in said.epochs:
+            # The first after a loss may be known by several epochs.
+            both = self._common(said)
+            if both is None:
+                self.wrong.append(
+                    f"{id_} is of epoch {sorted(said.epochs)} and came after {self.at} "
+                    "without a word of a loss"
+                )
+                self.at = Place(max(said.epochs), said.offset)
+                return
+            self.at = Place(both, self.at.offset)
+        here = Place(self.at.epoch, said.offset)
+        if here.offset <= self.at.offset:
+            self.wrong.append(f"{id_} at {here} came after {self.at}")
+            return
+        self._check_between(here)
+        self.at = here
+
+    def _common(self, said: Said) -> str | None:
+        assert self.at is not None
+        before = self.by_epoch[self.at.epoch].get(self.at.offset)
+        shared = (before.epochs if before is not None else set()) & said.epochs
+        return max(shared, default=None)
+
+    def _check_between(self, here: Place) -> None:
+        """Find what should have come between the place it has all up to and this one."""
+        assert self.at is not None
+        if here.epoch != self.at.epoch:
+            self.wrong.append(f"it went on at {here} after {self.at} without a word of a loss")
+            return
+        known = self.by_epoch[here.epoch]
+        missing = [
+            known[offset].id
+            for offset in range(self.at.offset + 1, here.offset)
+            if offset in known and known[offset].is_for(self.user)
+        ]
+        if missing:
+            self.wrong.append(
+                f"{len(missing)} missing between {self.at} and {here}: {', '.join(missing[:5])}"
+            )
