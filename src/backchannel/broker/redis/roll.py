@@ -23,6 +23,7 @@ from backchannel.errors import BrokerUnavailable
 if TYPE_CHECKING:
     from backchannel.broker.redis.engine import Engine
     from backchannel.broker.redis.keys import Keys
+    from backchannel.broker.redis.link import Link
     from backchannel.contracts import Node
 
 __all__ = ["Roll"]
@@ -152,7 +153,7 @@ class Roll:
 
     async def _say_all(self) -> None:
         self._wake.clear()
-        if self._engine.link is None:
+        if self._link is None:
             self._fail_asked()
             return
         if not self._fence:
@@ -172,7 +173,7 @@ class Roll:
 
     async def _rest(self) -> None:
         """Wait for something to say; what is always to be said is that this node is alive."""
-        if self._engine.link is None:
+        if self._link is None:
             await self._wake.wait()
             return
         try:
@@ -223,10 +224,16 @@ class Roll:
             self._held.discard(pair)
             self._left[pair] = asyncio.get_running_loop().time()
 
+    @property
+    def _link(self) -> Link | None:
+        """The connection; None where it is lost, also before the engine has noticed."""
+        link = self._engine.link
+        return None if link is None or link.lost.done() else link
+
     # ── one step ──────────────────────────────────────────────────────────────────────────────
 
     async def _call(self, verb: str, *words: str | bytes | int) -> Any:
-        link, done = self._engine.link, self._done
+        link, done = self._link, self._done
         if link is None:
             raise BrokerUnavailable(f"{self._engine.shown} is away")
         reply = await link.call(
