@@ -5,7 +5,7 @@ channels, and messages to a channel, a user, one device or any chosen set.
 """
 
 from backchannel.app import Hub
-from backchannel.audience import Audience, Info
+from backchannel.audience import Audience, Info, User
 from backchannel.connection import CloseReason, Connection
 from backchannel.errors import (
     BackchannelError,
@@ -41,6 +41,7 @@ __all__ = [
     "SessionUnavailable",
     "TemplateError",
     "UnsendableMessage",
+    "User",
     "event",
     "threaded",
 ]

@@ -6,8 +6,9 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Never
+from typing import TYPE_CHECKING, Any, Final, Never, TypeVar
 
+from backchannel.attendance import check_callback
 from backchannel.channel import check_channel
 from backchannel.listener import written_at
 from backchannel.observe import CONNECTION, HUB
@@ -15,6 +16,7 @@ from backchannel.rules import astray, check_call, read_rule
 from backchannel.stepping import InContext
 
 if TYPE_CHECKING:
+    from backchannel.attendance import Attendance
     from backchannel.change import Change
     from backchannel.cluster import Cluster
     from backchannel.config import Settings
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from backchannel.runtime import Runtime
 
 __all__ = ["Access"]
+
+MemberCallback = TypeVar("MemberCallback", bound=Callable[[str, str], Any])
 
 AT_ONCE: Final = 16
 """Connections that a recheck asks about at the same time, where rules have to wait."""
@@ -49,6 +53,7 @@ class Access:
     rules: Rules
     endpoints: Endpoints
     cluster: Cluster
+    attendance: Attendance
 
     def rule(
         self,
@@ -59,6 +64,7 @@ class Access:
         history: int | None = None,
         ttl: float = 3600,
         replay: int = 0,
+        presence: bool = False,
         **unknown: Never,
     ) -> None:
         """Say who may enter the channels of a pattern, who may publish to them, and what is kept.
@@ -81,6 +87,8 @@ class Access:
             ttl: seconds that each of them is kept.
             replay: publications, the newest ones, that everyone who enters gets before all later
                 ones, as far as they were for this one; at most ``history``.
+            presence: True keeps which users are in each channel, on all nodes: for ``on_join``,
+                ``on_leave`` and ``await hub.channel(name).users()``.
             unnamed: refused: subscribe and publish are given by name.
             unknown: refused, with what was probably meant.
 
@@ -88,7 +96,7 @@ class Access:
             TemplateError: the pattern is malformed or fits no channel, has a rule already, or is
                 as specific as another one that could fit the same name.
             ListenerError: what is to be asked takes something that rules do not have to give.
-            TypeError: the pattern is no str, or a number is none.
+            TypeError: the pattern is no str, a number is none, or presence is no bool.
             ValueError: a number is out of range, or more is to be replayed than is kept.
             TypeError: the pattern is no str, or something is given by no name or an unknown one.
         """
@@ -105,6 +113,7 @@ class Access:
                 history=history,
                 ttl=ttl,
                 replay=replay,
+                presence=presence,
                 casefold=casefold,
             )
         )
@@ -121,6 +130,37 @@ class Access:
                 "them: did you mean %r, those of %r (%s)?",
                 rule, near.text, where.template.text, where.callbacks.name,
             )  # fmt: skip
+        told = [f"hub.{name}" for name in ("on_join", "on_leave") if getattr(self.attendance, name)]
+        if told and not self.rules.presence:
+            HUB.warning(
+                "%s will never be called: no rule keeps who is in its channels, as "
+                'hub.rule("room:{name}", presence=True) does',
+                " and ".join(told),
+            )
+
+    def on_join(self, callback: MemberCallback) -> MemberCallback:
+        """Call ``callback(channel, user)`` when a user has come into a channel; a decorator.
+
+        That is when the first of the user's devices has entered it, on whatever node, of a channel
+        whose rule says ``presence=True``. It is called once, on one node.
+
+        Args:
+            callback: ``def``, ``async def`` or ``@threaded def``. What it raises is logged.
+
+        Raises:
+            ListenerError: it can't be called with a channel and a user.
+        """
+        self.attendance.on_join = check_callback(callback, "on_join")
+        return callback
+
+    def on_leave(self, callback: MemberCallback) -> MemberCallback:
+        """Call ``callback(channel, user)`` when a user has left a channel; a decorator.
+
+        That is when the last of the user's devices has left it, and none has come back for
+        ``presence_moment`` seconds. See ``on_join``.
+        """
+        self.attendance.on_leave = check_callback(callback, "on_leave")
+        return callback
 
     async def may_publish(self, ws: Connection, channel: str) -> bool:
         """Tell whether a rule lets a client publish to a channel: for listeners that pass it on.

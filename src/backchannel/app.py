@@ -306,7 +306,7 @@ def _broker(settings: Settings) -> Broker:
     """Return what carries publications between nodes."""
     url = settings.broker
     if not isinstance(url, str):
-        return url or MemoryBroker()
+        return url or MemoryBroker(settings.presence_moment)
     try:
         from backchannel.broker.redis import RedisBroker  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -315,7 +315,12 @@ def _broker(settings: Settings) -> Broker:
             f'"backchannel[redis]" ({error})'
         ) from error
     return RedisBroker(
-        url, settings.name, timeout=settings.broker_timeout, max_unsent=settings.max_unsent
+        url,
+        settings.name,
+        timeout=settings.broker_timeout,
+        max_unsent=settings.max_unsent,
+        lease=settings.presence_lease,
+        moment=settings.presence_moment,
     )
 
 

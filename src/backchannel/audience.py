@@ -10,7 +10,7 @@ from backchannel.codes import check_close
 from backchannel.connection import ABSENT, CloseReason, Connection
 from backchannel.contracts import Receipt, Target
 from backchannel.history import History, Position
-from backchannel.info import Info, unpacked
+from backchannel.info import Info, User, unpacked
 from backchannel.sent import Sent
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from backchannel.hub import HubCore
     from backchannel.sent import Outcome
 
-__all__ = ["Addressees", "Audience", "Changes", "Info"]
+__all__ = ["Addressees", "Audience", "Changes", "Info", "User"]
 
 
 class Audience(Addressed):
@@ -154,15 +154,37 @@ class Audience(Addressed):
         here = len(self._hub.roster.members(self.target))
         return here + sum(map(int, await self._ask_others("count")))
 
-    async def users(self) -> list[str]:
-        """Return the ids of the users in this audience, each once, in the order they came.
+    async def users(self) -> list[User]:
+        """Return the users in this audience, each once: their ids, in the order they came.
+
+        Where it is a channel whose rule says ``presence=True``, the broker knows them: each has
+        its ``devices``, a list of ``Info``, and one whose last device has just gone is there until
+        ``on_leave`` is told. Else the nodes are asked.
 
         Raises:
-            BrokerUnavailable: the other nodes can't be asked.
+            BrokerUnavailable: the broker or the other nodes can't be asked.
         """
+        if self._has_presence:
+            return await self._hub.attendance.users(self.target.key)
         here = [ws.user for ws in self._members() if ws.user is not None]
-        others = [user for some in await self._ask_others("users") for user in some]
-        return list(dict.fromkeys([*here, *others]))
+        there = [user for some in await self._ask_others("users") for user in some]
+        return [User(id_) for id_ in dict.fromkeys([*here, *there])]
+
+    async def count_users(self) -> int:
+        """Return how many users are in this audience, on all nodes.
+
+        In a channel whose rule says ``presence=True`` this costs the same for any number of them.
+
+        Raises:
+            BrokerUnavailable: the broker or the other nodes can't be asked.
+        """
+        if self._has_presence:
+            return await self._hub.attendance.count(self.target.key)
+        return len(await self.users())
+
+    @property
+    def _has_presence(self) -> bool:
+        return self.target.kind == "channel" and self._hub.rules.has_presence(self.target.key)
 
     async def _ask_others(self, verb: str) -> list[Any]:
         """Ask the other nodes that have someone of this audience, where there are any."""

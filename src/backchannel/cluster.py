@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -78,6 +78,23 @@ class Cluster:
                     self._fill(channel, follower)
                 return 0
         return self._hub._deliver(publication, position)
+
+    @property
+    def keeps_presence(self) -> bool:
+        """Some rule says presence."""
+        return self._hub.rules.presence
+
+    def attending(self) -> Iterable[tuple[str, str]]:
+        """Name who is in the channels with presence here."""
+        return self._hub.attendance.attending()
+
+    def devices(self, channel: str, user: str) -> bytes:
+        """Describe a user's connections here that are in a channel."""
+        return self._hub.attendance.devices(channel, user)
+
+    def tell_of(self, channel: str, user: str, done: Callable[[], None], *, joined: bool) -> None:
+        """Tell the application that a user has joined or left a channel."""
+        self._hub.attendance.tell_of(channel, user, done, joined=joined)
 
     def outcome(self) -> Outcome:
         """Return what is settled when a publication has been taken."""
@@ -153,7 +170,7 @@ class Cluster:
     def announce(self) -> None:
         """Tell those who publish without a hub that rules have changed."""
         if self.is_shared:
-            self._broker.announce()
+            self._broker.about_changed()
 
     def close(self, channel: str) -> None:
         """Hear a channel no more."""

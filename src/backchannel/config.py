@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Settings", "SettingsOptions", "check_authenticate"]
 
 MIB = 1024 * 1024
+SHORTEST_LEASE: Final = 0.1
 # Scheme, host with or without "*." in front, port.
 _ORIGIN: Final = re.compile(
     r"[A-Za-z][A-Za-z0-9+.-]*://((\*\.)?[^\s/?#@*:\[\]]+|\[[0-9a-fA-F:.]+\])(:[0-9]+)?"
@@ -46,6 +47,10 @@ class Settings:
             nodes have to answer.
         max_unsent: bytes of publications that may wait for the broker.
         max_publication: bytes of the largest message that goes through a broker's engine.
+        presence_lease: seconds after which a node that died, or that the broker has not heard of
+            for as long, has nobody in channels any more (rules with ``presence=True``).
+        presence_moment: seconds that a user may be away from a channel, as while a page is loaded
+            anew, without having left it.
         allowed_origins: origins that browsers may connect from besides the page's own: full
             origins (``"https://app.example.com"``), with a wildcard for subdomains
             (``"https://*.example.com"``), or ``"*"`` for any. One str is one origin.
@@ -101,6 +106,8 @@ class Settings:
     broker_timeout: float = 5.0
     max_unsent: int = 16 * MIB
     max_publication: int = 16 * MIB
+    presence_lease: float = 10.0
+    presence_moment: float = 1.0
     allowed_origins: str | Iterable[str] = ()
     authenticate: Callable[[Any], Any] | None = None
     session: Sessions | None = None
@@ -149,6 +156,14 @@ class Settings:
         for name in ("max_messages_per_second", "max_handshakes_per_second"):
             if getattr(self, name) == math.inf:
                 raise ValueError(f"Hub({name}=…) must be finite, not inf; None is no limit")
+        for name in ("presence_lease", "presence_moment"):
+            if getattr(self, name) == math.inf:
+                raise ValueError(f"Hub({name}=…) is seconds and must be finite, not inf")
+        if self.presence_lease < SHORTEST_LEASE:
+            raise ValueError(
+                f"Hub(presence_lease=…) is at least {SHORTEST_LEASE} s, not "
+                f"{self.presence_lease!r}: it is renewed each third of it"
+            )
         if self.when_user_is_full not in get_args(WhenUserIsFull):
             raise ValueError(
                 'Hub(when_user_is_full=…) must be "replace" or "refuse", not '
@@ -192,6 +207,8 @@ class SettingsOptions(TypedDict, total=False):
     broker_timeout: float
     max_unsent: int
     max_publication: int
+    presence_lease: float
+    presence_moment: float
     allowed_origins: str | Iterable[str]
     authenticate: Callable[[Any], Any] | None
     session: Sessions | None

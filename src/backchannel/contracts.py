@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -133,6 +133,33 @@ class Node(Protocol):
         """
         ...
 
+    @property
+    def keeps_presence(self) -> bool:
+        """There are channels of which it is kept who is in them."""
+        ...
+
+    def attending(self) -> Iterable[tuple[str, str]]:
+        """Name all that is to be announced: channels with presence, each user in them here."""
+        ...
+
+    def devices(self, channel: str, user: str) -> bytes:
+        """Describe a user's connections here that are in a channel now; empty: there are none."""
+        ...
+
+    def tell_of(self, channel: str, user: str, done: Callable[[], None], *, joined: bool) -> None:
+        """Tell the application that a user has joined or left a channel.
+
+        Returns at once. What is told of one user in one channel is told in the order of the calls.
+
+        Args:
+            channel: the channel.
+            user: the user.
+            done: called when the application knows. A node that stops may never call it: then
+                another one is to be told.
+            joined: False when the user has left.
+        """
+        ...
+
     def outcome(self) -> Outcome:
         """Return what is settled when a publication was taken, or was not."""
         ...
@@ -157,8 +184,8 @@ class Broker(Protocol):
     away ends no connection: the broker comes back by itself and says ``node.interrupted()``.
 
     Attributes:
-        shared: there may be other nodes. Where there are none, nothing but publish() and history()
-            is called while the hub runs.
+        shared: there may be other nodes. Where there are none, nothing but publish(), history() and
+            what is of presence is called while the hub runs.
         tickets: keeps the hub's one-time tickets; None leaves them to this process.
     """
 
@@ -186,7 +213,7 @@ class Broker(Protocol):
         """
         ...
 
-    def announce(self) -> None:
+    def about_changed(self) -> None:
         """Tell those who publish without a hub ``node.about()``, which has changed.
 
         It is told at the start too. What a node told last holds.
@@ -251,6 +278,41 @@ class Broker(Protocol):
         Returns:
             ``lost`` where anything between ``since`` and the newest is not there any more, or
             ``since`` is of another epoch or later than the newest. An epoch never comes again.
+        """
+        ...
+
+    # Presence: who is in a channel, on all nodes.
+    # Order: a join is told at once, to one node; a leave when the user was on no node for a moment.
+    # Of one user in one channel the two alternate. Who comes back within the moment has neither
+    # left nor joined, and is a member all the while.
+    # Failure: what a node announced is removed when that node has not been heard of for the time of
+    # its lease. One that comes back after that announces all there is anew, and so does one whose
+    # engine was away or has lost its data: then nobody joins or leaves who was there before and is
+    # there now, unless it was told meanwhile that they had left. Where a node dies while it tells,
+    # another tells it again.
+
+    def announce(self, channel: str, user: str) -> None:
+        """Take note that a user's connections in a channel may be other ones: ``node.devices``.
+
+        Called in the hub's event loop. Where the engine is away it is announced when it is back.
+        """
+        ...
+
+    async def members(self, channel: str) -> dict[str, list[bytes]]:
+        """Return the users in a channel, with what each node's ``devices`` described.
+
+        It has what was announced before by this node. A user who is away for a moment has none.
+
+        Raises:
+            BrokerUnavailable: the engine does not answer.
+        """
+        ...
+
+    async def count_members(self, channel: str) -> int:
+        """Return how many users ``members`` has, at a cost that does not grow with them.
+
+        Raises:
+            BrokerUnavailable: the engine does not answer.
         """
         ...
 

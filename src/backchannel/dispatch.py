@@ -141,6 +141,8 @@ class Dispatch(Caller):
         CONNECTION.info("%s ended by the %s: %s", ws, reason.by, words)
         self._hub.fanout.leaving(ws, ws._channels)
         self._hub.roster.remove(ws)
+        if self._hub.rules.presence:
+            self._hub.attendance.ended(ws)
         if self._hub.cluster.is_shared:
             self._hub.cluster.release(ws)
         self._hub.expiry.discard(self)

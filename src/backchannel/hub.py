@@ -11,6 +11,7 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backchannel.access import Access
+from backchannel.attendance import Attendance
 from backchannel.audience import Changes, Info
 from backchannel.catchup import CatchUps, Missed
 from backchannel.change import Change
@@ -62,6 +63,7 @@ class HubCore(Publishing, Access):
         expiry: ends the connections whose identity holds until a time.
         tickets: those that wait to be used.
         touches: keeps the sessions alive whose sockets are used.
+        attendance: who is in the channels whose rule says presence.
         node: this node's id, new at each start.
     """
 
@@ -73,6 +75,7 @@ class HubCore(Publishing, Access):
         self.rules = Rules()
         self._broker = broker
         self.cluster = Cluster(self, broker)
+        self.attendance = Attendance(self, broker)
         self._begin_membership()
         self.dispatches: set[Dispatch] = set()
         self.endpoints = Endpoints(casefold=settings.casefold_channels)
@@ -96,6 +99,7 @@ class HubCore(Publishing, Access):
             Channels(),
             self.rules,
             self._catch_ups,
+            self.attendance,
             self.cluster if self.cluster.is_shared else None,
         )
 
@@ -316,6 +320,7 @@ class HubCore(Publishing, Access):
         self.guard = Guard(self.settings)
         self.node = secrets.token_hex(4)
         self.cluster.begin_anew()
+        self.attendance.begin_anew()
         try:
             await self._broker.start()
         except BaseException:

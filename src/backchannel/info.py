@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
-__all__ = ["Info", "packed", "unpacked"]
+__all__ = ["Info", "User", "packed", "unpacked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,44 @@ class Info:
     node: str
     opened_at: datetime
     meta: Mapping[str, Any]
+
+
+class User(str):
+    """A user in an audience: the id, which it is equal to, and more where a rule says presence.
+
+    Args:
+        id_: the user's id.
+        devices: the user's connections in the channel, on all nodes; None where that is not known.
+    """
+
+    __slots__ = ("_devices",)
+    _devices: tuple[Info, ...] | None
+
+    def __new__(cls, id_: str, devices: Iterable[Info] | None = None) -> Self:  # noqa: D102
+        self = super().__new__(cls, id_)
+        self._devices = None if devices is None else tuple(devices)
+        return self
+
+    @property
+    def devices(self) -> list[Info]:
+        """The user's connections in the channel, as they were when each came into it.
+
+        None for a user whose last one has gone, and who may be back in a moment.
+
+        Raises:
+            AttributeError: no rule says that presence is kept of this channel.
+        """
+        if self._devices is None:
+            raise AttributeError(
+                f"the devices of {str(self)!r} are known in channels whose rule says so: "
+                'hub.rule("room:{name}", presence=True); all of a user\'s are '
+                "await hub.user(id).connections()"
+            )
+        return list(self._devices)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let it be copied and pickled."""
+        return (User, (str(self), self._devices))
 
 
 def unpacked(answers: Iterable[Iterable[Any]]) -> list[Info]:

@@ -14,6 +14,7 @@ from backchannel.observe import CONNECTION, HUB, TRACE
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from backchannel.attendance import Attendance
     from backchannel.channel import Channel, Channels
     from backchannel.cluster import Cluster
     from backchannel.connection import Connection
@@ -42,7 +43,8 @@ class Membership:
     """
 
     __slots__ = (
-        "_catch_ups", "_channels", "_cluster", "_fanout", "_roster", "_rules", "rechecks",
+        "_attendance", "_catch_ups", "_channels", "_cluster", "_fanout", "_roster", "_rules",
+        "rechecks",
     )  # fmt: skip
 
     def __init__(
@@ -52,10 +54,12 @@ class Membership:
         channels: Channels,
         rules: Rules,
         catch_ups: CatchUps,
+        attendance: Attendance,
         cluster: Cluster | None = None,
     ):
         self._roster = roster
         self._catch_ups = catch_ups
+        self._attendance = attendance
         self._cluster = cluster  # None where there are no other nodes
         self._fanout = fanout
         self._channels = channels
@@ -176,12 +180,16 @@ class Membership:
     def _enter(self, ws: Connection, name: str) -> None:
         self._roster.enter(ws, name)
         self._fanout.entered(ws, name)
+        if self._rules.presence:
+            self._attendance.changed(ws, name)
         if TRACE.is_on:
             CONNECTION.debug("%s entered %r", ws, name)
 
     def _leave(self, ws: Connection, name: str) -> None:
         self._fanout.leaving(ws, (name,))
         self._roster.leave(ws, name)
+        if self._rules.presence:
+            self._attendance.changed(ws, name)
         if TRACE.is_on:
             CONNECTION.debug("%s left %r", ws, name)
 

@@ -83,7 +83,9 @@ def _encode_json(message: Any) -> bytes:
 
 
 def _plain_model(value: Any) -> Any:
-    """Encode what msgspec doesn't know: pydantic models, when pydantic is in use."""
+    """Encode what msgspec doesn't know: subclasses of str, such as User, and pydantic models."""
+    if isinstance(value, str):
+        return str(value)
     if _is_model(value):
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__qualname__} is unsupported")

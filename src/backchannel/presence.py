@@ -11,7 +11,7 @@ from backchannel.observe import LISTENER
 from backchannel.threads import call_in_thread
 from backchannel.turn import Occupancy
 
-__all__ = ["Presence"]
+__all__ = ["Presence", "tell"]
 
 
 class Presence:
@@ -39,14 +39,14 @@ class Presence:
         if user is None or (self.on_online is None and self.on_offline is None):
             return None
         occupancy = self._users.setdefault(user, Occupancy())
-        return occupancy.enter(functools.partial(_tell, self.on_online, user))
+        return occupancy.enter(functools.partial(tell, self.on_online, user))
 
     async def went(self, user: str | None) -> None:
         """Note that one of a user's devices has gone; the last one is announced."""
         occupancy = None if user is None else self._users.get(user)
         if user is None or occupancy is None:
             return
-        await occupancy.leave(functools.partial(_tell, self.on_offline, user))
+        await occupancy.leave(functools.partial(tell, self.on_offline, user))
         if not occupancy.holders and occupancy.is_calm:
             self._users.pop(user, None)
 
@@ -55,15 +55,17 @@ class Presence:
         self._users.clear()
 
 
-async def _tell(callback: Callable[[str], Any] | None, user: str) -> None:
+async def tell(callback: Callable[..., Any] | None, *arguments: str) -> None:
+    """Call a callback of the application's, however it is written; what it raises is logged."""
     if callback is None:
         return
     try:
         if getattr(callback, "_backchannel_threaded", False):
-            await call_in_thread(callback, user)
+            await call_in_thread(callback, *arguments)
             return
-        told = callback(user)
+        told = callback(*arguments)
         if inspect.isawaitable(told):
             await told
     except Exception as error:  # noqa: BLE001 - the application may raise anything
-        LISTENER.error("%r(%r) raised %r", callback, user, error, exc_info=error)
+        shown = ", ".join(map(repr, arguments))
+        LISTENER.error("%r(%s) raised %r", callback, shown, error, exc_info=error)

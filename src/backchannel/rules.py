@@ -33,6 +33,7 @@ class Rule:
         publish: asked whether a client may publish to one of them; None refuses.
         keep: how much of their history is kept; None keeps nothing.
         replay: publications, the newest ones, that a new member gets first.
+        presence: it is kept who is in them, on all nodes.
     """
 
     pattern: NamePattern
@@ -41,6 +42,7 @@ class Rule:
     publish: Callback | None = None
     keep: Retention | None = None
     replay: int = 0
+    presence: bool = False
 
     def __str__(self) -> str:
         return f"{self.pattern.text!r} ({self.where})"
@@ -56,13 +58,15 @@ class Rules:
     Attributes:
         some: there is at least one.
         keep: some keep history.
+        presence: some keep who is in their channels.
     """
 
-    __slots__ = ("_found", "_rules", "keep", "some")
+    __slots__ = ("_found", "_rules", "keep", "presence", "some")
 
     def __init__(self) -> None:
         self.some = False
         self.keep = False
+        self.presence = False
         self._rules: list[Rule] = []  # from the most specific to the least
         self._found: dict[str, Rule | None] = {}
 
@@ -96,6 +100,7 @@ class Rules:
         self._found.clear()
         self.some = True
         self.keep = self.keep or rule.keep is not None
+        self.presence = self.presence or rule.presence
 
     def find(self, name: str) -> Rule | None:
         """Return the rule that holds for a channel, or None."""
@@ -122,6 +127,11 @@ class Rules:
         """Return how many of the newest publications a new member of a channel gets."""
         rule = self.find(name)
         return 0 if rule is None else rule.replay
+
+    def has_presence(self, name: str) -> bool:
+        """Tell whether it is kept who is in a channel."""
+        rule = self.find(name) if self.presence else None
+        return rule is not None and rule.presence
 
 
 def read_retention(
@@ -154,6 +164,12 @@ def read_retention(
             f'hub.rule("{text}", history={last}, replay={last})'
         )
     return (None if size is None else Retention(size, float(ttl))), last
+
+
+def _read_presence(text: str, presence: object) -> bool:
+    if not isinstance(presence, bool):
+        raise TypeError(f"rule {text!r}: presence= is True or False, not {presence!r}")
+    return presence
 
 
 def _check_count(text: str, name: str, value: object, *, at_least: int) -> None:
@@ -203,7 +219,7 @@ def check_call(pattern: object, unnamed: Sequence[object], unknown: Mapping[str,
             f"it is for: hub.rule({pattern!r}, subscribe={name}) or publish={name}"
         )
     for name in unknown:
-        known = ("subscribe", "publish")
+        known = ("subscribe", "publish", "history", "ttl", "replay", "presence")
         near = difflib.get_close_matches(name.removeprefix("on_"), known, n=1)
         hint = f"did you mean {near[0]}=?" if near else "it has subscribe= and publish="
         raise TypeError(f"hub.rule has no {name}=; {hint}")
@@ -218,6 +234,7 @@ def read_rule(
     history: object = None,
     ttl: object = 3600,
     replay: object = 0,
+    presence: object = False,
     casefold: bool = False,
 ) -> Rule:
     """Read a rule and check it thoroughly.
@@ -230,10 +247,11 @@ def read_rule(
         history: publications that are kept; None keeps nothing.
         ttl: seconds that each of them is kept.
         replay: publications that a new member gets first.
+        presence: True keeps who is in them.
         casefold: True when the hub ignores the case of channel names.
 
     Raises:
-        TypeError: the pattern is no str, or a number is none.
+        TypeError: the pattern is no str, a number is none, or presence is no bool.
         ValueError: a number is out of range.
         TemplateError: the pattern is malformed, or no channel's name can fit it.
         ListenerError: what is to be asked can't be called with what rules have to give.
@@ -261,6 +279,7 @@ def read_rule(
         _read(subscribe, f"subscribe= of rule {text!r}", pattern),
         _read(publish, f"publish= of rule {text!r}", pattern),
         *read_retention(text, history, ttl, replay),
+        _read_presence(text, presence),
     )
 
 

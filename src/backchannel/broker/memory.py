@@ -24,19 +24,27 @@ __all__ = ["MemoryBroker"]
 
 
 class MemoryBroker:
-    """Delivers at once, in the order of the calls, to the one node there is."""
+    """Delivers at once, in the order of the calls, to the one node there is.
+
+    Args:
+        moment: seconds that a user may be away from a channel without having left it.
+    """
 
     shared = False
     state = "in this process"
     tickets = None
 
-    def __init__(self) -> None:
+    def __init__(self, moment: float = 1.0) -> None:
+        self._moment = moment
+        self._members: dict[str, dict[str, bytes]] = {}
+        self._leaving: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._deliver: Callable[[Publication, Position | None], int] | None = None
         self._logs: dict[str, _Log] = {}
         self._ends: list[tuple[float, str]] = []  # a heap: when to look whether a log has ended
 
     def bind(self, node: Node) -> None:
         """Remember the node."""
+        self._node = node
         self._deliver = node.deliver
         self._answer = node.answer
 
@@ -44,9 +52,13 @@ class MemoryBroker:
         """There is nothing to start."""
 
     async def stop(self) -> None:
-        """There is nothing to stop; what is kept stays."""
+        """Forget who was there; what is kept stays."""
+        for timer in self._leaving.values():
+            timer.cancel()
+        self._leaving.clear()
+        self._members.clear()
 
-    def announce(self) -> None:
+    def about_changed(self) -> None:
         """Nobody publishes to it but its own hub."""
 
     def listen(self, target: Target) -> None:
@@ -84,6 +96,39 @@ class MemoryBroker:
         """Read what is kept of a channel."""
         return self._log(channel).read(since, limit)
 
+    # ── presence ──────────────────────────────────────────────────────────────────────────────
+
+    def announce(self, channel: str, user: str) -> None:
+        """Note a user's devices, tell of the first one, and of the last one's end in a while."""
+        devices, pair = self._node.devices(channel, user), (channel, user)
+        is_new = user not in self._members.get(channel, ())
+        if is_new and not devices:
+            return
+        self._members.setdefault(channel, {})[user] = devices
+        if devices and (timer := self._leaving.pop(pair, None)) is not None:
+            timer.cancel()
+        if is_new:
+            self._node.tell_of(channel, user, _nothing, joined=True)
+        elif not devices and pair not in self._leaving:
+            later = asyncio.get_running_loop().call_later
+            self._leaving[pair] = later(self._moment, self._see_off, channel, user)
+
+    def _see_off(self, channel: str, user: str) -> None:
+        del self._leaving[channel, user]
+        del self._members[channel][user]
+        if not self._members[channel]:
+            del self._members[channel]
+        self._node.tell_of(channel, user, _nothing, joined=False)
+
+    async def members(self, channel: str) -> dict[str, list[bytes]]:
+        """Return who is in a channel."""
+        found = self._members.get(channel, {})
+        return {user: [devices] if devices else [] for user, devices in found.items()}
+
+    async def count_members(self, channel: str) -> int:
+        """Return how many users are in a channel."""
+        return len(self._members.get(channel, ()))
+
     def _log(self, channel: str) -> _Log:
         """Return a channel's log, new if need be; forget those that have ended."""
         now = monotonic()
@@ -98,6 +143,10 @@ class MemoryBroker:
             log = self._logs[channel] = _Log(now)
             heappush(self._ends, (log.until, channel))
         return log
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Log:

@@ -24,6 +24,7 @@ from backchannel.contracts import Broker, Publication, Receipt, Target, TicketHo
 from backchannel.errors import BrokerUnusable
 from backchannel.history import Page, Position, Retention
 from backchannel.sent import Outcome
+from backchannel.testing.attendance import PresenceContract
 
 __all__ = ["BrokerContract", "RecordingNode"]
 
@@ -45,6 +46,8 @@ class RecordingNode:
         interruptions: how often it was told that something may have been missed.
         problems: what it was told to report.
         answers: what it answers to the first word of a question; a callable is called.
+        here: the devices it has of a user in a channel; ``come`` and ``go`` announce them.
+        told: channel, user and True for a join, in the order it was told.
     """
 
     def __init__(self, broker: Broker):
@@ -55,6 +58,9 @@ class RecordingNode:
         self.problems: list[str] = []
         self.answers: dict[str, Any] = {}
         self.kept: dict[str, Retention] = {}
+        self.keeps_presence = False
+        self.here: dict[tuple[str, str], bytes] = {}
+        self.told: asyncio.Queue[tuple[str, str, bool]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
         broker.bind(self)
 
@@ -99,6 +105,19 @@ class RecordingNode:
         """Keep it."""
         self.problems.append(text)
 
+    def attending(self) -> list[tuple[str, str]]:
+        """Name what it has."""
+        return list(self.here)
+
+    def devices(self, channel: str, user: str) -> bytes:
+        """Describe what it has."""
+        return self.here.get((channel, user), b"")
+
+    def tell_of(self, channel: str, user: str, done: Callable[[], None], *, joined: bool) -> None:
+        """Keep it."""
+        self.told.put_nowait((channel, user, joined))
+        done()
+
     # ── what tests do with it ─────────────────────────────────────────────────────────────────
 
     async def next(self, seconds: float = 5) -> Publication:
@@ -122,6 +141,20 @@ class RecordingNode:
             if (confirmed := self.broker.listen(target)) is not None:
                 await confirmed
 
+    def come(self, channel: str, user: str, devices: bytes = b"phone") -> None:
+        """Have a user's devices in a channel, and announce it."""
+        self.here[channel, user] = devices
+        self.broker.announce(channel, user)
+
+    def go(self, channel: str, user: str) -> None:
+        """Have a user's devices in a channel no more, and announce it."""
+        del self.here[channel, user]
+        self.broker.announce(channel, user)
+
+    async def next_told(self, seconds: float = 5) -> tuple[str, str, bool]:
+        """Return what it is told next of who joined and left."""
+        return await asyncio.wait_for(self.told.get(), seconds)
+
 
 def numbers(page: Page[Publication]) -> list[int]:
     """Return the offsets of a page."""
@@ -133,7 +166,7 @@ def frames(page: Page[Publication]) -> list[Any]:
     return [publication.frame for _, publication in page.entries]
 
 
-class BrokerContract:
+class BrokerContract(PresenceContract):
     """The tests. Where ``shared`` is False there is one node only."""
 
     @pytest.fixture

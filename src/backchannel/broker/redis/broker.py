@@ -21,6 +21,7 @@ from backchannel.broker.redis.engine import Engine
 from backchannel.broker.redis.keys import Keys
 from backchannel.broker.redis.notice import Notice
 from backchannel.broker.redis.posting import Inquiry, Posting
+from backchannel.broker.redis.roll import Roll
 from backchannel.broker.redis.tickets import RedisTickets
 from backchannel.contracts import Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable
@@ -47,6 +48,8 @@ class RedisBroker:
         timeout: seconds that a publication may wait for an engine that is away, and that a question
             may wait for the other nodes' answers.
         max_unsent: bytes of publications that may wait.
+        lease: seconds after which what a node that died has announced is removed.
+        moment: seconds that a user may be away from a channel without having left it.
 
     Raises:
         ValueError: it is no such URL.
@@ -55,11 +58,19 @@ class RedisBroker:
     shared = True
 
     def __init__(
-        self, url: str, hub: str, *, timeout: float = 5.0, max_unsent: int = 16 * 1024 * 1024
+        self,
+        url: str,
+        hub: str,
+        *,
+        timeout: float = 5.0,
+        max_unsent: int = 16 * 1024 * 1024,
+        lease: float = 10.0,
+        moment: float = 1.0,
     ):
         self._engine = Engine(url, timeout, self._hear, self)
         self._keys = Keys(hub)
         self.tickets = RedisTickets(self._engine, self._keys, timeout)
+        self._roll = Roll(self._engine, self._keys, lease, moment)
         self._timeout = timeout
         self._max_unsent = max_unsent
         self._node: Node
@@ -84,6 +95,7 @@ class RedisBroker:
         """Remember the node."""
         self._node = node
         self._notice = Notice(self._engine, self._keys.about, node)
+        self._roll.bind(node)
 
     async def start(self) -> None:
         """Connect, for the first time; see ``contracts.Broker``."""
@@ -97,13 +109,14 @@ class RedisBroker:
             await self._engine.stop()
             raise
 
-    def announce(self) -> None:
+    def about_changed(self) -> None:
         """Tell those who publish without a hub what holds now."""
         self._notice.renew()
 
     async def stop(self) -> None:
         """Publish what waits, and disconnect."""
         self._flush()
+        await self._roll.stop()
         await self._engine.stop()
         self._take_back_retries()
         self._expire(everything=True)
@@ -118,6 +131,7 @@ class RedisBroker:
     def connected(self, *, again: bool) -> None:
         """Publish what waits; see to what was missed meanwhile."""
         self._flush()
+        self._roll.connected()
         if again:
             self._notice.connected()
             self._node.interrupted()
@@ -126,6 +140,7 @@ class RedisBroker:
         """Keep what may have been published, before what was to be published after it."""
         self._take_back_retries()
         self._schedule_expiry()
+        self._roll.disconnected()
 
     def failed(self, text: str, error: Exception) -> None:
         """Report a bug."""
@@ -345,6 +360,21 @@ class RedisBroker:
             BROKER.error(
                 "a stranger publishes to %r, which is dropped: %s (%s)", topic, shown, error
             )
+
+    # ── presence ──────────────────────────────────────────────────────────────────────────────
+
+    def announce(self, channel: str, user: str) -> None:
+        """Announce a user's devices here, at the end of this turn of the event loop."""
+        self._roll.announce(channel, user)
+
+    async def members(self, channel: str) -> dict[str, list[bytes]]:
+        """Read who is in a channel, in one step."""
+        found = await self._roll.ask("members", channel)
+        return {user.decode(): devices for user, *devices in found}
+
+    async def count_members(self, channel: str) -> int:
+        """Read how many users are in a channel, which costs the same for any number."""
+        return int(await self._roll.ask("count", channel))
 
     # ── history ───────────────────────────────────────────────────────────────────────────────
 

@@ -28,7 +28,7 @@ BEAT: Final = 2.0
 
 _SCRIPTS: Final = {
     name: files("backchannel.broker.redis").joinpath(f"{name}.lua").read_text()
-    for name in ("publish", "history")
+    for name in ("publish", "history", "presence")
 }
 
 

@@ -54,6 +54,11 @@ class Keys:
         """
         return f"{self.prefix}{{t:{key.hex()}}}".encode()
 
+    @property
+    def presence(self) -> bytes:
+        """What all keys begin with that tell who is in which channel."""
+        return f"{self.prefix}{{p}}:".encode()
+
     def state(self, channel: str) -> bytes:
         """Return where a channel's epoch and newest offset are."""
         return self.topic(Target("channel", channel)) + b":state"

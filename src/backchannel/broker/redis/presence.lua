@@ -1,0 +1,175 @@
+-- Keeps who is in which channel, for one node at a time, and what is to be told of it.
+-- KEYS: what all keys of presence begin with (of one hash slot).
+-- ARGV: verb, node, its fencing number, milliseconds of a lease, milliseconds that a leave waits,
+--       the newest number that was told to this node, the number up to which it has done what it was
+--       told, "1" where it finds out who has gone; then what the verb needs.
+-- Returns 1, milliseconds until there is something to find out (-1: nothing), what is to be told
+--       (number, whether joined, channel, user), and what the verb answers. Or 0: the fencing number is
+--       an old one.
+local key, verb, node, fence = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local lease, moment = tonumber(ARGV[4]), tonumber(ARGV[5])
+local seen, done = tonumber(ARGV[6]), tonumber(ARGV[7])
+local at_once = 1000  -- of anything, so that others are not kept waiting
+local time = redis.call("TIME")
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local nodes, fences, leaving = key .. "nodes", key .. "fences", key .. "leaving"
+local held, stale, due = key .. "held:", key .. "stale:", key .. "due:"
+
+local function tell(joined, channel, user)
+    local number = redis.call("INCR", key .. "number")
+    redis.call("RPUSH", due .. node, cmsgpack.pack({number, joined, channel, user}))
+end
+
+-- Takes a node out of what is known of a user in a channel; the last one's leave waits for a while,
+-- or is told at once.
+local function drop(pair, of, wait)
+    local channel, user = unpack(cmsgpack.unpack(pair))
+    local packed = redis.call("HGET", key .. "in:" .. channel, user)
+    local there = packed and cmsgpack.unpack(packed) or {}
+    if not there[of] then
+        return
+    end
+    there[of] = nil
+    if not wait and not next(there) then
+        redis.call("HDEL", key .. "in:" .. channel, user)
+        tell(false, channel, user)
+        return
+    end
+    redis.call("HSET", key .. "in:" .. channel, user, cmsgpack.pack(there))
+    if not next(there) then
+        redis.call("ZADD", leaving, now + wait, pair)
+    end
+end
+
+-- known: the node has announced this user before, to an engine that has lost it since.
+local function set(channel, user, devices, known)
+    local pair = cmsgpack.pack({channel, user})
+    local packed = redis.call("HGET", key .. "in:" .. channel, user)
+    redis.call("SREM", stale .. node, pair)
+    if devices ~= "" then
+        local there = packed and cmsgpack.unpack(packed) or {}
+        there[node] = devices
+        redis.call("HSET", key .. "in:" .. channel, user, cmsgpack.pack(there))
+        redis.call("SADD", held .. node, pair)
+        redis.call("ZREM", leaving, pair)
+        if not packed and not known then
+            tell(true, channel, user)
+        end
+        return
+    end
+    redis.call("SREM", held .. node, pair)
+    if not packed and known then  -- the others may have the user, and have not announced it yet
+        redis.call("HSET", key .. "in:" .. channel, user, cmsgpack.pack({}))
+        redis.call("ZADD", leaving, now + math.max(lease, moment), pair)
+    else
+        drop(pair, node, moment)
+    end
+end
+
+-- Tells of those who did not come back within the moment.
+local function see_off()
+    local gone = redis.call("ZRANGEBYSCORE", leaving, "-inf", now, "LIMIT", 0, at_once)
+    for _, pair in ipairs(gone) do
+        local channel, user = unpack(cmsgpack.unpack(pair))
+        redis.call("ZREM", leaving, pair)
+        redis.call("HDEL", key .. "in:" .. channel, user)
+        tell(false, channel, user)
+    end
+end
+
+-- Removes what nodes held whose lease has run out, bit by bit, and takes over what they had to tell.
+local function sweep()
+    local left = at_once
+    for _, other in ipairs(redis.call("ZRANGEBYSCORE", nodes, "-inf", "(" .. now)) do
+        redis.call("HDEL", fences, other)
+        for _, packed in ipairs(redis.call("LRANGE", due .. other, 0, -1)) do
+            local _, joined, channel, user = unpack(cmsgpack.unpack(packed))
+            tell(joined, channel, user)
+        end
+        redis.call("DEL", due .. other)
+        for _, which in ipairs({held, stale}) do
+            local some = redis.call("SPOP", which .. other, left)
+            left = left - #some
+            for _, pair in ipairs(some) do
+                drop(pair, other, nil)
+            end
+        end
+        if left == 0 then
+            return
+        end
+        redis.call("ZREM", nodes, other)
+    end
+end
+
+-- ── who asks ──
+local is_new = verb == "enroll" and ARGV[9] == "0"
+if verb ~= "enroll" and redis.call("HGET", fences, node) ~= fence then
+    return {0}
+end
+-- Where nobody was heard for so long that leases ran out by it, the engine was away: nobody's fault.
+local last = tonumber(redis.call("GET", key .. "heard") or now)
+if not is_new and now - last > lease * 2 / 3 then
+    for _, other in ipairs(redis.call("ZRANGEBYSCORE", nodes, last, "+inf")) do
+        redis.call("ZADD", nodes, now + lease, other)
+    end
+end
+redis.call("SET", key .. "heard", now)
+redis.call("ZADD", nodes, now + lease, node)
+if ARGV[8] == "1" then
+    sweep()
+    see_off()
+end
+
+-- ── what it wants ──
+local answer = {}
+if verb == "enroll" then  -- whether it comes back, a name for this run of data
+    redis.call("SET", key .. "epoch", ARGV[10], "NX")
+    answer = {redis.call("INCR", key .. "fence"), redis.call("GET", key .. "epoch")}
+    redis.call("HSET", fences, node, answer[1])
+    redis.call("SUNIONSTORE", stale .. node, stale .. node, held .. node)
+    redis.call("DEL", held .. node)
+elseif verb == "set" then  -- channel, user, devices, "1" where known; as often as need be
+    for i = 9, #ARGV, 4 do
+        set(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3] == "1")
+    end
+elseif verb == "settle" then  -- what was held before and was not announced again
+    for _, pair in ipairs(redis.call("SPOP", stale .. node, at_once)) do
+        drop(pair, node, moment)
+    end
+    answer = redis.call("SCARD", stale .. node)
+elseif verb == "members" then  -- channel
+    local found = redis.call("HGETALL", key .. "in:" .. ARGV[9])
+    for i = 1, #found, 2 do
+        local member = {found[i]}
+        for _, devices in pairs(cmsgpack.unpack(found[i + 1])) do
+            member[#member + 1] = devices
+        end
+        answer[#answer + 1] = member
+    end
+elseif verb == "count" then  -- channel
+    answer = redis.call("HLEN", key .. "in:" .. ARGV[9])
+elseif verb == "bye" then  -- what it leaves behind is for the others, at once
+    redis.call("ZADD", nodes, now - 1, node)
+end
+
+-- ── what it is told ──
+local mine = due .. node
+local first = redis.call("LINDEX", mine, 0)
+while first and cmsgpack.unpack(first)[1] <= done do
+    redis.call("LPOP", mine)
+    first = redis.call("LINDEX", mine, 0)
+end
+local news = {}
+for _, packed in ipairs(redis.call("LRANGE", mine, 0, at_once - 1)) do
+    if cmsgpack.unpack(packed)[1] > seen then
+        news[#news + 1] = packed
+    end
+end
+local wait = -1
+for _, set_ in ipairs({nodes, leaving}) do
+    local earliest = redis.call("ZRANGE", set_, 0, 0, "WITHSCORES")[2]
+    if earliest and (wait < 0 or earliest - now + 1 < wait) then
+        wait = math.max(0, earliest - now + 1)
+    end
+end
+return {1, wait, news, answer}

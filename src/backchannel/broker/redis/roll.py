@@ -1,0 +1,265 @@
+"""What the engine knows of who is in which channel, kept true for this node.
+
+A node has a lease, on the engine's clock, and a fencing number. It announces how things are, not
+what has changed, so that whatever may not have arrived is announced again. Whoever looks first
+after a lease has run out removes what that node held. See ``presence.lua``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import secrets
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+import hiredis
+import msgspec
+
+from backchannel.errors import BrokerUnavailable
+
+if TYPE_CHECKING:
+    from backchannel.broker.redis.engine import Engine
+    from backchannel.broker.redis.keys import Keys
+    from backchannel.broker.redis.link import Link
+    from backchannel.contracts import Node
+
+__all__ = ["Roll"]
+
+BATCH: Final = 500
+"""Users of channels that are announced in one step."""
+
+LOOK: Final = 1.0
+"""Seconds after which a node looks, at the latest, whether another one's lease has run out."""
+
+PAUSE: Final = 1.0
+"""Seconds to wait after something that should not happen."""
+
+Pair = tuple[str, str]
+_event: Final = msgspec.msgpack.Decoder(tuple[int, bool, str, str])
+
+
+class _RefusedError(Exception):
+    """The fencing number is an old one: what this node held was removed."""
+
+
+class Roll:
+    """One node's part of it. One task says all there is to say, one step after the other.
+
+    Args:
+        engine: where it is kept.
+        keys: what its keys are called.
+        lease: seconds after which a node that was not heard of is as good as dead.
+        moment: seconds that a leave waits for the user to come back.
+    """
+
+    def __init__(self, engine: Engine, keys: Keys, lease: float, moment: float):
+        self._engine = engine
+        self._key = keys.presence
+        self._lease = lease
+        self._moment = moment
+        self._interval = min(LOOK, lease / 3)
+        self._node: Node
+        self._working: asyncio.Task[None] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._wake = asyncio.Event()
+        self._fence = 0
+        self._epoch = ""
+        self._is_settled = True
+        self._takes = True
+        self._wait = self._interval
+        self._dirty: dict[Pair, bool] = {}  # True: the engine knew of it, before it lost its data
+        self._held: set[Pair] = set()  # what the engine knows of
+        self._left: dict[Pair, float] = {}  # what it knew of until then, by the loop's clock
+        self._asked: deque[tuple[str, str, asyncio.Future[Any]]] = deque()
+        self._seen = self._done = self._confirmed = 0
+        self._open: dict[int, None] = {}  # told and not done, by number
+
+    def bind(self, node: Node) -> None:
+        """Remember the node."""
+        self._node = node
+
+    def connected(self) -> None:
+        """Announce everything anew, where there is presence."""
+        self._fence = 0
+        if self._node.keeps_presence or self._working is not None:
+            self._stir()
+
+    def disconnected(self) -> None:
+        """Let nobody wait for an engine that is away."""
+        self._wake.set()
+
+    async def stop(self) -> None:
+        """Announce what is left to announce, and give the rest to other nodes."""
+        if self._working is None:
+            return
+        self._working.cancel()
+        await asyncio.wait({self._working})
+        self._working = None
+        self._takes = False
+        with contextlib.suppress(
+            BrokerUnavailable, hiredis.ReplyError, _RefusedError, TimeoutError
+        ):
+            async with asyncio.timeout(1):
+                if self._fence:
+                    await self._announce()
+                    await self._call("bye")
+        self._fail_asked()
+        self._forget()
+
+    def announce(self, channel: str, user: str) -> None:
+        """Announce a user's devices here, at the end of this turn or when the engine is back."""
+        self._dirty.setdefault((channel, user), False)
+        self._stir()
+
+    async def ask(self, verb: str, channel: str) -> Any:
+        """Ask the engine, after what was announced before.
+
+        Args:
+            verb: ``"members"`` or ``"count"``.
+            channel: the channel.
+
+        Raises:
+            BrokerUnavailable: the engine is away.
+        """
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.append((verb, channel, answer))
+        self._stir()
+        return await answer
+
+    # ── the task ──────────────────────────────────────────────────────────────────────────────
+
+    def _stir(self) -> None:
+        self._wake.set()
+        if self._working is None:
+            self._working = asyncio.get_running_loop().create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                await self._say_all()
+                await self._rest()
+            except (_RefusedError, BrokerUnavailable):
+                self._fence = 0
+            except Exception as error:  # noqa: BLE001 - a bug must not end this for good
+                self._fence = 0
+                self._fail_asked()
+                self._node.report(f"keeping presence failed: {error!r}", error)
+                await asyncio.sleep(PAUSE)
+
+    async def _say_all(self) -> None:
+        self._wake.clear()
+        if self._link is None:
+            self._fail_asked()
+            return
+        if not self._fence:
+            await self._enroll()
+        await self._announce()
+        while not self._is_settled:
+            self._is_settled = await self._call("settle") == 0
+        while self._asked:
+            await self._announce()  # what came meanwhile was announced before it was asked
+            verb, channel, answer = self._asked[0]
+            found = await self._call(verb, channel)
+            self._asked.popleft()
+            if not answer.done():
+                answer.set_result(found)
+        if self._done != self._confirmed:
+            await self._call("beat")
+
+    async def _rest(self) -> None:
+        """Wait for something to say; what is always to be said is that this node is alive."""
+        if self._link is None:
+            await self._wake.wait()
+            return
+        try:
+            async with asyncio.timeout(min(self._interval, self._wait)):
+                await self._wake.wait()
+        except TimeoutError:
+            await self._call("beat")
+
+    def _fail_asked(self) -> None:
+        while self._asked:
+            answer = self._asked.popleft()[2]
+            if not answer.done():
+                answer.set_exception(BrokerUnavailable(f"{self._engine.shown} is away"))
+
+    async def _enroll(self) -> None:
+        """Get a fencing number, and announce everything anew."""
+        comes_back = self._epoch != ""
+        fence, epoch = await self._call("enroll", int(comes_back), secrets.token_hex(8))
+        lost = comes_back and epoch.decode() != self._epoch
+        self._fence, self._epoch = fence, epoch.decode()
+        if lost:  # its numbers begin anew
+            self._seen = self._done = self._confirmed = 0
+            self._open.clear()
+        self._dirty = dict.fromkeys(self._node.attending(), False)
+        self._dirty.update(dict.fromkeys((*self._held, *self._left), lost))
+        self._is_settled = False
+
+    async def _announce(self) -> None:
+        now = asyncio.get_running_loop().time()
+        while self._left and next(iter(self._left.values())) < now - self._moment - self._lease:
+            del self._left[next(iter(self._left))]
+        while self._dirty:
+            said: dict[Pair, bytes] = {}
+            words: list[str | bytes | int] = []
+            for pair in list(islice(self._dirty, BATCH)):
+                known = self._dirty.pop(pair)
+                devices = said[pair] = self._node.devices(*pair)
+                words += [*pair, devices, int(known)]
+            await self._call("set", *words)
+            for pair, devices in said.items():
+                self._note(pair, is_here=devices != b"")
+
+    def _note(self, pair: Pair, *, is_here: bool) -> None:
+        if is_here:
+            self._held.add(pair)
+            self._left.pop(pair, None)
+        elif pair in self._held:
+            self._held.discard(pair)
+            self._left[pair] = asyncio.get_running_loop().time()
+
+    @property
+    def _link(self) -> Link | None:
+        """The connection; None where it is lost, also before the engine has noticed."""
+        link = self._engine.link
+        return None if link is None or link.lost.done() else link
+
+    # ── one step ──────────────────────────────────────────────────────────────────────────────
+
+    async def _call(self, verb: str, *words: str | bytes | int) -> Any:
+        link, done = self._link, self._done
+        if link is None:
+            raise BrokerUnavailable(f"{self._engine.shown} is away")
+        reply = await link.call(
+            "EVALSHA", self._engine.scripts["presence"], 1, self._key,
+            verb, self._node.id, self._fence, round(self._lease * 1000), round(self._moment * 1000),
+            self._seen, done, int(self._takes), *words,
+        )  # fmt: skip
+        if not reply[0]:
+            raise _RefusedError
+        _, wait, news, answer = reply
+        self._confirmed = done
+        self._wait = wait / 1000 if wait >= 0 else self._interval
+        for event in news:
+            self._take(event)
+        return answer
+
+    def _take(self, event: bytes) -> None:
+        """Let the application know, unless it was told already: replies may overlap."""
+        number, joined, channel, user = _event.decode(event)
+        if number > self._seen:
+            self._seen = number
+            self._open[number] = None
+            done = functools.partial(self._finished, number, self._epoch)
+            self._node.tell_of(channel, user, done, joined=joined)
+
+    def _finished(self, number: int, epoch: str) -> None:
+        if epoch == self._epoch and self._open.pop(number, 0) is None:
+            self._done = next(iter(self._open)) - 1 if self._open else self._seen
+            self._wake.set()

@@ -1,0 +1,435 @@
+"""Presence on several nodes with a real engine, and what becomes of it when something goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections import Counter, defaultdict
+
+import pytest
+
+from backchannel import Hub, Listener
+from backchannel.broker.redis import RedisBroker
+from backchannel.broker.redis.link import _MORE
+from backchannel.errors import BrokerUnavailable
+from backchannel.testing.broker import RecordingNode
+
+LEASE, MOMENT = 1.0, 0.3
+
+
+class Told:
+    """What on_join and on_leave are told, on whatever node."""
+
+    def __init__(self):
+        self.queue = asyncio.Queue()
+        self.all = []
+
+    def add_to(self, hub):
+        hub.on_join(lambda channel, user: self.put(f"{user} joined", channel))
+        hub.on_leave(lambda channel, user: self.put(f"{user} left", channel))
+
+    def put(self, what, channel):
+        self.all.append((what, channel))
+        self.queue.put_nowait(what)
+
+    async def next(self, count=1, seconds=10):
+        async with asyncio.timeout(seconds):
+            return sorted([await self.queue.get() for _ in range(count)])
+
+    async def nothing_until(self, client, word):
+        """Check that nothing is told before another user joins."""
+        async with client(word):
+            assert await self.next() == [f"{word} joined"]
+        assert await self.next() == [f"{word} left"]
+
+
+@pytest.fixture
+def told():
+    return Told()
+
+
+@pytest.fixture
+async def node(told):
+    """Start nodes of one application: ``await node(url)``."""
+    hubs = []
+
+    async def start(url, **settings):
+        hub = Hub(
+            broker=url,
+            name="presence",
+            authenticate=lambda request: request.query.get("user"),
+            presence_moment=MOMENT,
+            **{"broker_timeout": 1.0, "presence_lease": LEASE, **settings},
+        )
+        hub.rule("room:{name}", presence=True)
+        hub.add("/ws/{channel}", Listener)
+        told.add_to(hub)
+        hubs.append(hub)
+        await hub.start()
+        return hub
+
+    yield start
+    for hub in hubs:
+        assert hub.health.problems == ()
+        await hub.stop()
+
+
+def visit(hub, user, room="room:a"):
+    return hub.test_client(f"/ws/{room}?user={user}")
+
+
+async def until(is_so, seconds=10):
+    """Wait for what nothing tells of."""
+    async with asyncio.timeout(seconds):
+        while not is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def is_away(hub):
+    return "away" in hub.health.broker
+
+
+def is_back(hub):
+    return "connected" in hub.health.broker
+
+
+def cut(broker):
+    """Lose the connection to the engine; return what it was."""
+    link = broker._engine.link
+    link.close()
+    return link
+
+
+async def until_anew(broker, link):
+    """Wait for another connection than one that was cut."""
+    await until(lambda: broker._engine.link not in {None, link})
+
+
+async def test_two_devices_on_two_nodes_are_one_user(node, redis_server, told):
+    one, two = await node(redis_server.url), await node(redis_server.url)
+    async with visit(one, "ana") as phone:
+        assert await told.next() == ["ana joined"]
+        async with visit(two, "ana") as laptop:
+            for hub in (one, two):
+                (ana,) = await hub.channel("room:a").users()
+                assert {(d.id, d.node) for d in ana.devices} == {
+                    (phone.id, one.node),
+                    (laptop.id, two.node),
+                }
+                assert await hub.channel("room:a").count() == 2
+                assert await hub.channel("room:a").count_users() == 1
+        (ana,) = await two.channel("room:a").users()
+        assert [device.node for device in ana.devices] == [one.node]
+    assert await told.next() == ["ana left"]
+    assert await two.channel("room:a").users() == []
+
+
+async def test_who_comes_back_at_another_node_within_the_moment_never_left(
+    node, redis_server, told
+):
+    hubs = [await node(redis_server.url) for _ in range(3)]
+    for hub in hubs * 3:
+        async with visit(hub, "ana"):
+            pass
+    assert await told.next(2) == ["ana joined", "ana left"]
+    assert told.queue.empty()
+
+
+async def test_a_node_that_only_watches_tells_what_another_left_behind(node, redis_server, told):
+    one, two = await node(redis_server.url), await node(redis_server.url)
+    async with visit(one, "ana"), visit(two, "bob"):
+        assert await told.next(2) == ["ana joined", "bob joined"]
+        await one.stop()
+        assert await told.next() == ["ana left"]
+        assert await two.channel("room:a").users() == ["bob"]
+
+
+async def test_the_last_node_to_stop_leaves_it_to_the_next_one_to_start(node, redis_server, told):
+    one = await node(redis_server.url)
+    async with visit(one, "ana"):
+        assert await told.next() == ["ana joined"]
+        await one.stop()
+    await node(redis_server.url)
+    assert await told.next() == ["ana left"]
+    assert told.queue.empty()
+
+
+async def test_a_lost_connection_is_neither_a_leave_nor_a_join(node, redis_server, told):
+    one, two = await node(redis_server.url), await node(redis_server.url)
+    async with visit(one, "ana"), visit(two, "bob"):
+        assert await told.next(2) == ["ana joined", "bob joined"]
+        for _ in range(3):
+            link = cut(one._broker)
+            async with visit(one, "eve"):  # meanwhile
+                await until_anew(one._broker, link)
+                assert await one.channel("room:a").count_users() == 3
+                assert await told.next() == ["eve joined"]
+            assert await told.next() == ["eve left"]
+        assert sorted(await two.channel("room:a").users()) == ["ana", "bob"]
+        assert told.queue.empty()
+
+
+async def test_who_went_while_the_engine_was_away_has_left(node, redis_server, told):
+    one, two = await node(redis_server.url), await node(redis_server.url)
+    async with visit(two, "bob"):
+        async with visit(one, "ana"):
+            assert await told.next(2) == ["ana joined", "bob joined"]
+            link = cut(one._broker)
+        await until_anew(one._broker, link)
+        assert await told.next() == ["ana left"]
+        assert await one.channel("room:a").users() == ["bob"]
+
+
+async def test_while_the_engine_is_away_who_is_there_is_not_known(node, redis_server, told):
+    hub = await node(redis_server.url)
+    async with visit(hub, "ana"):
+        await told.next()
+        redis_server.stop()
+        asking = asyncio.ensure_future(hub.channel("room:a").users())  # before it is noticed
+        with pytest.raises(BrokerUnavailable):
+            await asking
+        await until(lambda: is_away(hub))
+        with pytest.raises(BrokerUnavailable, match="is away"):
+            await hub.channel("room:a").users()
+        with pytest.raises(BrokerUnavailable, match="is away"):
+            await hub.channel("room:a").count_users()
+        redis_server.start()
+        await until(lambda: is_back(hub))
+        assert await hub.channel("room:a").users() == ["ana"]
+
+
+async def test_an_engine_that_lost_its_data_ends_with_the_right_members(node, redis_server, told):
+    one, two = await node(redis_server.url), await node(redis_server.url)
+    async with contextlib.AsyncExitStack() as stack:
+        for hub, user in ((one, "ana"), (two, "ana"), (one, "bob"), (two, "cleo")):
+            await stack.enter_async_context(visit(hub, user))
+        leaving = await stack.enter_async_context(visit(one, "dora"))
+        moving = await stack.enter_async_context(visit(one, "finn"))
+        assert len(await told.next(5)) == 5
+        redis_server.stop()
+        await until(lambda: is_away(one) and is_away(two))
+        await leaving.close()
+        await moving.close()
+        for hub, user in ((one, "eve"), (two, "finn")):
+            await stack.enter_async_context(visit(hub, user))
+        redis_server.start()
+        await until(lambda: is_back(one) and is_back(two))
+        # finn joins again where the node that finn has come to is the first one back.
+        events = await told.next(2)
+        if "finn joined" in events:
+            events = sorted([*events, *await told.next()])
+            events.remove("finn joined")
+        assert events == ["dora left", "eve joined"]
+        for hub in (one, two):
+            users = await hub.channel("room:a").users()
+            assert sorted(users) == ["ana", "bob", "cleo", "eve", "finn"]
+            assert {user: len(user.devices) for user in users}["ana"] == 2
+        await told.nothing_until(lambda user: visit(one, user), "zoe")
+
+
+async def test_an_engine_that_hung_for_longer_than_a_lease_has_lost_nobody(
+    node, redis_server, told
+):
+    one = await node(redis_server.url, broker_timeout=20)
+    two = await node(redis_server.url, broker_timeout=20)
+    async with visit(one, "ana"), visit(two, "bob"):
+        assert await told.next(2) == ["ana joined", "bob joined"]
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(2 * LEASE)
+        finally:
+            os.kill(redis_server.pid, signal.SIGCONT)
+        assert sorted(await one.channel("room:a").users()) == ["ana", "bob"]
+        await told.nothing_until(lambda user: visit(one, user), "zoe")
+        assert sorted(await two.channel("room:a").users()) == ["ana", "bob"]
+
+
+async def test_a_node_that_was_cut_off_for_longer_than_its_lease_comes_back(
+    node, redis_server, told
+):
+    one, two = await node(redis_server.url), await node(redis_server.url)
+    async with visit(one, "ana"), visit(one, "cleo"), visit(two, "bob"), visit(two, "cleo"):
+        assert await told.next(3) == ["ana joined", "bob joined", "cleo joined"]
+        engine = one._broker._engine
+        door, engine._door = engine._door, Wall()
+        engine.link.close()
+        assert await told.next() == ["ana left"]
+        users = await two.channel("room:a").users()
+        assert {user: len(user.devices) for user in users} == {"bob": 1, "cleo": 1}
+        engine._door = door
+        assert await told.next() == ["ana joined"]
+        users = await two.channel("room:a").users()
+        assert {user: len(user.devices) for user in users} == {"ana": 1, "bob": 1, "cleo": 2}
+        await told.nothing_until(lambda user: visit(one, user), "zoe")
+
+
+class Wall:
+    """Where a door was."""
+
+    async def open(self, *_):
+        raise BrokerUnavailable("there is no way")
+
+
+async def test_callbacks_that_a_node_could_not_call_are_called_by_another(node, redis_server, told):
+    one, two = await node(redis_server.url), await node(redis_server.url)
+    begun = asyncio.Event()
+
+    @one.on_join
+    async def never_ends(channel, user):
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with visit(one, "ana"):
+        await asyncio.wait_for(begun.wait(), 5)
+        await one.stop()
+        assert await told.next(2) == ["ana joined", "ana left"]
+    assert [what for what, _ in told.all] == ["ana joined", "ana left"]
+    assert await two.channel("room:a").users() == []
+
+
+# ── brokers alone ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+async def broker_node(redis_server):
+    """Start a node of the broker alone, which keeps what it is told."""
+    nodes = []
+
+    async def start():
+        node = RecordingNode(RedisBroker(redis_server.url, "test", lease=LEASE, moment=MOMENT))
+        node.keeps_presence = True
+        await node.broker.start()
+        nodes.append(node)
+        return node
+
+    yield start
+    for node in nodes:
+        assert node.problems == []
+        await node.broker.stop()
+
+
+async def die(node):
+    """Be heard of no more, as when a process is killed."""
+    roll = node.broker._roll
+    roll._working.cancel()
+    await asyncio.wait({roll._working})
+    roll._fence = 0
+    node.broker._engine.link.close()
+
+
+async def test_many_that_a_dead_node_held_are_gone_with_its_lease(broker_node):
+    dead, alive = await broker_node(), await broker_node()
+    both = {f"user {number}" for number in range(0, 5000, 2)}
+    for number in range(5000):
+        dead.come("cars", f"user {number}")
+    for user in both:
+        alive.come("cars", user)
+    assert await dead.broker.count_members("cars") == 5000
+    assert await alive.broker.count_members("cars") == 5000
+    await die(dead)
+    left = Counter()
+    joined = alive.told.qsize() + dead.told.qsize()
+    async with asyncio.timeout(LEASE + 5):
+        while len(left) < 2500:
+            _, user, is_join = await alive.told.get()
+            if not is_join:
+                left[user] += 1
+    assert joined == 5000
+    assert set(left.values()) == {1}
+    assert not both & set(left)
+    assert set(await alive.broker.members("cars")) == both
+    assert all(devices == [b"phone"] for devices in (await alive.broker.members("cars")).values())
+
+
+async def test_a_node_that_nobody_is_left_to_find_is_found_by_the_next_one(broker_node):
+    dead = await broker_node()
+    dead.come("cars", "ana")
+    await dead.next_told()
+    await die(dead)
+    await asyncio.sleep(LEASE + 0.1)
+    new = await broker_node()
+    assert await new.broker.members("cars") == {}
+    assert await new.next_told() == ("cars", "ana", False)
+
+
+async def test_what_a_node_says_with_an_old_number_is_refused(broker_node):
+    one, two = await broker_node(), await broker_node()
+    one.come("cars", "ana")
+    assert await one.next_told() == ("cars", "ana", True)
+    old = one.broker._roll._fence
+    link, key = two.broker._engine.link, two.broker._roll._key
+    await link.call("ZADD", key + b"nodes", 1, one.id)  # as if it had been silent for long
+    assert await two.next_told() == ("cars", "ana", False)
+    assert await one.next_told() == ("cars", "ana", True)  # announced anew
+    assert one.broker._roll._fence > old
+    assert await two.broker.members("cars") == {"ana": [b"phone"]}
+
+
+async def test_a_reply_that_was_lost_loses_no_join(broker_node, redis_server):
+    node = await broker_node()
+    node.come("cars", "ana")
+    assert await node.next_told() == ("cars", "ana", True)
+    roll, link = node.broker._roll, node.broker._engine.link
+    node.come("cars", "bob")
+    link._reader = Deaf()
+    with redis_server.client as engine:  # until it has arrived
+        bob = "backchannel:test:{p}:in:cars", "bob"
+        await until(lambda: engine.hexists(*bob))
+    link.close()
+    assert await node.next_told() == ("cars", "bob", True)
+    assert await node.broker.members("cars") == {"ana": [b"phone"], "bob": [b"phone"]}
+    node.come("cars", "cleo")
+    assert await node.next_told() == ("cars", "cleo", True)
+    assert roll._open == {}
+
+
+class Deaf:
+    """A reader that has read nothing."""
+
+    def feed(self, data):
+        pass
+
+    def gets(self):
+        return _MORE
+
+
+@pytest.mark.parametrize("deaths", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+async def test_whatever_happens_the_end_is_right_and_all_is_told_once(broker_node, seed, deaths):
+    """Users come and go, nodes lose their connections and die, at random."""
+    dice = random.Random(seed)
+    nodes = [await broker_node() for _ in range(3)]
+    dead = []
+    pairs = [(channel, user) for channel in ("cars", "boats") for user in ("ana", "bob", "cleo")]
+    for _ in range(150):
+        node, pair = dice.choice(nodes), dice.choice(pairs)
+        node.go(*pair) if pair in node.here else node.come(*pair)
+        if dice.random() < 0.04 and (link := node.broker._engine.link) is not None:
+            link.close()
+        if deaths and dice.random() < 0.03 and node.broker._engine.link is not None:
+            nodes.remove(node)
+            dead.append(node)
+            await die(node)
+            node.here.clear()
+            nodes.append(await broker_node())
+        if dice.random() < 0.3:
+            await asyncio.sleep(dice.random() * 0.05)
+    await asyncio.sleep(LEASE + MOMENT + 0.5)
+    wanted = {pair for node in nodes for pair in node.here}
+    await until(lambda: all(node.broker._engine.link is not None for node in nodes))
+    for channel in ("cars", "boats"):
+        members = await nodes[0].broker.members(channel)
+        assert set(members) == {user for name, user in wanted if name == channel}, seed
+        for user, devices in members.items():
+            assert len(devices) == sum((channel, user) in node.here for node in nodes), seed
+    balance = defaultdict(int)
+    for node in nodes + dead:
+        while not node.told.empty():
+            channel, user, joined = node.told.get_nowait()
+            balance[channel, user] += 1 if joined else -1
+    if not deaths:  # what a node was told just before it died may be told again
+        assert {pair for pair, count in balance.items() if count} == wanted, seed
+        assert set(balance.values()) <= {0, 1}, seed
