@@ -46,7 +46,7 @@ SHARED_SERVER = re.compile(r"\b(?:uvicorn-|native-)(?:asyncio|uvloop)\b|\bhyperc
 EACH_BY_ITSELF = {
     "load/test_load.py",
     *(f"integration/test_{name}.py" for name in (
-        "auth", "cli", "dev", "door", "examples", "limits", "native", "rules", "slow_clients",
+        "auth", "cli", "deploys", "dev", "door", "examples", "limits", "native", "rules", "slow_clients",
         "storm", "vanished",
     )),
 }  # fmt: skip

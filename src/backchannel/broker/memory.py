@@ -28,6 +28,7 @@ class MemoryBroker:
 
     shared = False
     state = "in this process"
+    is_connected = True
 
     def __init__(self) -> None:
         self._deliver: Callable[[Publication, Position | None], int] | None = None
@@ -41,6 +42,9 @@ class MemoryBroker:
 
     async def start(self) -> None:
         """There is nothing to start."""
+
+    async def finish(self, seconds: float) -> None:
+        """Nothing waits."""
 
     async def stop(self) -> None:
         """There is nothing to stop; what is kept stays."""

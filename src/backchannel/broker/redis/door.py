@@ -12,7 +12,7 @@ import hiredis
 from redis.asyncio.connection import SSLConnection, parse_url
 
 from backchannel.broker.redis.link import Link
-from backchannel.errors import BrokerUnavailable, BrokerUnusable
+from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ class Door:
         shown: the URL without its password, for people.
 
     Raises:
-        ValueError: it is no such URL.
+        BrokerUrlError: it is no such URL.
     """
 
     def __init__(self, url: str):
@@ -53,11 +53,11 @@ class Door:
             options: dict[str, Any] = dict(parse_url(url))
             parts = urlsplit(url)
         except ValueError as error:
-            raise ValueError(
+            raise BrokerUrlError(
                 f"Hub(broker={_hidden(url)!r}): {error}; it looks like redis://localhost:6379/0"
             ) from error
         if parts.scheme != "unix" and parts.path.strip("/") and "db" not in options:
-            raise ValueError(
+            raise BrokerUrlError(
                 f"Hub(broker={_hidden(url)!r}): the path is the number of a database, such as /0"
             )
         self.shown = _hidden(url)
