@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -28,6 +27,7 @@ from uvicorn.supervisors.statreload import StatReload
 from backchannel import __version__
 from backchannel.blocking import forbid_blocking_calls
 from backchannel.cli.load import Found, find, split_target
+from backchannel.cli.sockets import bind, listen
 from backchannel.errors import BackchannelError
 from backchannel.transport.health import HealthPages
 
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["HubServer", "Options", "make_server", "run", "set_up_logging", "show_what_is_served"]
 
 LEVELS = ("debug", "info", "warning", "error")
-
-BACKLOG = 2048
-"""Newcomers that the operating system keeps until they are accepted."""
 
 ACCEPTED_AT_ONCE = 64
 """How many of them asyncio accepts in one turn: what it takes for the size of the backlog."""
@@ -285,60 +282,6 @@ def show_what_is_served(found: Found, options: Options, sockets: list[socket.soc
     click.echo(_banner(found, base, pages))
     if options.open_browser:
         webbrowser.open(pages[0] if pages else base)
-
-
-def listen(sockets: list[socket.socket]) -> None:
-    """Let newcomers wait at sockets until they are accepted.
-
-    Raises:
-        click.ClickException: another program was faster.
-    """
-    for bound in sockets:
-        try:
-            bound.listen(BACKLOG)
-        except OSError as error:
-            host, port = bound.getsockname()[:2]
-            raise click.ClickException(_bind_problem(error, host, port)) from error
-
-
-def bind(host: str, port: int) -> list[socket.socket]:
-    """Return sockets bound to every address of a host; ``localhost`` may have two.
-
-    Raises:
-        click.ClickException: the host is unknown, or the port is taken or not allowed.
-    """
-    try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM,
-                                   flags=socket.AI_PASSIVE)  # fmt: skip
-    except OSError as error:
-        raise click.ClickException(f"--host {host}: {error.strerror}") from error
-    sockets: list[socket.socket] = []
-    for family, _, _, _, address in sorted(dict.fromkeys(found)):
-        chosen = sockets[0].getsockname()[1] if sockets else port
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            bound.bind((address[0], chosen))
-        except OSError as error:
-            bound.close()
-            if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT} and sockets:
-                continue  # a machine without IPv6
-            raise click.ClickException(_bind_problem(error, host, chosen)) from error
-        sockets.append(bound)
-    return sockets
-
-
-def _bind_problem(error: OSError, host: str, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return (
-            f"port {port} of {host} is in use by another program: stop that one, or choose "
-            f"another port: --port {port + 1}"
-        )
-    if error.errno == errno.EACCES:
-        return f"port {port} needs more rights than yours: choose one above 1023 with --port"
-    return f"can't listen on {host} port {port}: {error.strerror}"
 
 
 def set_up_logging(options: Options) -> None:

@@ -20,12 +20,12 @@ from backchannel.cli.load import Found, find
 from backchannel.cli.run import (
     HubServer,
     Options,
-    listen,
     make_server,
     set_up_logging,
     show_what_is_served,
     start_all,
 )
+from backchannel.cli.sockets import listen
 
 __all__ = ["serve_with_workers"]
 
