@@ -32,6 +32,7 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 LOCK = ROOT / "requirements-dev.lock"
 EXAMPLES = {
     "chat": ("chat.py", "channels, names, presence, whispers"),
+    "cluster": ("cluster.py", "the same on three servers, with a Valkey between them"),
     "django_project": ("django_project/serve.py:application", "Django's login, users and sessions"),
     "echo": ("echo.py", "the smallest endpoint"),
     "fastapi_app": ("fastapi_app.py:app", "an HTTP POST that broadcasts"),
@@ -39,6 +40,8 @@ EXAMPLES = {
     "private_chat": ("private_chat.py", "a list of users, and private messages"),
 }
 """By name: what is served below examples/, and what it shows. Its first lines say what it needs."""
+PROGRAMS = {"cluster"}
+"""Examples that start their servers themselves."""
 
 FUZZER = "atheris==3.0.0"  # not in the lock: it has wheels for Linux only
 # One process for each CPU, four at most; tests/conftest.py says which tests stay together.
@@ -100,7 +103,8 @@ def example(name: str = "", *arguments: str) -> int:
     text = Path(target.partition(".py")[0] + ".py").read_text(encoding="utf-8")
     add(*(found[1].split() if (found := re.search(r"^Needs: +(.+)$", text, re.MULTILINE)) else ()))
     here = os.path.relpath(target)
-    return serve(target if here.startswith(os.pardir) else here, *arguments)
+    shown = target if here.startswith(os.pardir) else here
+    return become("python", shown, *arguments) if name in PROGRAMS else serve(shown, *arguments)
 
 
 def add(*packages: str) -> None:
@@ -207,14 +211,19 @@ def lock() -> int:
 
 
 def serve(*arguments: str) -> int:
-    """Become `backchannel run …`, in the caller's folder; return its exit code where that can't be.
+    """Become `backchannel run …`; see `become`."""
+    return become("backchannel", "run", *arguments)
+
+
+def become(name: str, *arguments: str) -> int:
+    """Become a command of .venv, in the caller's folder; return its exit code where that can't be.
 
     As one process, since a signal to this one has to end the server too.
     """
     if os.name != "nt":  # there exec makes a second process, and returns to the shell at once
         sys.stdout.flush()
-        os.execve(BIN / "backchannel", ["backchannel", "run", *arguments], environment())  # noqa: S606
-    return tool("backchannel", "run", *arguments, folder=Path.cwd())
+        os.execve(BIN / name, [str(BIN / name), *arguments], environment())  # noqa: S606
+    return tool(name, *arguments, folder=Path.cwd())
 
 
 def tool(name: str, *arguments: str, folder: Path = ROOT) -> int:

@@ -47,7 +47,7 @@ EACH_BY_ITSELF = {
     "chaos/test_chaos.py",
     "load/test_load.py",
     *(f"integration/test_{name}.py" for name in (
-        "auth", "cli", "dev", "door", "examples", "limits", "native", "rules", "slow_clients",
+        "auth", "cli", "deploys", "dev", "door", "examples", "limits", "native", "rules", "slow_clients",
         "storm", "vanished",
     )),
 }  # fmt: skip

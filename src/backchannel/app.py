@@ -18,6 +18,7 @@ from backchannel.config import Settings
 from backchannel.connection import ABSENT
 from backchannel.endpoint import Endpoint, check_options
 from backchannel.errors import Reject
+from backchannel.handshake import going_away
 from backchannel.heartbeat import Heartbeat
 from backchannel.hub import HubCore
 from backchannel.listener import read_listener
@@ -25,7 +26,7 @@ from backchannel.publishing import Publishing
 from backchannel.request import path_segments
 from backchannel.session.server import ServerSessions
 from backchannel.template import Template
-from backchannel.transport import asgi, http
+from backchannel.transport import asgi, health, http
 from backchannel.transport.lifespan import serve_lifespan, wrap_lifespan
 from backchannel.transport.memory import MemoryClient
 from backchannel.workers import count_workers
@@ -65,6 +66,9 @@ class Hub(HubCore):
     Args:
         settings: see ``backchannel.config.Settings`` for each, with its unit and default.
 
+    Attributes:
+        is_split: it is one of several worker processes that hear nothing of each other.
+
     Raises:
         TypeError: an unknown setting, or one of the wrong type.
         ValueError: a setting out of range.
@@ -81,6 +85,7 @@ class Hub(HubCore):
         super().__init__(checked, _broker(checked))
         self.pages = http.Pages()
         self.heartbeat = Heartbeat(checked.ping_interval, checked.ping_timeout)
+        self.is_split = False
 
     @property
     def debug(self) -> bool:
@@ -99,7 +104,9 @@ class Hub(HubCore):
         """
         starts = not self.is_running
         await super().start()
+        self.is_split = self.is_split and not starts
         if starts and isinstance(self._broker, MemoryBroker) and (count := count_workers()) > 1:
+            self.is_split = True
             self.runtime.report(
                 f"this is one of {count} worker processes, and each has its own channels and "
                 "users: a message reaches only the clients of the worker that sent it. Use one "
@@ -120,6 +127,12 @@ class Hub(HubCore):
             raise ValueError(f"unknown ASGI scope type {scope['type']!r}")
 
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.settings.health_pages and not self.pages.find(scope):
+            page = health.asked(scope)
+            if page is not None:
+                await health.answer(page, [self], scope, send)
+                return
+
         async def answer(scope: Scope, _: Receive, send: Send) -> None:
             await http.answer(self, self.pages, scope, send)
 
@@ -156,8 +169,8 @@ class Hub(HubCore):
         except RuntimeError as error:
             await asgi.fail(scope, send, error, debug=self.debug)
             return
-        if self.is_stopping:
-            await asgi.refuse(scope, send, Reject(503, "The server is going away."))
+        if self.is_leaving:
+            await asgi.refuse(scope, send, going_away())
             return
         await asgi.serve(
             self, endpoint, params, http.shown_path(scope), scope, receive, send,
@@ -201,7 +214,11 @@ class Hub(HubCore):
     def _is_ours(self, scope: Scope) -> bool:
         if self.endpoints.match(path_segments(scope)):
             return True
-        return scope["type"] == "http" and self.pages.find(scope) is not None
+        if scope["type"] != "http":
+            return False
+        return self.pages.find(scope) is not None or (
+            self.settings.health_pages and health.asked(scope) is not None
+        )
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncGenerator[None]:  # noqa: ARG002 - Starlette passes it

@@ -93,6 +93,8 @@ class Settings:
         cancel_grace: seconds that a cancelled callback has before ``on_close`` runs regardless.
         slow_callback: seconds a callback may hold the event loop before a warning names it.
         casefold_channels: True makes channel names case-insensitive.
+        health_pages: True answers ``/healthz`` and ``/readyz`` below the hub's mount, or in front
+            of the app that it wraps.
         debug: True shows tracebacks and near misses to clients, admits any port of localhost as
             origin, and makes blocking calls inside callbacks raise. Never in production.
 
@@ -133,6 +135,7 @@ class Settings:
     cancel_grace: float = 5.0
     slow_callback: float = 0.020
     casefold_channels: bool = False
+    health_pages: bool = False
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -234,6 +237,7 @@ class SettingsOptions(TypedDict, total=False):
     cancel_grace: float
     slow_callback: float
     casefold_channels: bool
+    health_pages: bool
     debug: bool
 
 

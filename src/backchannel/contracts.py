@@ -200,6 +200,11 @@ class Broker(Protocol):
         """How it is doing, in a few words for people."""
         ...
 
+    @property
+    def is_connected(self) -> bool:
+        """What is published goes out at once; False while the engine is away."""
+        ...
+
     def bind(self, node: Node) -> None:
         """Tell the broker what it delivers to; called once, before anything else."""
         ...
@@ -217,6 +222,14 @@ class Broker(Protocol):
         """Tell those who publish without a hub ``node.about()``, which has changed.
 
         It is told at the start too. What a node told last holds.
+        """
+        ...
+
+    async def finish(self, seconds: float) -> None:
+        """Wait until the outcome of all that was published is known; then it is stopped.
+
+        Args:
+            seconds: to wait, such as for an engine that is away; then what it is no longer matters.
         """
         ...
 

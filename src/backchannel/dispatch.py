@@ -258,6 +258,11 @@ class Dispatch(Caller):
         if self.ws.reason is not None:
             await asyncio.shield(self.closed)
 
+    async def idle(self) -> None:
+        """Wait until no callback for what the client sent runs or waits."""
+        while self._is_busy and self.ws.reason is None:
+            await self._wait_until_idle()
+
     async def finish(self, work: Work) -> None:
         """Do what is not to be cut short when the connection ends: others count on it."""
         task = self._hub.runtime.keep(work, copy_context())

@@ -10,6 +10,7 @@ Exception
     ├── SessionUnavailable    the store of the web sessions does not answer
     ├── BrokerUnavailable     the broker does not answer, or can't take any more
     ├── BrokerUnusable        the broker answers, and will not do: too old, wrong password
+    ├── BrokerUrlError        also ValueError: no URL of a broker
     ├── HandshakeRefused      the test client was not let in
     └── ConnectionClosed      the test client's connection has ended
 └── Reject                    raised or returned by a callback to refuse
@@ -26,6 +27,7 @@ __all__ = [
     "BackchannelError",
     "BrokerUnavailable",
     "BrokerUnusable",
+    "BrokerUrlError",
     "ConnectionClosed",
     "HandshakeRefused",
     "InvalidMessage",
@@ -103,6 +105,10 @@ class BrokerUnavailable(BackchannelError):  # noqa: N818
 
 class BrokerUnusable(BackchannelError):  # noqa: N818
     """The broker answers and will not do: too old, another password, another's data."""
+
+
+class BrokerUrlError(BackchannelError, ValueError):
+    """What is to say where the broker is says it nowhere; the password is not in the text."""
 
 
 class HandshakeRefused(BackchannelError):  # noqa: N818

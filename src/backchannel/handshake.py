@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from backchannel.endpoint import Endpoint
     from backchannel.listener import Callback, Callbacks
 
-__all__ = ["check_origin", "refusal", "shake_hands"]
+__all__ = ["check_origin", "going_away", "refusal", "shake_hands"]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -110,6 +110,11 @@ def _admits(pattern: str, origin: str) -> bool:
 
 
 _NO_LIMIT: Final = contextlib.nullcontext()
+
+
+def going_away() -> Reject:
+    """Return what newcomers are told by a hub that stops: another server may take them."""
+    return Reject(503, "The server is going away.", {"Retry-After": "1"})
 
 
 async def shake_hands(

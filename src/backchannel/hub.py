@@ -28,6 +28,7 @@ from backchannel.farewell import Farewells
 from backchannel.guard import Guard
 from backchannel.history import Position
 from backchannel.identity import holder_of
+from backchannel.leaving import Leaving
 from backchannel.listener import read_listener
 from backchannel.membership import Membership
 from backchannel.observe import HUB, LISTENER
@@ -87,6 +88,7 @@ class HubCore(Publishing, Access):
         self.runtime = Runtime()
         self.touches = Touches(functools.partial(self.runtime.keep, context=Context()))
         self.is_stopping = False
+        self._leaving: Leaving | None = None
         self._watches = False
         self._starting = asyncio.Lock()
         broker.bind(self.cluster)
@@ -251,11 +253,12 @@ class HubCore(Publishing, Access):
     def health(self) -> Health:
         """How the hub is doing."""
         return Health(
-            running=self.is_running,
+            running=self.is_running and not self.is_leaving,
             connections=len(self.roster.everyone),
             channels=len(self.roster.counts()),
             broker=self._broker.state,
             problems=self.runtime.problems,
+            ready=self.is_running and not self.is_leaving and self._broker.is_connected,
         )
 
     def watch(self, session: Session) -> None:
@@ -280,6 +283,11 @@ class HubCore(Publishing, Access):
     def is_running(self) -> bool:
         """It has started, takes connections, and its event loop is alive."""
         return self.runtime.is_alive and not self.is_stopping
+
+    @property
+    def is_leaving(self) -> bool:
+        """It takes no more connections: they are ended one after the other, or it has stopped."""
+        return self.is_stopping or self._leaving is not None
 
     @property
     def grace(self) -> float:
@@ -330,23 +338,51 @@ class HubCore(Publishing, Access):
         self._warn_of_rules()
         HUB.debug("hub started as node %s with %d endpoints", self.node, len(list(self.endpoints)))
 
-    async def stop(self, code: int = 1001, reason: str = "", *, timeout: float = 2.0) -> None:  # noqa: ASYNC109 - it is the API
+    async def stop(
+        self,
+        code: int = 1001,
+        reason: str = "",
+        *,
+        timeout: float = 2.0,  # noqa: ASYNC109 - it is the API
+        drain: float = 0.0,
+    ) -> None:
         """Close every connection, run every on_close, and take no more connections.
+
+        Called again while it drains, without ``drain``, it hurries. Both return when all is over.
 
         Args:
             code: the close code for all.
             reason: the reason; by default what the code means.
             timeout: seconds for callbacks to end and for closes to leave; then what still runs is
                 cancelled and logged.
+            drain: seconds over which the connections are closed, at random moments, each when its
+                callbacks have ended; what was published meanwhile is handed to the broker. New ones
+                are refused at once, with 503. The ``timeout`` begins after it.
 
         Raises:
-            ValueError: a code that can't be sent, or a reason that is too long.
+            ValueError: a code that can't be sent, a reason that is too long, or a drain that is no
+                number of seconds from 0 to a day.
         """
         check_close(code, reason)
-        if not self.is_running:
-            return
+        if not 0 <= drain <= 86_400:  # NaN is not either
+            raise ValueError(f"drain= is 0 seconds or more and at most a day, not {drain!r}")
+        if self._leaving is not None and not self.is_stopping:
+            if not drain:
+                self._leaving.hurry()
+            await asyncio.shield(self._leaving.stopped)
+        elif self.is_running:
+            ending = CloseReason(code, reason or meaning_of(code), "server")
+            leaving = self._leaving = Leaving(self.dispatches, ending, drain)
+            try:
+                if drain:
+                    await leaving.run()
+                await self._stop(ending, timeout, leaving)
+            finally:
+                self._leaving = None
+                leaving.stopped.set_result(None)
+
+    async def _stop(self, ending: CloseReason, timeout: float, leaving: Leaving) -> None:  # noqa: ASYNC109
         self.is_stopping = True
-        ending = CloseReason(code, reason or meaning_of(code), "server")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         waiting = {dispatch.closed: dispatch for dispatch in self.dispatches}
@@ -358,10 +394,12 @@ class HubCore(Publishing, Access):
             for closed in late:
                 LISTENER.error("%s: its callbacks did not end in time", waiting[closed].ws)
         if links:
-            leaving = [loop.create_task(link.finished()) for link in links]
-            _, unsent = await asyncio.wait(leaving, timeout=max(0.0, deadline - loop.time()))
+            leaving_links = [loop.create_task(link.finished()) for link in links]
+            _, unsent = await asyncio.wait(leaving_links, timeout=max(0.0, deadline - loop.time()))
             for task in unsent:
                 task.cancel()
+        if self.cluster.is_shared and (left := leaving.until - loop.time()) > 0:
+            await self._broker.finish(left)
         await self.runtime.cancel_all(max(0.1, deadline - loop.time()))
         await self._broker.stop()
         if (close := getattr(self.settings.session, "aclose", None)) is not None:

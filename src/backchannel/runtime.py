@@ -30,6 +30,7 @@ class Health:
         channels: how many have members on this node.
         broker: how the broker is doing, in a few words.
         problems: what went wrong and was not awaited by anyone, newest last.
+        ready: it takes connections, and what they send gets to its broker.
     """
 
     running: bool
@@ -37,6 +38,7 @@ class Health:
     channels: int
     broker: str
     problems: tuple[str, ...]
+    ready: bool
 
 
 class Runtime:

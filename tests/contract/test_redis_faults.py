@@ -601,6 +601,30 @@ async def test_an_engine_that_is_too_old_is_told_its_version():
     await ended.wait()
 
 
+async def test_a_hub_that_drains_waits_for_its_engine_as_long_as_it_may(node, cable):
+    hub = await node(cable.url, broker_timeout=30.0)
+    cable.cut()
+    await until(lambda: is_away(hub))
+    waiting = hub.broadcast("kept:1", "accepted")
+    stopping = asyncio.create_task(hub.stop(drain=10))
+    await until(lambda: hub.is_stopping)
+    assert not hub.health.ready
+    cable.mend()
+    await stopping
+    assert (await waiting).position is not None
+
+
+async def test_a_hub_that_drains_gives_up_an_engine_that_stays_away(node, cable):
+    hub = await node(cable.url, broker_timeout=30.0)
+    cable.cut()
+    await until(lambda: is_away(hub))
+    waiting = hub.broadcast("kept:1", "accepted")
+    async with asyncio.timeout(5):
+        await hub.stop(drain=0.3)
+    with pytest.raises(BrokerUnavailable, match="was not published"):
+        await waiting
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [

@@ -488,7 +488,7 @@ async def test_without_debug_blocking_calls_are_only_slow(run, folder):
     ("number", "code"), [(signal.SIGINT, 1001), (signal.SIGTERM, 1012)], ids=["Ctrl-C", "SIGTERM"]
 )
 async def test_signals_close_every_socket_and_end_within_3_s(run, make_raw, number, code):
-    server = run("chat.py")
+    server = run("chat.py", "--drain", "0")
     async with AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(server.connect(f"/ws/chat/room{n % 3}"))
@@ -518,7 +518,7 @@ async def test_signals_close_every_socket_and_end_within_3_s(run, make_raw, numb
     assert printed.count(f"SAID closed {code} server") == 23 - slow
     assert slow <= 1
     assert "Traceback" not in printed
-    assert server.process.popen.returncode == {signal.SIGINT: 0, signal.SIGTERM: -15}[number]
+    assert server.process.popen.returncode == 0
 
 
 @pytest.mark.parametrize("trouble", ["refuse to be cancelled", "block a thread"])

@@ -20,7 +20,15 @@ ROOT = Path(__file__).parents[2]
 SERVED = re.findall(
     r"python3 (dev\.py (?:chat|example \w+)[^\n`]*)", (ROOT / "README.md").read_text()
 )
-EXAMPLES = ["chat", "django_project", "echo", "fastapi_app", "fastapi_login", "private_chat"]
+EXAMPLES = [
+    "chat",
+    "cluster",
+    "django_project",
+    "echo",
+    "fastapi_app",
+    "fastapi_login",
+    "private_chat",
+]
 
 
 @pytest.fixture
@@ -29,6 +37,8 @@ def checkout(tmp_path):
     folder = tmp_path / "checkout"
     (folder / ".venv").mkdir(parents=True)
     (folder / ".venv/bin").symlink_to(Path(sys.executable).parent)
+    for name in ("lib", "pyvenv.cfg"):  # by which a Python knows whose it is
+        (folder / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     (folder / "examples").symlink_to(ROOT / "examples")
     for name in ("dev.py", "pyproject.toml", "requirements-dev.lock"):
         shutil.copy(ROOT / name, folder)
@@ -69,7 +79,7 @@ async def test_what_readme_says_to_type_serves(serve, checkout, command):
 
 
 def test_readme_says_how_to_serve_the_chat_and_an_example():
-    assert SERVED == ["dev.py chat", "dev.py example fastapi_login"]
+    assert SERVED == ["dev.py chat", "dev.py example fastapi_login", "dev.py example cluster"]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -116,7 +126,9 @@ def test_an_examples_first_lines_say_what_it_needs_and_how_to_run_it(name):
     target = load(ROOT / "dev.py").EXAMPLES[name][0]
     text = (ROOT / "examples" / target.partition(":")[0]).read_text().partition('"""\n\n')[0]
     assert f"python3 dev.py example {name}\n" in text
-    assert f"backchannel run {target.rpartition('/')[2]}" in text
+    file = target.rpartition("/")[2]
+    program = name in load(ROOT / "dev.py").PROGRAMS
+    assert (f"and then: python {file}" if program else f"backchannel run {file}") in text
     needed = re.search("^Needs: +(.+)$", text, re.MULTILINE)
     installed = " ".join(
         ["pip install", *(needed[1].split() if needed else []), "/path/to/the/clone"]

@@ -445,3 +445,62 @@ async def test_the_fastapi_login_answers_any_name_and_password(transport, name, 
     ):
         answer = await http.post("/login", data={"name": name, "password": password})
         assert (answer.status_code, answer.headers["location"]) == (303, place)
+
+
+# ── three servers ─────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.asynccontextmanager
+async def cluster(end):
+    """Run the example as its first lines say; yields its three addresses, and sees all ended."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "cluster.py", "--port", "0", cwd=EXAMPLES,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    log = ""
+    try:
+        async with asyncio.timeout(60):
+            while "Ctrl-C to stop" not in log:
+                line = (await process.stdout.readline()).decode()
+                assert line, f"ended too early:\n{log}"
+                log += line
+        addresses = re.findall(r"http://(localhost:\d+)/", log)
+        yield addresses
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(end)
+        rest, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+    assert process.returncode == 0
+    assert rest.strip() == b""  # Ctrl-C of the servers prints line ends
+    for address in addresses:
+        with pytest.raises(OSError):
+            await asyncio.open_connection(*address.split(":"))
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+async def test_the_cluster_is_one_chat_on_three_servers(end):
+    async with cluster(end) as addresses, contextlib.AsyncExitStack() as stack:
+        assert len(set(addresses)) == 3
+        people = []
+        for number, address in enumerate(addresses, 1):
+            path = "/ws/chat/cars?" + urlencode({"name": f"P{number}"})
+            one = await stack.enter_async_context(client(address, path))
+            welcome = (await one.get_until("welcome"))[-1]
+            people.append((one, welcome["you"]))
+            assert len(welcome["people"]) == number
+        names = [f"P{number} (server {number})" for number in (1, 2, 3)]
+        assert sorted(welcome["people"].values()) == names
+        (ana, ana_id), (ben, ben_id), (cleo, cleo_id) = people
+        assert [one["id"] for one in (await ana.get(), await ana.get())] == [ben_id, cleo_id]
+        await ana.send(type="whisper", to=cleo_id, text="psst")
+        assert await cleo.get() == {"type": "whispered", "by": ana_id, "text": "psst"}
+        delivery = {"type": "delivery", "to": cleo_id, "text": "psst", "delivered": True}
+        assert await ana.get() == delivery
+        await ana.send(type="say", text="hello")
+        assert (await ben.get_until("said"))[-1] == {"type": "said", "by": ana_id, "text": "hello"}
+        assert await cleo.get() == {"type": "said", "by": ana_id, "text": "hello"}
+        await ben.socket.close()
+        assert await cleo.get() == {"type": "left", "id": ben_id}
+        async with httpx.AsyncClient(trust_env=False) as http:
+            for address in addresses:
+                assert "<title>Backchannel chat" in (await http.get(f"http://{address}/")).text

@@ -33,6 +33,7 @@ class MemoryBroker:
     shared = False
     state = "in this process"
     tickets = None
+    is_connected = True
 
     def __init__(self, moment: float = 1.0) -> None:
         self._moment = moment
@@ -50,6 +51,9 @@ class MemoryBroker:
 
     async def start(self) -> None:
         """There is nothing to start."""
+
+    async def finish(self, seconds: float) -> None:
+        """Nothing waits."""
 
     async def stop(self) -> None:
         """Forget who was there; what is kept stays."""

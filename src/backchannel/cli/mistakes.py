@@ -9,7 +9,7 @@ from typing import IO, Any, Final
 import click
 
 import backchannel
-from backchannel.errors import BackchannelError
+from backchannel.errors import BackchannelError, BrokerUrlError
 
 __all__ = ["MistakeError"]
 
@@ -36,6 +36,10 @@ def _told(error: Exception) -> str:
     told = traceback.TracebackException.from_exception(error)
     is_ours = bool(told.stack) and told.stack[-1].filename.startswith(_OURS)
     _leave_users_lines(told)
+    if isinstance(error, BrokerUrlError):
+        # One line: the one in the file may have a password in it.
+        where = f" ({told.stack[-1].filename}:{told.stack[-1].lineno})" if told.stack else ""
+        return f"Error: {error}{where}"
     if is_ours and isinstance(error, _DEFINITION):
         # We refused what the file defines: the message says all, the rest is where that stands.
         return f"Error: {error}\n{''.join(told.stack.format())}".rstrip()

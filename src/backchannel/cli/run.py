@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -12,24 +12,31 @@ import socket
 import sys
 import threading
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.basereload import BaseReload
 from uvicorn.supervisors.statreload import StatReload
 
 from backchannel import __version__
 from backchannel.blocking import forbid_blocking_calls
 from backchannel.cli.load import Found, find, split_target
+from backchannel.cli.sockets import bind, listen
+from backchannel.errors import BackchannelError
+from backchannel.transport.health import HealthPages
 
-__all__ = ["Options", "run"]
+if TYPE_CHECKING:
+    from backchannel.app import Hub
+
+__all__ = ["HubServer", "Options", "make_server", "run", "set_up_logging", "show_what_is_served"]
 
 LEVELS = ("debug", "info", "warning", "error")
-
-BACKLOG = 2048
-"""Newcomers that the operating system keeps until they are accepted."""
 
 ACCEPTED_AT_ONCE = 64
 """How many of them asyncio accepts in one turn: what it takes for the size of the backlog."""
@@ -37,7 +44,7 @@ ACCEPTED_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What ``backchannel run`` was told; it travels to the child process of ``--reload``."""
+    """What ``backchannel run`` was told; it travels to the processes that it starts."""
 
     target: str
     host: str
@@ -47,6 +54,8 @@ class Options:
     debug: bool
     open_browser: bool
     transport: str
+    workers: int
+    drain: float
 
 
 @click.command()
@@ -55,6 +64,11 @@ class Options:
 @click.option("--port", default=8888, show_default=True, type=click.IntRange(0, 65535),
               help="Port to listen on; 0 takes a free one.")  # fmt: skip
 @click.option("--reload", is_flag=True, help="Restart when a Python file beside FILE changes.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1),
+              help="Processes to serve with; several need a hub with a broker.")  # fmt: skip
+@click.option("--drain", default=5.0, show_default=True, metavar="SECONDS",
+              type=click.FloatRange(0, 86_400), help="After SIGTERM clients are asked to come back "
+              "one after the other, over this time; a second signal hurries.")  # fmt: skip
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(LEVELS),
               help="debug shows each event of a connection on one line.")  # fmt: skip
 @click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path),
@@ -71,6 +85,8 @@ def run(
     host: str,
     port: int,
     reload: bool,
+    workers: int,
+    drain: float,
     log_level: str,
     log_file: Path | None,
     debug: bool,
@@ -78,10 +94,20 @@ def run(
     transport: str,
 ) -> None:
     """Serve the hub in a Python file, or the app that has it in it; NAME names another one."""
-    options = Options(target, host, port, log_level, log_file, debug, open_browser, transport)
+    if reload and workers > 1:
+        raise click.UsageError("--reload serves with one process: leave --workers out")
+    options = Options(
+        target, host, port, log_level, log_file, debug, open_browser, transport, workers,
+        0 if reload else drain,
+    )  # fmt: skip
     file, _ = split_target(target)
     sockets = bind(host, port)
-    if reload:
+    if workers > 1:
+        from backchannel.cli.supervise import serve_with_workers  # noqa: PLC0415 - seldom needed
+
+        serve_with_workers(options, sockets)
+    elif reload:
+        listen(sockets)
         config = uvicorn.Config("backchannel:Hub", reload=True, reload_dirs=[str(file.parent)],
                                 log_config=None)  # fmt: skip
         set_up_logging(options)
@@ -92,6 +118,14 @@ def run(
 
 def serve(options: Options, sockets: list[socket.socket]) -> None:
     """Serve until a signal ends it."""
+    try:
+        make_server(options).run(sockets=sockets)
+    except KeyboardInterrupt:
+        click.echo("", err=True)
+
+
+def make_server(options: Options) -> HubServer:
+    """Return the server of a file, which has not started."""
     set_up_logging(options)
     from backchannel.transport import uvicorn as door  # noqa: PLC0415 - it may have to warn
 
@@ -119,10 +153,9 @@ def serve(options: Options, sockets: list[socket.socket]) -> None:
         timeout_graceful_shutdown=1,
         backlog=ACCEPTED_AT_ONCE,
     )
-    try:
-        HubServer(config, found, options).run(sockets=sockets)
-    except KeyboardInterrupt:
-        click.echo("", err=True)
+    config.load()
+    config.loaded_app = HealthPages(cast("Any", config.loaded_app), found.hubs)
+    return HubServer(config, found, options)
 
 
 def _serve_child(options: Options, sockets: list[socket.socket] | None = None) -> None:
@@ -131,7 +164,7 @@ def _serve_child(options: Options, sockets: list[socket.socket] | None = None) -
         serve(options, sockets or [])
     except click.ClickException as problem:  # nobody above shows it in this process
         problem.show()
-        sys.exit(problem.exit_code)
+        sys.exit(STARTUP_FAILURE)
 
 
 class Reload(StatReload):
@@ -161,29 +194,57 @@ class HubServer(uvicorn.Server):
         self._found = found
         self._options = options
         self._last_resort: threading.Timer | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._hurrying: asyncio.Future[Any] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say what is served where."""
+        """Start the hubs, then listen, then say what is served where.
+
+        Raises:
+            click.ClickException: a hub's broker can't be used; nothing has listened.
+        """
+        self._loop = asyncio.get_running_loop()
+        await start_all(self._found.hubs)
         await super().startup(sockets)
-        for listening in sockets or []:
-            listening.listen(BACKLOG)
-        base = _base_url(self._options.host, (sockets or [])[0].getsockname()[1])
-        pages = [base + page.path for hub in self._found.hubs for page in hub.pages]
-        click.echo(_banner(self._found, base, pages))
-        if self._options.open_browser:
-            webbrowser.open(pages[0] if pages else base)
+        listen(sockets or [])
+        if self._options.workers == 1:  # else who started this process says it, once
+            show_what_is_served(self._found, self._options, sockets or [])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close all connections: 1001 after Ctrl-C, 1012 (come back) after SIGTERM."""
-        for server in self.servers:
-            server.close()
-        code = 1001 if signal.SIGINT in self._captured_signals[:1] else 1012
-        for hub in self._found.hubs:
-            await hub.stop(code, timeout=1.2)
+        """Close all connections: 1001 after Ctrl-C, 1012 (come back) over a while after SIGTERM.
+
+        While they drain it still listens, to tell others that it is not ready.
+        """
+        is_interrupted = signal.SIGINT in self._captured_signals[:1]
+        code, drain = (1001, 0.0) if is_interrupted else (1012, self._options.drain)
+        if not drain:
+            self._stop_listening()
+        hubs = self._found.hubs
+        await asyncio.gather(*(hub.stop(code, timeout=1.2, drain=drain) for hub in hubs))
+        self._stop_listening()
         await super().shutdown(sockets)
+        if not is_interrupted:
+            self._captured_signals.clear()  # uvicorn would raise it again, and end with an error
         self._last_resort = threading.Timer(0.3, _end_regardless)
         self._last_resort.daemon = True
         self._last_resort.start()
+
+    def _stop_listening(self) -> None:
+        for server in self.servers:
+            server.close()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal: the first one ends the server, another one hurries it.
+
+        One of several workers may get the first twice, from the system and from its parent.
+        """
+        if not self.should_exit or not any(hub.is_leaving for hub in self._found.hubs):
+            super().handle_exit(sig, frame)
+        elif self._loop is not None and (sig == signal.SIGINT or self._options.workers == 1):
+            self._loop.call_soon_threadsafe(self._hurry)
+
+    def _hurry(self) -> None:
+        self._hurrying = asyncio.gather(*(hub.stop() for hub in self._found.hubs))
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal ends it, also when code of the application never ends."""
@@ -203,45 +264,28 @@ def _end_regardless() -> None:
     os._exit(1)
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
-    """Return sockets bound to every address of a host; ``localhost`` may have two.
+async def start_all(hubs: Sequence[Hub]) -> None:
+    """Start hubs, all or none.
 
     Raises:
-        click.ClickException: the host is unknown, or the port is taken or not allowed.
+        click.ClickException: one could not start.
     """
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM,
-                                   flags=socket.AI_PASSIVE)  # fmt: skip
-    except OSError as error:
-        raise click.ClickException(f"--host {host}: {error.strerror}") from error
-    sockets: list[socket.socket] = []
-    for family, _, _, _, address in sorted(dict.fromkeys(found)):
-        chosen = sockets[0].getsockname()[1] if sockets else port
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            bound.bind((address[0], chosen))
-            bound.listen(BACKLOG)
-        except OSError as error:
-            bound.close()
-            if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT} and sockets:
-                continue  # a machine without IPv6
-            raise click.ClickException(_bind_problem(error, host, chosen)) from error
-        sockets.append(bound)
-    return sockets
+        for hub in hubs:
+            await hub.start()
+    except BackchannelError as error:
+        for hub in hubs:
+            await hub.stop()
+        raise click.ClickException(str(error)) from error
 
 
-def _bind_problem(error: OSError, host: str, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return (
-            f"port {port} of {host} is in use by another program: stop that one, or choose "
-            f"another port: --port {port + 1}"
-        )
-    if error.errno == errno.EACCES:
-        return f"port {port} needs more rights than yours: choose one above 1023 with --port"
-    return f"can't listen on {host} port {port}: {error.strerror}"
+def show_what_is_served(found: Found, options: Options, sockets: list[socket.socket]) -> None:
+    """Say what is served where, and open it in a browser if that was asked for."""
+    base = _base_url(options.host, sockets[0].getsockname()[1])
+    pages = [base + page.path for hub in found.hubs for page in hub.pages]
+    click.echo(_banner(found, base, pages))
+    if options.open_browser:
+        webbrowser.open(pages[0] if pages else base)
 
 
 def set_up_logging(options: Options) -> None:

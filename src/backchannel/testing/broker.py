@@ -216,6 +216,15 @@ class BrokerContract(PresenceContract):
         for node in all_:
             assert await node.texts(200) == [str(number) for number in range(200)]
 
+    async def test_what_was_published_has_its_outcome_when_it_finishes(self, nodes: Nodes) -> None:
+        """A node that goes does not take with it what it was given."""
+        (node,) = await nodes(1)
+        assert node.broker.is_connected
+        sent = [node.broker.publish(Publication(CARS, str(n)), KEPT) for n in range(100)]
+        await node.broker.finish(5)
+        assert all(not isinstance(one, Outcome) or one.done() for one in sent)
+        assert frames(await node.broker.history("cars", None, 1)) == ["99"]
+
     @pytest.mark.parametrize(
         "frame",
         ["", "text", "ü€😀\x00", "@1.1 T", b"", b"\x00\xff", b"T", "x" * 1_000_000],

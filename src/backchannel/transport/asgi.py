@@ -17,7 +17,7 @@ from backchannel.codes import ENDINGS
 from backchannel.connection import ABSENT, CloseReason, Connection
 from backchannel.errors import Reject
 from backchannel.guard import Place
-from backchannel.handshake import shake_hands
+from backchannel.handshake import going_away, shake_hands
 from backchannel.observe import CONNECTION, HANDSHAKE, new_error_id
 from backchannel.request import Request
 from backchannel.transport.lossy import new_socket
@@ -146,8 +146,8 @@ async def _let_in(
 ) -> str | Reject | None:
     """Shake hands; return the channel that the URL leads into, None, or who refuses."""
     refused = await shake_hands(request, endpoint, hub.settings, hub.tickets, user=user)
-    if hub.is_stopping:
-        return Reject(503, "The server is going away.")
+    if hub.is_leaving:
+        return going_away()
     channel = refused or choose_channel(hub, endpoint, request.params)
     if isinstance(channel, Reject):
         return channel

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from backchannel.hub import HubCore
     from backchannel.transport.asgi import Scope, Send
 
-__all__ = ["Page", "Pages", "answer", "not_found", "shown_path"]
+__all__ = ["Page", "Pages", "answer", "not_found", "respond", "shown_path"]
 
 
 class Page:
@@ -76,13 +76,13 @@ async def answer(hub: HubCore, pages: Pages, scope: Scope, send: Send) -> None:
     method = scope.get("method", "GET")
     if page := pages.find(scope):
         if method not in {"GET", "HEAD"}:
-            await _respond(send, 405, f"{method} is not allowed here.", {"allow": "GET, HEAD"})
+            await respond(send, 405, f"{method} is not allowed here.", {"allow": "GET, HEAD"})
             return
         body = await asyncio.to_thread(page.file.read_bytes)
         headers = {"content-type": page.type, "cache-control": "no-cache"}
-        await _respond(send, 200, body, headers, head=method == "HEAD")
+        await respond(send, 200, body, headers, head=method == "HEAD")
     elif hub.endpoints.match(path_segments(scope)):
-        await _respond(
+        await respond(
             send,
             426,
             f"{_public_path(scope)} speaks WebSocket, and this was a plain HTTP request. If a "
@@ -92,7 +92,7 @@ async def answer(hub: HubCore, pages: Pages, scope: Scope, send: Send) -> None:
             head=method == "HEAD",
         )
     else:
-        await _respond(send, 404, not_found(hub, scope), head=method == "HEAD")
+        await respond(send, 404, not_found(hub, scope), head=method == "HEAD")
 
 
 def not_found(hub: HubCore, scope: Scope) -> str:
@@ -127,7 +127,7 @@ def _public_path(scope: Scope) -> str:
     return _mount(scope) + shown_path(scope)
 
 
-async def _respond(
+async def respond(
     send: Send,
     status: int,
     body: str | bytes,
@@ -135,6 +135,15 @@ async def _respond(
     *,
     head: bool = False,
 ) -> None:
+    """Send an HTTP response.
+
+    Args:
+        send: takes its ASGI events.
+        status: the HTTP status.
+        body: text, as UTF-8, or bytes.
+        headers: more headers, and others than the usual ones.
+        head: the request was a HEAD: the body stays here.
+    """
     content = body.encode(errors="replace") if isinstance(body, str) else body
     lines = {
         "content-type": "text/plain; charset=utf-8",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from backchannel.errors import BackchannelError
 from backchannel.observe import HUB
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ async def serve_lifespan(hub: HubCore, receive: Receive, send: Send) -> None:
             try:
                 await hub.start()
             except Exception as error:  # noqa: BLE001 - the server is told
-                HUB.exception("the hub could not start")
-                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                await _failed(error, send)
                 return
             await send({"type": "lifespan.startup.complete"})
         elif event["type"] == "lifespan.shutdown":
@@ -57,8 +57,7 @@ async def wrap_lifespan(
         try:
             await hub.start()
         except Exception as error:  # noqa: BLE001 - the server is told
-            HUB.exception("the hub could not start")
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            await _failed(error, send)
             return
         await send({"type": "lifespan.startup.complete"})
         event = await receive()
@@ -71,6 +70,13 @@ async def wrap_lifespan(
     finally:
         inner.cancel()
         await asyncio.wait({inner})
+
+
+async def _failed(error: Exception, send: Send) -> None:
+    """Tell the server, which ends then, that the hub could not start."""
+    is_bug = not isinstance(error, BackchannelError)  # those say all in one line
+    HUB.error("the hub could not start: %s", error, exc_info=error if is_bug else None)
+    await send({"type": "lifespan.startup.failed", "message": str(error)})
 
 
 async def _answer(inner: asyncio.Future[Any], outbox: asyncio.Queue[Event]) -> Event | None:

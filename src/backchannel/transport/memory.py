@@ -15,7 +15,7 @@ from backchannel.codes import check_close
 from backchannel.connection import ABSENT, CloseReason, Connection
 from backchannel.errors import ConnectionClosed, HandshakeRefused, Reject
 from backchannel.guard import Place
-from backchannel.handshake import shake_hands
+from backchannel.handshake import going_away, shake_hands
 from backchannel.messages import Frame, encode
 from backchannel.request import Request, path_segments
 from backchannel.session.web import Session
@@ -174,8 +174,8 @@ class MemoryClient:
         context = copy_context()
         shaking = shake_hands(request, endpoint, hub.settings, hub.tickets, user=self._user)
         answer = await asyncio.create_task(shaking, context=context)
-        if hub.is_stopping:
-            answer = Reject(503, "The server is going away.")
+        if hub.is_leaving:
+            answer = going_away()
         channel = answer or choose_channel(hub, endpoint, request.params)
         if not isinstance(channel, Reject):
             channel = place.sit(request.user) or channel

@@ -52,7 +52,7 @@ class RedisBroker:
         moment: seconds that a user may be away from a channel without having left it.
 
     Raises:
-        ValueError: it is no such URL.
+        BrokerUrlError: it is no such URL.
     """
 
     shared = True
@@ -83,6 +83,7 @@ class RedisBroker:
         self._is_scheduled = False
         self._inquiries: dict[int, Inquiry] = {}
         self._foreign = 0
+        self._landing: asyncio.Future[None] | None = None
 
     @property
     def state(self) -> str:
@@ -90,6 +91,11 @@ class RedisBroker:
         if self._engine.link is not None:
             return f"connected to {self._engine.shown}"
         return f"{self._engine.shown} is away; {len(self._waiting)} publications wait"
+
+    @property
+    def is_connected(self) -> bool:
+        """The engine is there."""
+        return self._engine.link is not None
 
     def bind(self, node: Node) -> None:
         """Remember the node."""
@@ -112,6 +118,15 @@ class RedisBroker:
     def about_changed(self) -> None:
         """Tell those who publish without a hub what holds now."""
         self._notice.renew()
+
+    async def finish(self, seconds: float) -> None:
+        """Wait until nothing waits or is under way."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self._unsent and (left := deadline - loop.time()) > 0:
+            self._landing = loop.create_future()
+            await asyncio.wait({self._landing}, timeout=left)
+        self._landing = None
 
     async def stop(self) -> None:
         """Publish what waits, and disconnect."""
@@ -215,6 +230,8 @@ class RedisBroker:
     def landed(self, posting: Posting) -> None:
         """Take note that a posting is no longer under way."""
         self._unsent -= posting.size
+        if self._landing is not None and not self._landing.done():
+            self._landing.set_result(None)
 
     def retry(self, posting: Posting) -> None:
         """Publish a posting again once the engine is back, before what came after it."""
@@ -273,7 +290,7 @@ class RedisBroker:
         now = asyncio.get_running_loop().time()
         while self._waiting and (everything or self._waiting[0].until <= now):
             posting = self._waiting.popleft()
-            self._unsent -= posting.size
+            self.landed(posting)
             what = "may have been published, or not" if posting.is_retry else "was not published"
             posting.fail(BrokerUnavailable(f"{self._engine.shown} is away: this {what}"))
         if self._engine.link is None:

@@ -12,7 +12,7 @@ import hiredis
 from redis.asyncio.connection import SSLConnection, parse_url
 
 from backchannel.broker.redis.link import Link
-from backchannel.errors import BrokerUnavailable, BrokerUnusable
+from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ class Door:
         shown: the URL without its password, for people.
 
     Raises:
-        ValueError: it is no such URL.
+        BrokerUrlError: it is no such URL.
     """
 
     def __init__(self, url: str):
@@ -166,10 +166,10 @@ def read_url(url: str, call: str) -> tuple[dict[str, Any], str]:
         parts = urlsplit(url)
     except ValueError as error:
         where = call.format(repr(shown))
-        raise ValueError(f"{where}: {error}; it looks like redis://localhost:6379/0") from error
+        raise BrokerUrlError(f"{where}: {error}; it looks like redis://localhost:6379/0") from error
     if parts.scheme != "unix" and parts.path.strip("/") and "db" not in options:
         where = call.format(repr(shown))
-        raise ValueError(f"{where}: the path is the number of a database, such as /0")
+        raise BrokerUrlError(f"{where}: the path is the number of a database, such as /0")
     return options, shown
 
 

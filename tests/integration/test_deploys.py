@@ -1,0 +1,419 @@
+"""Deploys: workers, health, going away calmly, brokers that will not do; with real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import time
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+PATIENCE = 15.0
+NATIVE = "--ws backchannel.transport.uvicorn:Protocol"
+
+
+@pytest.fixture
+def run(process, make_server):
+    """Run ``backchannel run`` on a free port."""
+
+    def start(*arguments, env=None, target="deployed.py"):
+        started = process("backchannel", "run", target, "--port", "0", *arguments, env=env)
+        port = started.wait_for_output(r"http?s?ws?://localhost:(\d+)|ws://localhost:(\d+)")
+        started.wait_for_output("Ctrl-C to stop")
+        return make_server("uvicorn-run", started, int(port[1] or port[2]))
+
+    return start
+
+
+async def read(client):
+    message = await asyncio.wait_for(client.recv(), PATIENCE)
+    return json.loads(message) if message[:1] == "{" else message
+
+
+async def close_of(client):
+    """Return the close code, and what came before it."""
+    came = []
+    try:
+        while True:
+            came.append(await read(client))
+    except ConnectionClosed as closed:
+        return (closed.rcvd.code if closed.rcvd else 1006), came
+
+
+async def until_ready_is(server, status):
+    async with asyncio.timeout(PATIENCE):
+        while (answer := await server.get("/readyz")).status_code != status:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # nothing tells
+    return answer.json()
+
+
+# ── workers ───────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.asynccontextmanager
+async def on_two_workers(server):
+    """Connect until two workers have a client; yields one of each."""
+    async with contextlib.AsyncExitStack() as stack:
+        found = {}
+        async with asyncio.timeout(30):
+            while len(found) < 2:
+                client = await stack.enter_async_context(server.connect("/ws/cars"))
+                found.setdefault((await read(client))["pid"], client)
+        yield found
+
+
+WORKERS = {
+    "uvicorn": "uvicorn deployed:hub --port {port} --workers 2 --ws websockets-sansio",
+    "native": f"uvicorn deployed:hub --port {{port}} --workers 2 {NATIVE}",
+    "gunicorn": "gunicorn deployed:hub --bind 127.0.0.1:{port} -w 2 -k uvicorn_worker.UvicornWorker",
+    "gunicorn-native": "gunicorn deployed:hub --bind 127.0.0.1:{port} -w 2 -k workered.NativeWorker",
+}
+
+
+async def assert_one_hub(server):
+    async with on_two_workers(server) as clients:
+        one, other = clients.values()
+        await one.send("hello")
+        for client in (one, other):
+            assert await read(client) == "hello"
+    assert "worker processes" not in server.printed()
+
+
+@pytest.mark.parametrize("name", WORKERS)
+async def test_a_message_crosses_the_workers_of_other_servers(start, name, redis_server):
+    if name.startswith("gunicorn"):
+        pytest.importorskip("uvicorn_worker", reason="no gunicorn: pip install uvicorn-worker")
+    await assert_one_hub(start(name, WORKERS[name], env={"BROKER": redis_server.url}))
+
+
+@pytest.mark.parametrize("transport", ["native", "portable"])
+async def test_workers_of_backchannel_run_are_one_hub_and_end_together(
+    run, redis_server, transport
+):
+    options = ("--workers", "2", "--drain", "1", "--transport", transport)
+    server = run(*options, env={"BROKER": redis_server.url})
+    await assert_one_hub(server)
+    assert server.printed().count("Ctrl-C to stop") == 1
+    async with on_two_workers(server) as clients:
+        server.process.signal(signal.SIGTERM)
+        codes = await asyncio.gather(*(close_of(client) for client in clients.values()))
+        assert [code for code, _ in codes] == [1012, 1012]
+    assert await asyncio.to_thread(server.process.wait) == 0
+    assert "Traceback" not in server.printed()
+
+
+async def test_a_worker_that_died_is_replaced(run, redis_server):
+    server = run("--workers", "2", env={"BROKER": redis_server.url})
+    async with on_two_workers(server) as clients:
+        victim = next(iter(clients))
+        os.kill(victim, signal.SIGKILL)
+        assert (await close_of(clients[victim]))[0] == 1006
+    async with on_two_workers(server) as clients:
+        assert victim not in clients
+
+
+async def test_a_second_signal_hurries_the_workers(run, redis_server):
+    server = run("--workers", "2", "--drain", "600", env={"BROKER": redis_server.url})
+    async with on_two_workers(server) as clients:
+        server.process.signal(signal.SIGTERM)
+        await until_ready_is(server, 503)
+        closing = asyncio.gather(*(close_of(client) for client in clients.values()))
+        while not closing.done():  # the first of these may come before the parent has seen SIGTERM
+            server.process.signal(signal.SIGTERM)
+            await asyncio.wait({closing}, timeout=0.5)
+        assert [code for code, _ in closing.result()] == [1012, 1012]
+    assert await asyncio.to_thread(server.process.wait) == 0
+
+
+async def test_workers_without_a_broker_are_refused(process):
+    started = process("backchannel", "run", "deployed.py", "--port", "0", "--workers", "2")
+    assert await asyncio.to_thread(started.wait) == 1
+    (line,) = started.output().splitlines()
+    assert line.startswith("Error: --workers 2: the hub in deployed.py")
+    assert "has no broker, so each process would have channels" in line
+    assert 'Hub(broker="redis://localhost:6379/0"), or leave --workers out' in line
+
+
+async def test_workers_that_reload_are_refused(process):
+    started = process("backchannel", "run", "deployed.py", "--workers", "2", "--reload")
+    assert await asyncio.to_thread(started.wait) == 2
+    assert "--reload serves with one process: leave --workers out" in started.output()
+
+
+# ── brokers that will not do ──────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+async def old_engine(redis_server):
+    """A real engine that says it is of another version: what passes is changed on its way."""
+    port = int(redis_server.url.rpartition(":")[2].partition("/")[0])
+    tasks = set()
+
+    async def serve(reader, writer):
+        tasks.add(asyncio.current_task())
+        there, away = await asyncio.open_connection("127.0.0.1", port)
+
+        async def back():
+            while data := await there.read(1 << 16):
+                writer.write(re.sub(rb"valkey_version:\d", b"valkey_version:6", data))
+            writer.close()
+
+        returning = asyncio.create_task(back())
+        while data := await reader.read(1 << 16):
+            away.write(data)
+        away.close()
+        await returning
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    server.close()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+@pytest.fixture
+def broken(request, new_redis_server, free_port):
+    """A broker's URL, and what is to be said of it."""
+    if request.param == "password":
+        engine = new_redis_server()
+        engine.start()
+        with engine.client as client:
+            client.config_set("requirepass", "right")
+        host = engine.url.removeprefix("redis://")
+        return f"redis://:secret@{host}", rf"redis://:…@{host} refuses this password: .*"
+    if request.param == "old":
+        url = request.getfixturevalue("old_engine")
+        return url, rf"{url} is Valkey 6\.[\d.]+: 7\.2 or newer is needed"
+    if request.param == "unreachable":
+        return (
+            f"redis://:secret@127.0.0.1:{free_port}/0",
+            rf"redis://:…@127\.0\.0\.1:{free_port}/0 can't be reached: .*Errno 111.*",
+        )
+    return (
+        "http://:secret@localhost",
+        r"Hub\(broker='http://:…@localhost'\): .*deployed\.py:\d+\)",
+    )
+
+
+ALL = ["wrong", "unreachable", "password", "old"]
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["alone", "workers"])
+@pytest.mark.parametrize("broken", ALL, indirect=True)
+async def test_run_says_in_one_line_what_is_wrong_with_the_broker(
+    process, broken, options, free_port
+):
+    url, said = broken
+    started = process(
+        "backchannel", "run", "deployed.py", "--port", free_port, *options, env={"BROKER": url}
+    )
+    assert await asyncio.to_thread(started.wait) == 1
+    (line,) = started.output().splitlines()
+    assert re.fullmatch(f"Error: {said}", line), line
+    assert "secret" not in line
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", free_port)).close()
+
+
+async def test_nothing_listens_while_the_broker_is_tried(process, free_port):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        started = process(
+            "backchannel", "run", "deployed.py", "--port", free_port, env={"BROKER": url}
+        )
+        accepted, _ = await asyncio.to_thread(silent.accept)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", free_port)).close()
+        assert await asyncio.to_thread(started.wait) == 1
+        accepted.close()
+    assert started.output() == f"Error: {url} did not answer in 5 s\n"
+
+
+@pytest.mark.parametrize("broken", ALL[1:], indirect=True)
+async def test_uvicorn_does_not_start_with_such_a_broker(process, broken, free_port):
+    url, said = broken
+    started = process("uvicorn", "deployed:hub", "--port", free_port, env={"BROKER": url})
+    assert await asyncio.to_thread(started.wait) == 3
+    printed = started.output()
+    assert re.search(rf"^ERROR: +{said}$", printed, re.MULTILINE), printed
+    assert "Application startup failed" in printed
+    assert "Traceback" not in printed
+    assert "secret" not in printed
+
+
+# ── health ────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_run_tells_whether_it_lives_and_is_ready(run, new_redis_server):
+    engine = new_redis_server()
+    engine.start()
+    server = run(env={"BROKER": engine.url})
+    alive = await server.get("/healthz")
+    assert (alive.status_code, alive.json()) == (200, {"status": "ok"})
+    assert alive.headers["content-type"] == "application/json"
+    assert alive.headers["cache-control"] == "no-store"
+    assert await until_ready_is(server, 200) == {"status": "ready"}
+    assert (await server.request("HEAD", "/readyz")).content == b""
+    assert (await server.request("POST", "/readyz")).status_code == 405
+    engine.stop()
+    because = await until_ready_is(server, 503)
+    assert because == {"status": "not ready", "because": ["the broker is away"]}
+    assert (await server.get("/healthz")).status_code == 200
+    engine.start()
+    await until_ready_is(server, 200)
+
+
+APPS = """
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+from backchannel import Hub
+
+hub = Hub(health_pages={enabled})
+inner = FastAPI()
+
+@inner.get("/healthz")
+def own():
+    return PlainTextResponse("the app's own")
+
+@hub.endpoint("/ws/echo")
+def echo(ws, message: str):
+    return message
+
+wrapped = hub.wrap(inner)
+mounted = FastAPI()
+mounted.mount("/live", hub)
+"""
+
+
+@pytest.fixture
+def apps(tmp_path):
+    def write(*, enabled):
+        (tmp_path / "apps.py").write_text(APPS.format(enabled=enabled))
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("app", "enabled", "path", "wanted"),
+    [
+        ("wrapped", False, "/healthz", (200, "the app's own")),
+        ("wrapped", False, "/readyz", (404, None)),
+        ("wrapped", True, "/healthz", (200, '{"status":"ok"}')),
+        ("wrapped", True, "/readyz", (200, '{"status":"ready"}')),
+        ("mounted", False, "/live/readyz", (404, None)),
+        ("mounted", True, "/live/readyz", (200, '{"status":"ready"}')),
+        ("mounted", True, "/readyz", (404, None)),
+        ("hub", False, "/readyz", (404, None)),
+        ("hub", True, "/readyz", (200, '{"status":"ready"}')),
+    ],
+)
+async def test_other_servers_have_the_pages_where_they_are_enabled(
+    start, apps, app, enabled, path, wanted
+):
+    server = start("uvicorn", f"uvicorn apps:{app} --port {{port}}", cwd=apps(enabled=enabled))
+    answer = await server.get(path)
+    status, text = wanted
+    assert answer.status_code == status
+    assert text in {None, answer.text}
+
+
+async def test_run_never_takes_a_page_of_the_app(run, apps):
+    server = run(target=str(apps(enabled=False) / "apps.py:wrapped"))
+    assert (await server.get("/healthz")).text == "the app's own"
+    assert (await server.get("/readyz")).json() == {"status": "ready"}
+    assert (await server.get("/nothing")).status_code == 404
+
+
+# ── going away ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("transport", ["native", "portable"])
+async def test_sigterm_drains(run, transport):
+    server = run("--drain", "3", "--transport", transport)
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(server.connect(f"/ws/{n}")) for n in range(30)]
+        for client in clients:
+            await read(client)
+        await clients[0].send("slow 1.5 work")
+        assert await read(clients[0]) == "begun"
+
+        async def ended(client):
+            return *(await close_of(client)), time.monotonic()
+
+        began = time.monotonic()
+        closes = asyncio.gather(*(ended(client) for client in clients))
+        server.process.signal(signal.SIGTERM)
+        answer = await until_ready_is(server, 503)
+        assert time.monotonic() - began < 1
+        assert answer == {"status": "not ready", "because": ["stopping"]}
+        assert (await server.get("/healthz")).status_code == 200
+        with pytest.raises(InvalidStatus) as refused:
+            await stack.enter_async_context(server.connect("/ws/new"))
+        response = refused.value.response
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        closed = await closes
+    assert {code for code, _, _ in closed} == {1012}
+    assert closed[0][1] == ["slow 1.5 work", "done slow 1.5 work"]
+    moments = sorted(when - began for _, _, when in closed)
+    assert moments[-1] - moments[0] > 0.5, "all at once"
+    assert moments[-1] < 5
+    assert await asyncio.to_thread(server.process.wait) == 0
+    assert not re.search("ERROR|WARNING|Traceback", server.printed()), server.printed()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_hurries(run, second):
+    server = run("--drain", "600")
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(server.connect(f"/ws/{n}")) for n in range(5)]
+        for client in clients:
+            await read(client)
+        server.process.signal(signal.SIGTERM)
+        await until_ready_is(server, 503)
+        server.process.signal(second)
+        codes = await asyncio.gather(*(close_of(client) for client in clients))
+        assert {code for code, _ in codes} == {1012}
+    assert await asyncio.to_thread(server.process.wait) == 0
+    assert "Traceback" not in server.printed()
+
+
+async def test_what_was_accepted_reaches_a_broker_that_was_away(run, new_redis_server):
+    """What waits for the engine when the signal comes is published once that is back."""
+    engine = new_redis_server()
+    engine.start()
+    server = run("--drain", "10", env={"BROKER": engine.url})
+    async with server.connect("/ws/cars") as client:
+        await read(client)
+        engine.stop()
+        await until_ready_is(server, 503)
+        await client.send("accepted")
+        server.process.signal(signal.SIGTERM)
+        async with asyncio.timeout(PATIENCE):
+            while "stopping" not in (await server.get("/readyz")).json()["because"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        engine.start()
+        code, came = await close_of(client)
+        assert (code, came[-1]) == (1012, "done accepted")
+        with engine.client as db:
+            (kept,) = [key for key in db.keys("*") if db.type(key) in {b"zset", b"list", b"stream"}]
+            assert b"accepted" in str(db.dump(kept)).encode()
+    assert await asyncio.to_thread(server.process.wait) == 0
+
+
+async def test_http_is_served_while_it_drains(run, apps):
+    folder = apps(enabled=False)
+    server = run("--drain", "600", target=str(folder / "apps.py:wrapped"))
+    async with server.connect("/ws/echo"), httpx.AsyncClient(trust_env=False) as http:
+        server.process.signal(signal.SIGTERM)
+        await until_ready_is(server, 503)
+        assert (await http.get(server.http + "/healthz")).text == "the app's own"
+        server.process.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(server.process.wait) == 0
