@@ -210,7 +210,7 @@ class Run:
             talker = others[number % len(others)]
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(1):
-                    await talker.say("room:a", size=60_000)
+                    await talker.say("plain:d" if number % 6 else "room:a", size=60_000)
         await asyncio.sleep(lasting)
         for client in some:
             client.reads.set()

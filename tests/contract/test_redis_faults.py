@@ -20,6 +20,7 @@ class Cable:
     def __init__(self, port):
         self.port = port
         self.is_cut = self.is_deaf = False
+        self.pause = 0.0  # after each 64 KiB that the engine says
         self.writers = []
         self.serving = set()
 
@@ -51,6 +52,8 @@ class Cable:
             while data := await reader.read(1 << 16):
                 if not (back and self.is_deaf):
                     writer.write(data)
+                if back and self.pause:
+                    await asyncio.sleep(self.pause)
         except OSError:
             pass
         finally:
@@ -230,6 +233,17 @@ async def test_an_engine_that_hangs_is_noticed(node, redis_server):
         await until(lambda: is_back(hub))
         await hub.broadcast("cars", "awake")
         assert await client.receive() == "awake"
+
+
+async def test_an_engine_that_takes_long_to_say_much_is_not_taken_for_dead(node, cable, caplog):
+    hub = await node(cable.url, broker_timeout=0.4)
+    async with hub.test_client("/ws/kept:cars"):
+        for _ in range(40):
+            await hub.broadcast("kept:cars", "x" * 200_000)
+        cable.pause = 0.03  # 8 MB in 4 seconds, in which a sign of life is asked for
+        kept = await hub.channel("kept:cars").history(limit=40)
+        assert [len(one.message) for one in kept] == [200_000] * 40
+    assert "is lost" not in caplog.text
 
 
 async def test_users_and_sessions_are_heard_again(node, cable, redis_server):
