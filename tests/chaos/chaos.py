@@ -17,6 +17,7 @@ import asyncio
 import collections
 import contextlib
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -326,6 +327,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of the first; each has the next one")
     parser.add_argument("--seconds", type=float, default=12.0, help="in which things fail")
     asked = parser.parse_args()
+    # Told to end, it ends what it has started, as it does after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     first = random.randrange(1_000_000) if asked.seed is None else asked.seed
     total: collections.Counter[str] = collections.Counter()
     bad: list[int] = []
