@@ -315,6 +315,10 @@ BUGS = ("never retrieved", "never awaited", "failed: ", "raised ", "stranger", "
 
 async def play(seed: int, seconds: float) -> tuple[list[str], Run]:
     """Play one run; print it where it went wrong."""
+    me = asyncio.current_task()
+    assert me is not None
+    for number in (signal.SIGINT, signal.SIGTERM):  # what was started is ended all the same
+        asyncio.get_running_loop().add_signal_handler(number, me.cancel)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(seed, seconds, Path(folder))
         wrong = await run.play()
@@ -327,8 +331,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of the first; each has the next one")
     parser.add_argument("--seconds", type=float, default=12.0, help="in which things fail")
     asked = parser.parse_args()
-    # Told to end, it ends what it has started, as it does after Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     first = random.randrange(1_000_000) if asked.seed is None else asked.seed
     total: collections.Counter[str] = collections.Counter()
     bad: list[int] = []

@@ -117,7 +117,8 @@ class Ledger:
                 stored[said.channel].append(said)
         for (client, user, channel), had in self.had.items():
             where = f"{client} ({user}) in {channel}"
-            wrong += [f"{where}: {text}" for text in self._strangers(user, channel, had)]
+            kept = bool(stored[channel])
+            wrong += [f"{where}: {text}" for text in self._strangers(user, channel, had, kept=kept)]
             if stored[channel]:
                 walk = _Walk(user, stored[channel], self.said)
                 wrong += [f"{where}: {text}" for text in walk.judge(had)]
@@ -125,10 +126,15 @@ class Ledger:
                 wrong += [f"{where}: {text}" for text in self._out_of_order(had)]
         return wrong
 
-    def _strangers(self, user: str, channel: str, had: list[Had]) -> list[str]:
-        """What no promise allows, however much was lost."""
+    def _strangers(self, user: str, channel: str, had: list[Had], *, kept: bool) -> list[str]:
+        """What no promise allows, however much was lost.
+
+        Who moves to another node, where nothing is kept, may hear there what it has heard already.
+        """
         wrong, seen = [], set()
         for one in had:
+            if one.kind == "entered" and not kept:
+                seen.clear()
             if one.kind not in {"got", "draft"}:
                 continue
             said = self.said[one.id]
@@ -145,10 +151,12 @@ class Ledger:
         return wrong
 
     def _out_of_order(self, had: list[Had]) -> list[str]:
-        """Where nothing is kept, each publisher's are in its order, at most once."""
+        """Where nothing is kept, one connection has each publisher's in its order."""
         wrong: list[str] = []
         last: dict[str, int] = {}
         for one in had:
+            if one.kind == "entered":
+                last.clear()
             if one.kind == "got":
                 said = self.said[one.id]
                 if said.number <= last.get(said.by, -1):

@@ -120,3 +120,6 @@ def test_without_history_each_connection_that_speaks_keeps_its_order():
     ledger.note("c2", "ana", "plain", Had("got", "a-1"))
     ledger.note("c2", "ana", "plain", Had("got", "a-0"))
     assert ledger.judge() == ["c2 (ana) in plain: a-0 came after number 1 of a/1"]
+    for had in (Had("entered"), *got(0, 1), Had("entered"), *got(0, 1)):
+        ledger.note("c3", "ana", "plain", had)
+    assert len(ledger.judge()) == 1
