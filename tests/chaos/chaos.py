@@ -17,6 +17,7 @@ import asyncio
 import collections
 import contextlib
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -210,7 +211,7 @@ class Run:
             talker = others[number % len(others)]
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(1):
-                    await talker.say("room:a", size=60_000)
+                    await talker.say("plain:d" if number % 6 else "room:a", size=60_000)
         await asyncio.sleep(lasting)
         for client in some:
             client.reads.set()
@@ -314,6 +315,10 @@ BUGS = ("never retrieved", "never awaited", "failed: ", "raised ", "stranger", "
 
 async def play(seed: int, seconds: float) -> tuple[list[str], Run]:
     """Play one run; print it where it went wrong."""
+    me = asyncio.current_task()
+    assert me is not None
+    for number in (signal.SIGINT, signal.SIGTERM):  # what was started is ended all the same
+        asyncio.get_running_loop().add_signal_handler(number, me.cancel)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(seed, seconds, Path(folder))
         wrong = await run.play()

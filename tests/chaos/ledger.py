@@ -40,6 +40,7 @@ class Said:
         state: what its publisher was told: "sent" is nothing yet, then "accepted", "unknown", or
             "never" where it was not published.
         offset: where it stands, in each of the epochs.
+        elsewhere: other offsets that it was seen at: it was published more than once.
         epochs: more than one where an engine came back with its data.
     """
 
@@ -52,6 +53,7 @@ class Said:
     state: str = "sent"
     offset: int | None = None
     epochs: set[str] = field(default_factory=set)
+    elsewhere: list[Place] = field(default_factory=list)
 
     def is_for(self, user: str) -> bool:
         return (self.to is None or user in self.to) and user not in (self.exclude or ())
@@ -90,6 +92,9 @@ class Ledger:
     def place(self, id_: str, place: Place) -> None:
         """Note where a publication stands; in an engine that kept its data, also in a new epoch."""
         said = self.said[id_]
+        if said.offset is not None and said.offset != place.offset:
+            said.elsewhere.append(place)
+            return
         said.offset = place.offset
         said.epochs.add(place.epoch)
 
@@ -103,11 +108,17 @@ class Ledger:
         wrong: list[str] = []
         stored: dict[str, list[Said]] = collections.defaultdict(list)
         for said in self.said.values():
+            if said.elsewhere:
+                wrong.append(
+                    f"{said.id} is in {said.channel} twice: at {said.offset} of {said.epochs}, "
+                    f"and at {said.elsewhere} ({said.state}, by {said.by})"
+                )
             if said.offset is not None:
                 stored[said.channel].append(said)
         for (client, user, channel), had in self.had.items():
             where = f"{client} ({user}) in {channel}"
-            wrong += [f"{where}: {text}" for text in self._strangers(user, channel, had)]
+            kept = bool(stored[channel])
+            wrong += [f"{where}: {text}" for text in self._strangers(user, channel, had, kept=kept)]
             if stored[channel]:
                 walk = _Walk(user, stored[channel], self.said)
                 wrong += [f"{where}: {text}" for text in walk.judge(had)]
@@ -115,10 +126,15 @@ class Ledger:
                 wrong += [f"{where}: {text}" for text in self._out_of_order(had)]
         return wrong
 
-    def _strangers(self, user: str, channel: str, had: list[Had]) -> list[str]:
-        """What no promise allows, however much was lost."""
+    def _strangers(self, user: str, channel: str, had: list[Had], *, kept: bool) -> list[str]:
+        """What no promise allows, however much was lost.
+
+        Who moves to another node, where nothing is kept, may hear there what it has heard already.
+        """
         wrong, seen = [], set()
         for one in had:
+            if one.kind == "entered" and not kept:
+                seen.clear()
             if one.kind not in {"got", "draft"}:
                 continue
             said = self.said[one.id]
@@ -135,10 +151,12 @@ class Ledger:
         return wrong
 
     def _out_of_order(self, had: list[Had]) -> list[str]:
-        """Where nothing is kept, each publisher's are in its order, at most once."""
+        """Where nothing is kept, one connection has each publisher's in its order."""
         wrong: list[str] = []
         last: dict[str, int] = {}
         for one in had:
+            if one.kind == "entered":
+                last.clear()
             if one.kind == "got":
                 said = self.said[one.id]
                 if said.number <= last.get(said.by, -1):

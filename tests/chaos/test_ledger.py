@@ -104,6 +104,12 @@ def test_what_was_not_published_must_not_come(judge):
     assert "was told that it was not published" in wrong
 
 
+def test_what_is_stored_twice_is_told(judge):
+    judge.ledger.place("a-1", at(9, "f"))
+    (wrong,) = judge(ENTERED, *got(1, 2, 4, 5))
+    assert "a-1 is in room twice: at 1 of {'e'}" in wrong
+
+
 def test_without_history_each_connection_that_speaks_keeps_its_order():
     ledger = Ledger()
     for number, by in enumerate(["a/1", "a/1", "b/1", "a/2"]):
@@ -114,3 +120,6 @@ def test_without_history_each_connection_that_speaks_keeps_its_order():
     ledger.note("c2", "ana", "plain", Had("got", "a-1"))
     ledger.note("c2", "ana", "plain", Had("got", "a-0"))
     assert ledger.judge() == ["c2 (ana) in plain: a-0 came after number 1 of a/1"]
+    for had in (Had("entered"), *got(0, 1), Had("entered"), *got(0, 1)):
+        ledger.note("c3", "ana", "plain", had)
+    assert len(ledger.judge()) == 1

@@ -13,6 +13,7 @@ class Cable:
     def __init__(self, port):
         self.port = port
         self.is_cut = self.is_deaf = self.is_mute = False
+        self.pause = 0.0  # after each 64 KiB that the engine says
         self.writers = []
         self.serving = set()
 
@@ -44,6 +45,8 @@ class Cable:
             while data := await reader.read(1 << 16):
                 if not (self.is_deaf if back else self.is_mute):
                     writer.write(data)
+                if back and self.pause:
+                    await asyncio.sleep(self.pause)
         except OSError:
             pass
         finally:

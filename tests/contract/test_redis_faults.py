@@ -172,6 +172,17 @@ async def test_an_engine_that_hangs_is_noticed(node, redis_server):
         assert await client.receive() == "awake"
 
 
+async def test_an_engine_that_takes_long_to_say_much_is_not_taken_for_dead(node, cable, caplog):
+    hub = await node(cable.url, broker_timeout=0.4)
+    async with hub.test_client("/ws/kept:cars"):
+        for _ in range(40):
+            await hub.broadcast("kept:cars", "x" * 200_000)
+        cable.pause = 0.03  # 8 MB in 4 seconds, in which a sign of life is asked for
+        kept = await hub.channel("kept:cars").history(limit=40)
+        assert [len(one.message) for one in kept] == [200_000] * 40
+    assert "is lost" not in caplog.text
+
+
 async def test_users_and_sessions_are_heard_again(node, cable, redis_server):
     hub, other = await node(cable.url), await node(redis_server.url)
     async with hub.test_client("/ws/cars?user=ana") as client:

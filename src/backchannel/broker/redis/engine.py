@@ -26,6 +26,9 @@ BACK_OFF: Final = (0.05, 2.0)
 BEAT: Final = 2.0
 """Seconds between two signs of life that the engine is asked for."""
 
+PATIENCE: Final = 10
+"""How often the engine gets that time once more, while it is still answering what came before."""
+
 _SCRIPTS: Final = {
     name: files("backchannel.broker.redis").joinpath(f"{name}.lua").read_text()
     for name in ("publish", "history", "presence")
@@ -128,12 +131,14 @@ class Engine:
 
     @staticmethod
     async def _gives_sign_of_life(link: Link, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await link.call("PING")
-        except (TimeoutError, BrokerUnavailable, hiredis.ReplyError):
-            return False
-        return True
+        """Tell whether the engine answers; it has more time while it answers something else."""
+        answer, seen = link.call("PING"), -1
+        for _ in range(PATIENCE):
+            if answer.done() or link.progress == seen:
+                break
+            seen = link.progress
+            await asyncio.wait({answer}, timeout=seconds)
+        return answer.done() and answer.exception() is None
 
     async def _connect_again(self) -> None:
         wait, longest = BACK_OFF

@@ -65,6 +65,7 @@ class Link(asyncio.Protocol):
 
     Attributes:
         lost: done when the connection has ended.
+        progress: changes with each reply, and with each part of a long one.
     """
 
     def __init__(self, hear: Callable[[bytes, bytes], None]) -> None:
@@ -73,6 +74,7 @@ class Link(asyncio.Protocol):
         self._waiting: deque[Command] = deque()
         self._due: list[bytes] = []
         self._transport: asyncio.Transport | None = None
+        self.progress = 0
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # ── what is asked ─────────────────────────────────────────────────────────────────────────
@@ -122,12 +124,15 @@ class Link(asyncio.Protocol):
             while (reply := gets()) is not _MORE:
                 if type(reply) is not hiredis.PushNotification:
                     self._waiting.popleft().settle(reply)
+                    self.progress += 1
                     continue
                 push = cast("list[Any]", reply)
                 if push[0] == b"message":
                     hear(push[1], push[2])
                 elif push[0] in _CONFIRMATIONS:
                     self._waiting.popleft().settle(push)
+            if self._reader.has_data():
+                self.progress += 1
         except (hiredis.ProtocolError, IndexError):
             self.close()  # it does not speak RESP: nothing it says can be told apart any more
             raise
