@@ -99,9 +99,8 @@ class Audience:
         Raises:
             RuntimeError: awaited outside the hub's event loop.
         """
-        others = self._ask_others("recheck")
         lost = [self._hub.info(ws) for ws in await self._hub.recheck(self.target)]
-        return lost + unpacked(await others)
+        return lost + unpacked(await self._ask_others("recheck"))
 
     async def history(
         self,
