@@ -266,6 +266,28 @@ async def test_a_node_that_was_cut_off_for_longer_than_its_lease_comes_back(
         await told.nothing_until(lambda user: visit(one, user), "zoe")
 
 
+async def test_an_engine_that_refuses_is_told_of_once_and_asked_again(
+    node, redis_server, told, caplog
+):
+    hub = await node(redis_server.url)
+    async with visit(hub, "ana"):
+        assert await told.next() == ["ana joined"]
+        with redis_server.client as engine:
+            engine.config_set("maxmemory", 1)
+            try:
+                for _ in range(2):
+                    with pytest.raises(BrokerUnavailable, match=r"refuses to keep presence: OOM"):
+                        await hub.channel("room:a").users()
+                async with visit(hub, "bob"):
+                    engine.config_set("maxmemory", 0)
+                    assert await told.next() == ["bob joined"]
+            finally:
+                engine.config_set("maxmemory", 0)
+        assert await told.next() == ["bob left"]
+        assert await hub.channel("room:a").users() == ["ana"]
+    assert caplog.text.count("refuses to keep presence") == 1
+
+
 class Wall:
     """Where a door was."""
 

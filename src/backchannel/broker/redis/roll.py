@@ -19,6 +19,7 @@ import hiredis
 import msgspec
 
 from backchannel.errors import BrokerUnavailable
+from backchannel.observe import BROKER
 
 if TYPE_CHECKING:
     from backchannel.broker.redis.engine import Engine
@@ -69,6 +70,7 @@ class Roll:
         self._wake = asyncio.Event()
         self._fence = 0
         self._epoch = ""
+        self._refusal = ""
         self._is_settled = True
         self._takes = True
         self._wait = self._interval
@@ -145,9 +147,14 @@ class Roll:
                 await self._rest()
             except (_RefusedError, BrokerUnavailable):
                 self._fence = 0
+            except hiredis.ReplyError as error:
+                self._fence = 0
+                why = str(error).partition(" script:")[0]  # without where in it
+                self._complain(f"{self._engine.shown} refuses to keep presence: {why}")
+                await asyncio.sleep(PAUSE)
             except Exception as error:  # noqa: BLE001 - a bug must not end this for good
                 self._fence = 0
-                self._fail_asked()
+                self._fail_asked(f"keeping presence failed: {error!r}")
                 self._node.report(f"keeping presence failed: {error!r}", error)
                 await asyncio.sleep(PAUSE)
 
@@ -182,11 +189,18 @@ class Roll:
         except TimeoutError:
             await self._call("beat")
 
-    def _fail_asked(self) -> None:
+    def _complain(self, text: str) -> None:
+        """Say what the engine refuses, once until it does not."""
+        if self._refusal != text:
+            self._refusal = text
+            BROKER.error("%s", text)
+        self._fail_asked(text)
+
+    def _fail_asked(self, why: str = "") -> None:
         while self._asked:
             answer = self._asked.popleft()[2]
             if not answer.done():
-                answer.set_exception(BrokerUnavailable(f"{self._engine.shown} is away"))
+                answer.set_exception(BrokerUnavailable(why or f"{self._engine.shown} is away"))
 
     async def _enroll(self) -> None:
         """Get a fencing number, and announce everything anew."""
@@ -245,6 +259,7 @@ class Roll:
             raise _RefusedError
         _, wait, news, answer = reply
         self._confirmed = done
+        self._refusal = ""
         self._wait = wait / 1000 if wait >= 0 else self._interval
         for event in news:
             self._take(event)
