@@ -35,10 +35,7 @@ class Keys:
         """Return what is published to for a node."""
         return f"{self.prefix}{{n:{node}}}".encode()
 
-    def state(self, channel: str) -> bytes:
-        """Return where a channel's epoch and newest offset are."""
-        return self.topic(Target("channel", channel)) + b":state"
-
-    def entries(self, channel: str) -> bytes:
-        """Return where a channel's history is."""
-        return self.topic(Target("channel", channel)) + b":entries"
+    @staticmethod
+    def of_history(topic: bytes) -> tuple[bytes, bytes]:
+        """Return where a channel's newest position is kept, and where its history, by its topic."""
+        return topic + b":state", topic + b":entries"
