@@ -107,6 +107,31 @@ def storm_rate(run: Run) -> float:
     return run["stormed"] / run["seconds"]
 
 
+def publications(run: Run) -> float:
+    """Publications a second, each of which all the clients got."""
+    return rate(run) / run["clients"]
+
+
+def publishing_cost(run: Run) -> float:
+    """Microseconds of the publishing node's CPU time for a publication."""
+    return run["server_cpu_s"] * 1e6 / (publications(run) * run["seconds"])
+
+
+def hearing_cost(run: Run) -> float:
+    """Microseconds of the other node's CPU time for a publication."""
+    return run["watched_cpu_s"][0] * 1e6 / (publications(run) * run["seconds"])
+
+
+def engine_cost(run: Run) -> float:
+    """Microseconds of the engine's CPU time for a publication."""
+    return run["watched_cpu_s"][1] * 1e6 / (publications(run) * run["seconds"])
+
+
+def each(run: Run) -> float:
+    """Microseconds of a program's CPU time for one of what it did."""
+    return run["cpu_s"] * 1e6 / run["count"]
+
+
 def handled(unit: str, plural: str) -> list[Figure]:
     """Return the figures of a server that does as much as it can."""
     return [
@@ -120,6 +145,28 @@ def handled(unit: str, plural: str) -> list[Figure]:
 KINDS: dict[str, list[Figure]] = {
     "delivery": handled("delivery", "deliveries"),
     "message": handled("message", "messages"),
+    "publication": [
+        Figure("publications/s", publications, ",.0f", 3),
+        Figure("CPU µs a publication: its node", publishing_cost, ",.1f", 3),
+        Figure("the other node", hearing_cost, ",.1f"),
+        Figure("Valkey", engine_cost, ",.1f"),
+        Figure("p50 ms", p50, ".2f"),
+        Figure("p99 ms", p99, ".2f"),
+    ],
+    "path": [
+        Figure("CPU µs a publication", each, ".1f", 4),
+        Figure("publications/s", lambda run: run["count"] / run["seconds"], ",.0f"),
+    ],
+    "subscriptions": [
+        Figure("CPU µs a channel", each, ".1f", 2),
+        Figure("ms for all", lambda run: 1000 * run["seconds"], ",.0f", 2),
+        Figure("bytes a channel", lambda run: run["bytes"] / run["count"], ",.0f"),
+    ],
+    "catch-up": [
+        Figure("CPU µs a message", each, ".1f"),
+        Figure("messages/s", lambda run: run["count"] / run["seconds"], ",.0f"),
+        Figure("ms until all had all", lambda run: 1000 * run["seconds"], ",.0f"),
+    ],
     "latency": [
         Figure("delivered %", sustained, ".0f"),
         Figure("p50 ms", p50, ".2f"),

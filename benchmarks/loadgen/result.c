@@ -20,6 +20,9 @@ int report(void)
            answer ? answer : "null");
     if (options.server_pid)
         printf(", \"server_cpu_s\": %.4f", window.server_cpu);
+    for (int i = 0; i < window.watched; i++)
+        printf("%s%.4f%s", i ? ", " : ", \"watched_cpu_s\": [", window.cpu[i],
+               i == window.watched - 1 ? "]" : "");
     puts("}");
     fflush(stdout);
     if (first_failure())

@@ -49,6 +49,8 @@ static void begin_measuring(uint64_t at)
     window.began = at;
     window.own_cpu = cpu_seconds(CLOCK_PROCESS_CPUTIME_ID);
     window.server_cpu = cpu_seconds(window.server);
+    for (int i = 0; i < window.watched; i++)
+        window.cpu[i] = cpu_seconds(window.clocks[i]);
 }
 
 static void end_measuring(uint64_t at)
@@ -58,6 +60,8 @@ static void end_measuring(uint64_t at)
     window.nanoseconds = at - window.began;
     window.own_cpu = cpu_seconds(CLOCK_PROCESS_CPUTIME_ID) - window.own_cpu;
     window.server_cpu = cpu_seconds(window.server) - window.server_cpu;
+    for (int i = 0; i < window.watched; i++)
+        window.cpu[i] = cpu_seconds(window.clocks[i]) - window.cpu[i];
     window.stormed = opened_count - storm_began;
 }
 

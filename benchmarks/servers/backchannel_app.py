@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from time import perf_counter_ns
 
 import msgspec
@@ -16,7 +17,8 @@ def who_is_it(request):
     return None  # as for everyone at the servers that this is compared with
 
 
-hub = Hub(authenticate=who_is_it)
+several = {"broker": os.environ["BROKER"], "name": "bench"} if "BROKER" in os.environ else {}
+hub = Hub(authenticate=who_is_it, **several)
 
 
 @hub.endpoint("/ws/fanout/{channel}")
@@ -76,6 +78,25 @@ class Room(Listener):
 
     def on_message(self, ws, message: str) -> str:
         return message
+
+
+hub.rule("kept", history=1000)
+
+
+@hub.endpoint("/ws/resume")
+class Resume(Listener):
+    """A client says what it had last, and gets what it missed."""
+
+    async def on_message(self, ws, message: str):
+        if message.startswith("fill "):
+            last = await hub.broadcast("kept", "what everyone had")
+            for number in range(int(message[5:])):
+                await hub.broadcast("kept", f"{number:064}")
+            return str(last.position)
+        entering = ws.subscribe("kept", since=message)
+        if not await entering or entering.lost:
+            ws.close(4000, "something is lost")
+        return None
 
 
 class Addressed(Listener):

@@ -1,11 +1,14 @@
-"""The peer: Django Channels with its in-memory channel layer.
+"""The peer: Django Channels with its in-memory channel layer, or as one of several nodes.
 
-Best configuration: async consumers, enough capacity that nothing is dropped, on uvicorn with
-uvloop (measured faster than daphne), no sessions, no middleware, no compression.
+As one of several its layer is channels_redis's over pub/sub, which has no capacity to overflow.
+Best configuration: async consumers, enough capacity in memory that nothing is dropped, on uvicorn
+with uvloop (measured faster than daphne), no sessions, no middleware, no compression.
 """
 # ruff: noqa: ARG002 (a callback takes what it is given)
 
 from __future__ import annotations
+
+import os
 
 import django
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -13,15 +16,19 @@ from channels.routing import ProtocolTypeRouter, URLRouter
 from django.conf import settings
 from django.urls import path
 
+layer = {
+    "BACKEND": "channels.layers.InMemoryChannelLayer",
+    "CONFIG": {"capacity": 1_000_000},
+}
+if "BROKER" in os.environ:
+    layer = {
+        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+        "CONFIG": {"hosts": [os.environ["BROKER"]]},
+    }
 settings.configure(
     SECRET_KEY="benchmark",
     INSTALLED_APPS=["channels"],
-    CHANNEL_LAYERS={
-        "default": {
-            "BACKEND": "channels.layers.InMemoryChannelLayer",
-            "CONFIG": {"capacity": 1_000_000},
-        }
-    },
+    CHANNEL_LAYERS={"default": layer},
 )
 django.setup()
 

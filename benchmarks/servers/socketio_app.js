@@ -1,6 +1,7 @@
 // The peer: Socket.IO on Node.
 //
-// Best configuration: WebSocket only, with ws's native addons, no compression.
+// Best configuration: WebSocket only, with ws's native addons, no compression. As one of several nodes
+// with its Redis adapter, which publishes what it sends and writes it to its own clients at once.
 'use strict';
 const { Server } = require(`${process.argv[3]}/socket.io`);
 const http = require('node:http');
@@ -24,4 +25,13 @@ io.on('connection', (socket) => {
   socket.on('m', (message) => socket.emit('m', message));
 });
 
-server.listen({ host: '127.0.0.1', port: Number(process.argv[2]), backlog: 4096 });
+async function connect(url) {
+  const { createAdapter } = require(`${process.argv[3]}/@socket.io/redis-adapter`);
+  const publishing = require(`${process.argv[3]}/redis`).createClient({ url });
+  const listening = publishing.duplicate();
+  await Promise.all([publishing.connect(), listening.connect()]);
+  io.adapter(createAdapter(publishing, listening));
+}
+
+const ready = process.env.BROKER ? connect(process.env.BROKER) : Promise.resolve();
+ready.then(() => server.listen({ host: '127.0.0.1', port: Number(process.argv[2]), backlog: 4096 }));

@@ -268,7 +268,7 @@ class Cluster:
         outcome = self.outcome()
 
         def settle(done: asyncio.Future[tuple[list[Any], int]]) -> None:
-            if error := done.exception():
+            if isinstance(error := done.exception(), Exception):
                 outcome.set_exception(error)
             else:
                 outcome.set_result(Receipt(sum(told(target, *done.result()))))

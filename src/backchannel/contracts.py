@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+import msgspec
+
 from backchannel.history import Page, Position, Retention
 from backchannel.messages import Frame
 
@@ -45,8 +47,7 @@ class Target(NamedTuple):
     key: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(msgspec.Struct, frozen=True, gc=False):
     """One message on its way to an audience.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from logging import DEBUG
 from typing import TYPE_CHECKING, Any, cast
 
@@ -140,7 +139,7 @@ class Publishing:
             None if to is ABSENT else targets(self, to, "to"),
             () if exclude is ABSENT else targets(self, exclude, "exclude"),
         )
-        return self.runtime.do(functools.partial(self._publish, publication))
+        return self.runtime.do(self._publish, publication)
 
     def _publish(self, publication: Publication) -> Receipt | Outcome:
         kind, name = publication.target

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVarTuple
 
 from backchannel.change import detached
 from backchannel.contracts import Receipt
@@ -16,6 +17,8 @@ from backchannel.runner import Runner
 from backchannel.sent import Outcome, Sent
 
 __all__ = ["Health", "Runtime"]
+
+Given = TypeVarTuple("Given")
 
 PROBLEMS_KEPT = 10
 
@@ -98,19 +101,23 @@ class Runtime:
         """Return what is settled later; a failure that nobody asks for is reported."""
         return Outcome(self._report_unheard)
 
-    def do(self, work: Callable[[], Receipt | Outcome]) -> Sent:
+    def do(self, work: Callable[[*Given], Receipt | Outcome], *given: *Given) -> Sent:
         """Do something in the event loop: at once when the caller is in it.
+
+        Args:
+            work: it.
+            given: what it is called with.
 
         What it raises is raised where the Sent is awaited; nobody there, it is reported.
         """
         if self._loop is None or self._loop.is_closed():
             return Sent(Receipt(0))  # nobody can be connected to a hub that does not run
-        if self.is_elsewhere():
+        if threading.get_ident() != self._thread:
             outcome = Outcome(self._report_unheard)
-            self._loop.call_soon_threadsafe(outcome.settle, work)
+            self._loop.call_soon_threadsafe(outcome.settle, functools.partial(work, *given))
             return Sent(outcome)
         try:
-            return Sent(work())
+            return Sent(work(*given))
         except Exception as error:  # noqa: BLE001 - raised where it is awaited, or reported
             return self._failed(error)
 

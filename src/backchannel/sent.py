@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
+import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -69,14 +71,15 @@ class Sent:
         """
         if isinstance(self._receipt, Outcome):
             self._receipt.is_wanted = True
-            wait_in_thread(self._receipt, timeout)
+            wait_in_thread(self._receipt.signal(), timeout)
+            self._receipt.result()
         return self
 
     def __await__(self) -> Generator[Any, Any, Sent]:
         """Wait until the broker has it; raise what publishing raised."""
         if isinstance(self._receipt, Outcome):
             self._receipt.is_wanted = True
-            yield from asyncio.wrap_future(self._receipt)
+            yield from self._receipt.__await__()
         return self
 
     def __repr__(self) -> str:
@@ -86,8 +89,11 @@ class Sent:
         return "<Sent, done>" if receipt.done() else "<Sent, under way>"
 
 
-class Outcome(concurrent.futures.Future[Receipt]):
+class Outcome:
     """The outcome of work that may fail: a failure that nobody asks for is reported.
+
+    One is made for each publication, and almost none is ever waited for: so it is two fields, and
+    what it takes to wait is made by who does. It may be waited for in any thread and event loop.
 
     Args:
         report: called once with the error, when nobody awaited it.
@@ -96,11 +102,25 @@ class Outcome(concurrent.futures.Future[Receipt]):
         is_wanted: somebody waits for it.
     """
 
+    __slots__ = ("_known", "_report", "_signal", "is_wanted")
+
     def __init__(self, report: Callable[[Exception], None]):
-        super().__init__()
         self.is_wanted = False
-        self._report: Callable[[Exception], None] | None = report
-        self.set_running_or_notify_cancel()  # who stops waiting for it does not stop it
+        self._report = report
+        self._known: Receipt | _Failure | None = None
+        self._signal: concurrent.futures.Future[None] | None = None
+
+    def set_result(self, receipt: Receipt) -> None:
+        """Keep what came of the work; once."""
+        self._known = receipt
+        if self._signal is not None:
+            self._tell()
+
+    def set_exception(self, error: Exception) -> None:
+        """Keep why the work failed; once."""
+        self._known = _Failure(error, self._report)
+        if self._signal is not None:
+            self._tell()
 
     def settle(self, work: Callable[[], Receipt | Outcome]) -> None:
         """Do the work and keep what comes of it, at once or later."""
@@ -108,7 +128,7 @@ class Outcome(concurrent.futures.Future[Receipt]):
             done = work()
             if isinstance(done, Outcome):
                 done.is_wanted = self.is_wanted
-                done.add_done_callback(self._take)
+                done.signal().add_done_callback(functools.partial(self._take, done))
             else:
                 self.set_result(done)
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits
@@ -118,31 +138,79 @@ class Outcome(concurrent.futures.Future[Receipt]):
             # and the report would wait for the garbage collector.
             del self
 
-    def _take(self, done: concurrent.futures.Future[Receipt]) -> None:
-        if (error := done.exception()) is not None:
-            self.set_exception(error)
-        else:
-            self.set_result(done.result())
+    def _take(self, done: Outcome, _signal: object) -> None:
+        known = done._known
+        if isinstance(known, _Failure):
+            self.set_exception(known.heard())
+        elif known is not None:
+            self.set_result(known)
 
-    def result(self, timeout: float | None = None) -> Receipt:
-        """Return the receipt or raise the error, which somebody knows of now."""
-        self._report = None
-        return super().result(timeout)
+    # ── who asks ──────────────────────────────────────────────────────────────────────────────
 
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return the error, which somebody knows of now."""
+    def done(self) -> bool:
+        """Tell whether the outcome is known."""
+        return self._known is not None
+
+    def result(self) -> Receipt:
+        """Return the receipt or raise the error, which somebody knows of now.
+
+        Raises:
+            RuntimeError: it is not known yet.
+        """
+        known = self._known
+        if isinstance(known, Receipt):
+            return known
+        if known is None:
+            raise RuntimeError("the outcome is not known yet")
+        try:
+            raise known.heard()
+        finally:
+            del self, known  # as in settle()
+
+    def signal(self) -> concurrent.futures.Future[None]:
+        """Return what is done when the outcome is known; it holds nothing."""
+        with _SIGNALS:
+            if (signal := self._signal) is None:
+                signal = self._signal = concurrent.futures.Future()
+                signal.set_running_or_notify_cancel()  # who stops waiting does not stop the work
+        if self._known is not None:  # it may have become so in another thread before that
+            self._tell()
+        return signal
+
+    def _tell(self) -> None:
+        with _SIGNALS:  # both sides may have seen the other
+            signal, self._signal = self._signal, None
+        if signal is not None:
+            signal.set_result(None)
+
+    def __await__(self) -> Generator[Any, Any, Receipt]:
+        """Wait; raise the error, which somebody knows of then."""
+        if self._known is None:
+            yield from asyncio.wrap_future(self.signal())
+        return self.result()
+
+
+_SIGNALS: Final = threading.RLock()  # a finalizer may run anywhere
+
+
+class _Failure:
+    """An error that somebody should hear of."""
+
+    __slots__ = ("_error", "_report")
+
+    def __init__(self, error: Exception, report: Callable[[Exception], None]):
+        self._error = error
+        self._report: Callable[[Exception], None] | None = report
+
+    def heard(self) -> Exception:
+        """Return the error to somebody who asks for it."""
         self._report = None
-        return super().exception(timeout)
+        return self._error
 
     def __del__(self) -> None:
-        """Report an error that nobody asked for."""
-        report = self._report
-        if (
-            report is not None
-            and self.done()
-            and isinstance(error := super().exception(), Exception)
-        ):
-            report(error)
+        """Report it, where nobody asked."""
+        if (report := self._report) is not None:
+            report(self._error)
 
 
 def wait_in_thread(future: concurrent.futures.Future[T], timeout: float | None) -> T:

@@ -511,7 +511,7 @@ async def test_what_a_stranger_publishes_is_dropped_and_logged_once(node, redis_
                 name = b"backchannel:faults:{" + topic + b"}"
                 for data in (
                     b"", b"hello", b"T\xff", b"X\xc1", b"X\x93", b"Q\x01", b"A", b"@1 T", b"@ Tx",
-                    b"@nonsense Tx", b"X\x94\x05\xc0\x90\xc0", b"Q\x93\x92\xa7channel\xa1x\x92\xa1a\x01\x90",
+                    b"@nonsense Tx", b"@e.1 @e.2 Tx", b"@e.1 A\x92\x01\x01", b"X\x94\x05\xc0\x90\xc0", b"Q\x93\x92\xa7channel\xa1x\x92\xa1a\x01\x90",
                 ):  # fmt: skip
                     engine.publish(name, data)
         await hub.broadcast("cars", "one of us")

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,52 @@ async def test_a_late_delivery_counts_from_when_it_was_due(loadgen):
     assert code == 0
     assert result["max_us"] > 245_000
     assert result["p50_us"] > 20_000, "most messages were due while it slept"
+
+
+async def test_the_second_half_of_the_clients_and_the_idle_ones_go_to_a_second_server(loadgen):
+    server, ports = Server(), Counter[int]()
+
+    async def counting(ws: ServerConnection) -> None:
+        ports[ws.local_address[1]] += 1
+        await server(ws)
+
+    async with serve(counting, "127.0.0.1", 0, compression=None) as other:
+        port = next(iter(other.sockets)).getsockname()[1]
+        load = f"{FANOUT} --other-port {port} --idle 2 --extra-path /echo"
+        code, result, complaint = await run(loadgen, counting, load)
+    assert (code, complaint) == (0, "")
+    assert result["total_deliveries"] % 5 == 0, "all five have each"
+    assert (ports.pop(port), list(ports.values())) == (4, [3])
+
+
+async def test_the_cpu_time_of_other_processes_is_told(loadgen):
+    idle = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE
+    )
+    load = f"{FANOUT} --watch {os.getpid()} --watch {idle.pid}"
+    code, result, complaint = await run(loadgen, Server(), load)
+    idle.kill()
+    await idle.wait()
+    assert (code, complaint) == (0, "")
+    ours, theirs = result["watched_cpu_s"]
+    assert ours > 0.01, "the server is in this process"
+    assert theirs < ours
+
+
+@pytest.mark.parametrize(
+    ("load", "complaint"),
+    [
+        ("echo --path / --other-port 9", "--other-port belong to fanout"),
+        (f"{FANOUT} --other-port 0", "--other-port must be a number from 1"),
+        (f"{FANOUT} --watch 4194304", "there is no process 4194304 to watch"),
+        (f"{FANOUT}{' --watch 1' * 5}", "--watch is possible 4 times"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(loadgen, load, complaint):
+    command = [loadgen, *load.split(), "--port", "9"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert complaint in done.stderr
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "10.0.0.1", "0.0.0.0"])

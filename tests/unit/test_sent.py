@@ -144,3 +144,65 @@ async def test_a_failure_after_the_one_who_waited_gave_up_is_reported(reports):
     await asyncio.sleep(0)
     del outcome, waiting
     assert [str(error) for error in reports] == ["the broker is away"]
+
+
+def test_an_outcome_that_is_not_known_yet_says_so(reports):
+    with pytest.raises(RuntimeError, match="not known yet"):
+        reports.outcome().result()
+
+
+async def test_another_event_loop_may_wait_for_it(reports):
+    outcome = reports.outcome()
+    began = threading.Event()
+
+    async def wait():
+        asyncio.get_running_loop().call_soon(began.set)
+        return (await Sent(outcome)).reached
+
+    waiting = asyncio.create_task(asyncio.to_thread(asyncio.run, wait()))
+    await asyncio.to_thread(began.wait, 10)
+    outcome.settle(lambda: Receipt(6))
+    assert await waiting == 6
+
+
+def test_all_who_wait_hear_of_it_whenever_they_began(reports):
+    """Threads begin to wait in the very moment in which another one settles it."""
+    for number in range(300):
+        outcome = reports.outcome()
+        together = threading.Barrier(4)
+        heard = []
+
+        def wait(outcome=outcome, together=together, heard=heard):
+            together.wait(10)
+            heard.append(Sent(outcome).result(10).reached)
+
+        waiting = [threading.Thread(target=wait) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+        together.wait(10)
+        outcome.set_result(Receipt(number))
+        for thread in waiting:
+            thread.join()
+        assert heard == [number] * 3
+
+
+def test_a_failure_that_came_from_another_outcome_is_reported_once(reports):
+    inner, outer = reports.outcome(), reports.outcome()
+    outer.settle([inner].pop)
+    assert not outer.done()
+    inner.set_exception(LookupError("the broker is away"))
+    assert outer.done()
+    del inner
+    assert reports == []
+    del outer
+    assert [str(error) for error in reports] == ["the broker is away"]
+
+
+async def test_what_waits_for_another_outcome_says_that_it_is_wanted(reports):
+    inner, outer = reports.outcome(), reports.outcome()
+    waiting = asyncio.ensure_future(Sent(outer))
+    await asyncio.sleep(0)
+    outer.settle(lambda: inner)
+    assert inner.is_wanted
+    inner.set_result(Receipt(3))
+    assert (await waiting).reached == 3

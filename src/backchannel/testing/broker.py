@@ -133,7 +133,7 @@ class RecordingNode:
     ) -> Receipt:
         """Publish, and wait until the broker has it."""
         done = self.broker.publish(Publication(target, frame, **audience), keep)
-        return await asyncio.wrap_future(done) if isinstance(done, Outcome) else done
+        return await done if isinstance(done, Outcome) else done
 
     async def listen(self, *targets: Target) -> None:
         """Listen, and wait until that is so."""

@@ -19,8 +19,9 @@ import hiredis
 from backchannel.broker.redis import parcel
 from backchannel.broker.redis.engine import Engine
 from backchannel.broker.redis.keys import Keys
+from backchannel.broker.redis.link import pack_command
 from backchannel.broker.redis.notice import Notice
-from backchannel.broker.redis.posting import Inquiry, Posting
+from backchannel.broker.redis.posting import Inquiry, Keeping, Posting, Question
 from backchannel.broker.redis.roll import Roll
 from backchannel.broker.redis.tickets import RedisTickets
 from backchannel.contracts import Publication, Receipt, Target
@@ -77,13 +78,14 @@ class RedisBroker:
         self._notice: Notice
         self._targets: dict[bytes, Target] = {}
         self._numbers = itertools.count(1)
-        self._waiting: deque[Posting] = deque()
+        self._waiting: deque[Posting | Question] = deque()
         self._retries: list[Posting] = []
-        self._unsent = 0  # bytes that wait or are under way
+        self.unsent = 0  # bytes that wait or are under way
+        self._until = 0.0
+        self._last: tuple[Target | None, bytes, bytes] = (None, b"", b"")
         self._is_scheduled = False
         self._inquiries: dict[int, Inquiry] = {}
         self._foreign = 0
-        self._landing: asyncio.Future[None] | None = None
 
     @property
     def state(self) -> str:
@@ -102,6 +104,7 @@ class RedisBroker:
         self._node = node
         self._notice = Notice(self._engine, self._keys.about, node)
         self._roll.bind(node)
+        self._deliver = node.deliver
 
     async def start(self) -> None:
         """Connect, for the first time; see ``contracts.Broker``."""
@@ -123,10 +126,8 @@ class RedisBroker:
         """Wait until nothing waits or is under way."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        while self._unsent and (left := deadline - loop.time()) > 0:
-            self._landing = loop.create_future()
-            await asyncio.wait({self._landing}, timeout=left)
-        self._landing = None
+        while self.unsent and loop.time() < deadline:  # noqa: ASYNC110 - telling would cost each
+            await asyncio.sleep(0.01)
 
     async def stop(self) -> None:
         """Publish what waits, and disconnect."""
@@ -170,17 +171,12 @@ class RedisBroker:
     def publish(self, publication: Publication, keep: Retention | None) -> Outcome:
         """Publish at the end of this turn of the event loop, or when the engine is back."""
         outcome = self._node.outcome()
-        self._post(
-            Posting(
-                publication.target,
-                number=next(self._numbers),
-                until=asyncio.get_running_loop().time() + self._timeout,
-                owner=self,
-                publication=publication,
-                keep=keep,
-                outcome=outcome,
-            )
-        )
+        if keep is None:
+            posting = Posting(publication, outcome, self)
+        else:
+            number = next(self._numbers)
+            posting = Keeping(publication, outcome, self, keep=keep, number=number)
+        self._post(posting)
         return outcome
 
     def ask(self, target: Target, words: list[Any]) -> asyncio.Future[tuple[list[Any], int]]:
@@ -195,23 +191,13 @@ class RedisBroker:
             if not done.done():
                 done.set_result((answers, missing))
 
-        inquiry = self._inquiries[number] = Inquiry(settle)
+        inquiry = self._inquiries[number] = Inquiry(number, settle)
         timer = loop.call_later(self._timeout, inquiry.give_up)
-        self._post(
-            Posting(
-                target,
-                number=number,
-                until=loop.time() + self._timeout,
-                owner=self,
-                words=words,
-                inquiry=inquiry,
-                asked=done,
-            )
-        )
+        self._post(Question(target, words, inquiry, done, self))
         return done
 
-    def _post(self, posting: Posting) -> None:
-        if self._unsent + posting.size > self._max_unsent and self._waiting:
+    def _post(self, posting: Posting | Question) -> None:
+        if self.unsent + posting.size > self._max_unsent and self._waiting:
             posting.fail(
                 BrokerUnavailable(
                     f"{len(self._waiting)} publications wait for {self._engine.shown}; with this "
@@ -220,63 +206,68 @@ class RedisBroker:
             )
             return
         self._waiting.append(posting)
-        self._unsent += posting.size
+        self.unsent += posting.size
         if self._engine.link is None:
+            posting.until = asyncio.get_running_loop().time() + self._timeout
             self._schedule_expiry()
-        elif not self._is_scheduled:
+            return
+        if not self._is_scheduled:
             self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
-
-    def landed(self, posting: Posting) -> None:
-        """Take note that a posting is no longer under way."""
-        self._unsent -= posting.size
-        if self._landing is not None and not self._landing.done():
-            self._landing.set_result(None)
+            loop = asyncio.get_running_loop()
+            self._until = loop.time() + self._timeout  # for all of this turn
+            loop.call_soon(self._flush)
+        posting.until = self._until
 
     def retry(self, posting: Posting) -> None:
         """Publish a posting again once the engine is back, before what came after it."""
         self._retries.append(posting)
-        self._unsent += posting.size
+        self.unsent += posting.size
 
     def _flush(self) -> None:
-        """Hand what waits to the connection, in order."""
+        """Hand what waits to the connection, in order, in one write."""
         self._is_scheduled = False
         if (link := self._engine.link) is None or link.lost.done():
             return
         waiting, self._waiting = self._waiting, deque()
-        for posting in waiting:
-            self._send(link, posting)
+        link.send_packed([self._packed(posting) for posting in waiting], waiting)
 
-    def _send(self, link: Link, posting: Posting) -> None:
-        self._count_where_wanted(posting)
-        data, topic = posting.pack(self._node.id), self._keys.heard(posting.target)
-        if (keep := posting.keep) is None:
-            link.send(posting, "PUBLISH", topic, data)
-            return
-        channel, run = posting.target.key, self._engine.run
+    def _packed(self, posting: Posting | Question) -> bytes:
+        """Return the command that publishes a posting."""
+        target = posting.target
+        if target != self._last[0]:  # mostly several to one channel come one after the other
+            topic = self._keys.heard(target)
+            self._last = (target, topic, parcel.opening(topic))
+        if isinstance(posting, Posting):
+            if target.kind != "channel":
+                self._count_where_wanted(posting)
+            elif isinstance(posting, Keeping):
+                return self._packed_to_keep(posting, self._last[1])
+        return parcel.command(self._last[2], posting.pack(self._node.id))
+
+    def _packed_to_keep(self, posting: Keeping, topic: bytes) -> bytes:
+        keep, node, run = posting.keep, self._node.id, self._engine.run
         if not posting.run:
             posting.run = run
         again = (1 if posting.run == run else 2) if posting.is_retry else 0
-        link.send(
-            posting,
-            "EVALSHA", self._engine.scripts["publish"], 2,
-            self._keys.state(channel), self._keys.entries(channel),
-            topic, data, keep.size, keep.ttl, REMEMBERED, secrets.token_hex(4), run,
-            self._node.id, posting.number, again, 0,
-        )  # fmt: skip
+        return pack_command((
+            "EVALSHA", self._engine.scripts["publish"], 2, *self._keys.of_history(topic),
+            topic, posting.pack(node), keep.size, keep.ttl, REMEMBERED, secrets.token_hex(4),
+            run, node, posting.number, again, 0,
+        ))  # fmt: skip
 
     def _count_where_wanted(self, posting: Posting) -> None:
         """Ask how many a publication reached where that is known only elsewhere, and awaited."""
         outcome = posting.outcome
-        if outcome is None or not outcome.is_wanted or posting.target.kind == "channel":
+        if not outcome.is_wanted:
             return
+        number = next(self._numbers)
 
         def done(answers: list[Any], _missing: int) -> None:
-            self._inquiries.pop(posting.number, None)
+            self._inquiries.pop(number, None)
             if not outcome.done():
                 outcome.set_result(Receipt(sum(answers)))
 
-        inquiry = posting.inquiry = self._inquiries[posting.number] = Inquiry(done)
+        inquiry = posting.inquiry = self._inquiries[number] = Inquiry(number, done)
         asyncio.get_running_loop().call_later(self._timeout, inquiry.give_up)
 
     def _schedule_expiry(self) -> None:
@@ -290,7 +281,7 @@ class RedisBroker:
         now = asyncio.get_running_loop().time()
         while self._waiting and (everything or self._waiting[0].until <= now):
             posting = self._waiting.popleft()
-            self.landed(posting)
+            self.unsent -= posting.size
             what = "may have been published, or not" if posting.is_retry else "was not published"
             posting.fail(BrokerUnavailable(f"{self._engine.shown} is away: this {what}"))
         if self._engine.link is None:
@@ -321,12 +312,6 @@ class RedisBroker:
         return link.call("SUBSCRIBE", topic)
 
     def _hear(self, topic: bytes, data: bytes) -> None:
-        try:
-            self._take(topic, data)
-        except Exception as error:  # noqa: BLE001 - a bug; what comes after it is heard all the same
-            self._node.report(f"delivering from the broker failed: {error!r}", error)
-
-    def _take(self, topic: bytes, data: bytes) -> None:
         target = self._targets.get(topic)
         if target is None:  # no longer listened to, with this under way
             if self._engine.link is not None:
@@ -337,8 +322,17 @@ class RedisBroker:
         except Exception as error:  # noqa: BLE001 - whatever a stranger published there
             self._take_foreign(topic, data, error)
             return
+        try:
+            if isinstance(heard, Publication):
+                self._deliver(heard, None)
+            else:
+                self._take(heard)
+        except Exception as error:  # noqa: BLE001 - a bug; what comes after it is heard all the same
+            self._node.report(f"delivering from the broker failed: {error!r}", error)
+
+    def _take(self, heard: parcel.Heard | parcel.Question | parcel.Answer) -> None:
         if isinstance(heard, parcel.Heard):
-            reached = self._node.deliver(heard.publication, heard.position)
+            reached = self._deliver(heard.publication, heard.position)
             if heard.asking is not None:
                 self._answer(heard.asking, reached)
         elif isinstance(heard, parcel.Question):
@@ -409,7 +403,7 @@ class RedisBroker:
         try:
             epoch, top, lost, *entries = await link.call(
                 "EVALSHA", self._engine.scripts["history"], 2,
-                self._keys.state(channel), self._keys.entries(channel),
+                *self._keys.of_history(self._keys.topic(target)),
                 epoch, offset, limit, ttl, secrets.token_hex(4), self._engine.run, REMEMBERED,
                 int(had),
             )  # fmt: skip
@@ -419,5 +413,7 @@ class RedisBroker:
         for number, data in zip(entries[::2], entries[1::2], strict=True):
             heard = parcel.unpack(target, data)
             if isinstance(heard, parcel.Heard):
-                found.append((number, heard.publication))
+                heard = heard.publication
+            if isinstance(heard, Publication):
+                found.append((number, heard))
         return Page(Position(epoch.decode(), top), tuple(found), bool(lost))

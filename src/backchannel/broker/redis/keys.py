@@ -66,3 +66,8 @@ class Keys:
     def entries(self, channel: str) -> bytes:
         """Return where a channel's history is."""
         return self.topic(Target("channel", channel)) + b":entries"
+
+    @staticmethod
+    def of_history(topic: bytes) -> tuple[bytes, bytes]:
+        """Return where a channel's newest position is kept, and where its history, by its topic."""
+        return topic + b":state", topic + b":entries"

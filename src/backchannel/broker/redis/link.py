@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, Protocol, cast
 
 import hiredis
 
 from backchannel.errors import BrokerUnavailable
 
-__all__ = ["Command", "Link"]
+__all__ = ["Command", "Link", "pack_command"]
 
 _MORE: Final = object()
-_pack: Final[Callable[[tuple[Any, ...]], bytes]] = cast("Any", hiredis).pack_command
+pack_command: Final[Callable[[tuple[Any, ...]], bytes]] = cast("Any", hiredis).pack_command
+"""Returns a command as it travels."""
+
 _CONFIRMATIONS: Final = {b"subscribe", b"unsubscribe"}
 
 
@@ -97,12 +99,27 @@ class Link(asyncio.Protocol):
             return
         if not self._due:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._due.append(_pack(command))
+        self._due.append(pack_command(command))
         self._waiting.append(waiting)
+
+    def send_packed(self, packed: list[bytes], waiting: Collection[Command]) -> None:
+        """Send commands at once, with what waits to be sent.
+
+        Args:
+            packed: they, as ``pack_command`` makes them.
+            waiting: who gets the reply of each.
+        """
+        if self.lost.done():
+            for each in waiting:
+                each.abandon()
+            return
+        self._due += packed
+        self._waiting += waiting
+        self._flush()
 
     def _flush(self) -> None:
         due, self._due = self._due, []
-        if self._transport is not None and not self.lost.done():
+        if due and self._transport is not None and not self.lost.done():
             self._transport.write(due[0] if len(due) == 1 else b"".join(due))
 
     def close(self) -> None:

@@ -20,6 +20,8 @@ __all__ = [
     "Asking",
     "Heard",
     "Question",
+    "command",
+    "opening",
     "pack",
     "pack_answer",
     "pack_question",
@@ -116,6 +118,16 @@ def pack(publication: Publication, asking: Asking | None = None) -> bytes:
     return b"X" + _msgpack.encode(addressed)
 
 
+def opening(topic: bytes) -> bytes:
+    """Return how a command begins that publishes to a topic."""
+    return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(topic), topic)
+
+
+def command(opening: bytes, data: bytes) -> bytes:
+    """Return a command that begins like this and publishes what any of these functions made."""
+    return b"%b%d\r\n%b\r\n" % (opening, len(data), data)
+
+
 def pack_question(target: Target, asking: Asking, words: list[Any]) -> bytes:
     """Return a question as it travels."""
     return b"Q" + _msgpack.encode(_Question(target, asking, words))
@@ -126,31 +138,35 @@ def pack_answer(number: int, words: Any) -> bytes:
     return b"A" + _msgpack.encode(_Answer(number, words))
 
 
-def unpack(target: Target, data: bytes) -> Heard | Question | Answer:
+def unpack(target: Target, data: bytes) -> Publication | Heard | Question | Answer:
     """Read what was heard.
 
     Args:
         target: whom the topic is of.
         data: what was heard.
 
+    Returns:
+        A publication by itself where nothing but its frame travelled.
+
     Raises:
         ValueError: nothing that any of these functions made.
     """
-    position = None
-    if data[:1] == b"@":
-        place, _, data = data[1:].partition(b" ")
-        position = Position.parse(place.decode())
     kind, rest = data[:1], data[1:]
     if kind == b"T":
-        return Heard(Publication(target, rest.decode()), position, None)
+        return Publication(target, rest.decode())
     if kind == b"B":
-        return Heard(Publication(target, rest), position, None)
+        return Publication(target, rest)
+    if kind == b"@":
+        place, _, data = rest.partition(b" ")
+        position = Position.parse(place.decode())
+        heard = unpack(target, data)
+        if isinstance(heard, Publication):
+            return Heard(heard, position, None)
+        if isinstance(heard, Heard) and heard.position is None:
+            return heard._replace(position=position)
+        raise ValueError("it is nothing that has a position")
     if kind == b"X":
-        found = _addressed.decode(rest)
-        if not isinstance(found.frame, str | bytes):
-            raise ValueError("its frame is neither text nor binary")
-        publication = Publication(target, found.frame, found.to, found.exclude)
-        return Heard(publication, position, found.asking)
+        return _unpack_addressed(target, rest)
     if kind == b"Q":
         asked = _question.decode(rest)
         return Question(asked.target, asked.asking, asked.words)
@@ -158,3 +174,11 @@ def unpack(target: Target, data: bytes) -> Heard | Question | Answer:
         answered = _answer.decode(rest)
         return Answer(answered.number, answered.words)
     raise ValueError(f"it starts with {kind!r}")
+
+
+def _unpack_addressed(target: Target, data: bytes) -> Heard:
+    found = _addressed.decode(data)
+    if not isinstance(found.frame, str | bytes):
+        raise ValueError("its frame is neither text nor binary")  # noqa: TRY004 - of the data
+    publication = Publication(target, found.frame, found.to, found.exclude)
+    return Heard(publication, None, found.asking)

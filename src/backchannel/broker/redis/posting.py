@@ -19,22 +19,27 @@ if TYPE_CHECKING:
     from backchannel.history import Retention
     from backchannel.sent import Outcome
 
-__all__ = ["Inquiry", "Posting"]
+__all__ = ["Inquiry", "Keeping", "Posting", "Question"]
 
 _OVERHEAD: Final = 200
 """Bytes that a posting needs besides its message, roughly."""
+
+_SOMEWHERE: Final = Receipt(None)
+_NOWHERE: Final = Receipt(0)
 
 
 class Inquiry:
     """Counts the answers of the nodes that heard a question.
 
     Args:
+        number: what the node tells its questions apart by.
         done: called once with the answers, and with how many did not come.
     """
 
-    __slots__ = ("_answers", "_done", "_wanted")
+    __slots__ = ("_answers", "_done", "_wanted", "number")
 
-    def __init__(self, done: Callable[[list[Any], int], None]):
+    def __init__(self, number: int, done: Callable[[list[Any], int], None]):
+        self.number = number
         self._done: Callable[[list[Any], int], None] | None = done
         self._answers: list[Any] = []
         self._wanted: int | None = None
@@ -66,11 +71,13 @@ class Inquiry:
 
 
 class Owner(Protocol):
-    """Who publishes postings."""
+    """Who publishes postings.
 
-    def landed(self, posting: Posting) -> None:
-        """Take note that a posting is no longer under way."""
-        ...
+    Attributes:
+        unsent: bytes that wait or are under way.
+    """
+
+    unsent: int
 
     def retry(self, posting: Posting) -> None:
         """Publish a posting again, which may or may not have been published."""
@@ -78,104 +85,179 @@ class Owner(Protocol):
 
 
 class Posting:
-    """Something to be published; gets the engine's reply as a ``link.Command``.
+    """A publication of which nothing is kept; gets the engine's reply as a ``link.Command``.
 
     Args:
-        target: to whose topic.
-        publication: what; None for a question.
-        words: the question.
-        keep: what is kept of the channel; None keeps nothing.
-        outcome: told what came of a publication.
-        inquiry: gets the answers to a question.
-        asked: fails where a question could not be asked.
-        number: of this node's postings.
-        until: when it is too late to publish it, by the loop's clock.
+        publication: it.
+        outcome: told what came of it.
         owner: told when it is done with, or is to be tried again.
 
     Attributes:
+        inquiry: gets the answers of the nodes, where these count how many it reached.
+        until: when it is too late to publish it, by the loop's clock.
         is_retry: it may have been published already.
-        run: the engine's run of data in which it was first published; empty before that.
         size: bytes it needs.
     """
 
-    __slots__ = (
-        "_asked", "_owner", "inquiry", "is_retry", "keep", "number", "outcome", "publication",
-        "run", "size", "target", "until", "words",
-    )  # fmt: skip
+    __slots__ = ("_owner", "inquiry", "outcome", "publication", "size", "until")
 
-    def __init__(
-        self,
-        target: Target,
-        *,
-        number: int,
-        until: float,
-        owner: Owner,
-        publication: Publication | None = None,
-        words: list[Any] | None = None,
-        keep: Retention | None = None,
-        outcome: Outcome | None = None,
-        inquiry: Inquiry | None = None,
-        asked: asyncio.Future[Any] | None = None,
-    ):
-        self.target = target
+    is_retry = False
+
+    def __init__(self, publication: Publication, outcome: Outcome, owner: Owner):
         self.publication = publication
-        self.words = words
-        self.keep = keep
         self.outcome = outcome
-        self.inquiry = inquiry
-        self._asked = asked
-        self.number = number
-        self.until = until
-        self.is_retry = False
-        self.run = ""
-        self.size = _OVERHEAD + (len(publication.frame) if publication is not None else 0)
+        self.inquiry: Inquiry | None = None
+        self.until = 0.0
+        self.size = _OVERHEAD + len(publication.frame)
         self._owner = owner
+
+    @property
+    def target(self) -> Target:
+        """To whose topic."""
+        return self.publication.target
 
     def pack(self, node: str) -> bytes:
         """Return it as it travels."""
-        asking = parcel.Asking(node, self.number)
-        if self.publication is None:
-            return parcel.pack_question(self.target, asking, self.words or [])
-        return parcel.pack(self.publication, asking if self.inquiry is not None else None)
-
-    # ── what became of it ─────────────────────────────────────────────────────────────────────
+        if (inquiry := self.inquiry) is None:
+            return parcel.pack(self.publication)
+        return parcel.pack(self.publication, parcel.Asking(node, inquiry.number))
 
     def settle(self, reply: Any) -> None:
-        """Take the engine's reply: how many nodes heard it, with its position where it is kept."""
-        self._owner.landed(self)
+        """Take the engine's reply: how many nodes heard it."""
+        self._owner.unsent -= self.size
+        if isinstance(reply, int):
+            self._take(reply)
+        else:
+            self.fail(BrokerUnavailable(f"the broker refused it: {reply}"))
+
+    def _take(self, heard: int) -> None:
+        if self.inquiry is not None:
+            self.inquiry.heard_by(heard)
+        else:
+            self.outcome.set_result(_SOMEWHERE if heard else _NOWHERE)
+
+    def abandon(self) -> None:
+        """The connection was lost before the reply; a second time could be one too many."""
+        self._owner.unsent -= self.size
+        self.fail(_lost())
+
+    def fail(self, error: BrokerUnavailable) -> None:
+        """Take note that it was not published."""
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
+        if self.inquiry is not None:
+            self.inquiry.give_up()
+
+
+class Keeping(Posting):
+    """A publication that is kept: published again where it is unknown whether it was.
+
+    Args:
+        keep: what is kept of the channel.
+        number: of this node's postings, by which the engine knows it again.
+
+    Attributes:
+        run: the engine's run of data in which it was first published; empty before that.
+    """
+
+    __slots__ = ("is_retry", "keep", "number", "run")
+
+    def __init__(
+        self,
+        publication: Publication,
+        outcome: Outcome,
+        owner: Owner,
+        *,
+        keep: Retention,
+        number: int,
+    ):
+        super().__init__(publication, outcome, owner)
+        self.keep = keep
+        self.number = number
+        self.is_retry = False
+        self.run = ""
+
+    def settle(self, reply: Any) -> None:
+        """Take the engine's reply: its position, and how many nodes heard it."""
+        self._owner.unsent -= self.size
         if isinstance(reply, hiredis.ReplyError):
             unsure = str(reply).startswith("UNSURE")
             what = "it may have been published, or not" if unsure else "the broker refused it"
             self.fail(BrokerUnavailable(f"{what}: {reply}"))
             return
-        heard, position = reply, None
-        if self.keep is not None:
-            epoch, offset, heard = reply
-            position = Position(epoch.decode(), offset) if offset else None
-        if self.inquiry is not None:
-            self.inquiry.heard_by(heard)
-        elif self.outcome is not None:
-            self.outcome.set_result(Receipt(None if heard or self.is_retry else 0, position))
+        epoch, offset, heard = reply
+        position = Position(epoch.decode(), offset) if offset else None
+        reached = None if heard or self.is_retry else 0  # a retry does not know who heard the first
+        self.outcome.set_result(Receipt(reached, position))
 
     def abandon(self) -> None:
-        """The connection was lost before the reply: try again where that can't make it two."""
-        self._owner.landed(self)
-        if self.keep is not None:
-            self.is_retry = True
-            self._owner.retry(self)
+        """The connection was lost before the reply: try again, the engine makes it one."""
+        self._owner.unsent -= self.size
+        self.is_retry = True
+        self._owner.retry(self)
+
+
+class Question:
+    """Something that each node that hears it answers; a ``link.Command`` too.
+
+    Args:
+        target: to whose topic.
+        words: what is asked.
+        inquiry: gets the answers.
+        asked: fails where it could not be asked.
+        owner: told when it is done with.
+
+    Attributes:
+        until: when it is too late to ask, by the loop's clock.
+        size: bytes it needs.
+    """
+
+    __slots__ = ("_asked", "_inquiry", "_owner", "target", "until", "words")
+
+    is_retry = False
+    size = _OVERHEAD
+
+    def __init__(
+        self,
+        target: Target,
+        words: list[Any],
+        inquiry: Inquiry,
+        asked: asyncio.Future[Any],
+        owner: Owner,
+    ):
+        self.target = target
+        self.words = words
+        self.until = 0.0
+        self._inquiry = inquiry
+        self._asked = asked
+        self._owner = owner
+
+    def pack(self, node: str) -> bytes:
+        """Return it as it travels."""
+        asking = parcel.Asking(node, self._inquiry.number)
+        return parcel.pack_question(self.target, asking, self.words)
+
+    def settle(self, reply: Any) -> None:
+        """Take the engine's reply: how many nodes heard it."""
+        self._owner.unsent -= self.size
+        if isinstance(reply, int):
+            self._inquiry.heard_by(reply)
         else:
-            self.fail(
-                BrokerUnavailable(
-                    "the connection to the broker was lost while this was published: it may have "
-                    "been, or not"
-                )
-            )
+            self.fail(BrokerUnavailable(f"the broker refused it: {reply}"))
+
+    def abandon(self) -> None:
+        """The connection was lost before the reply."""
+        self._owner.unsent -= self.size
+        self.fail(_lost())
 
     def fail(self, error: BrokerUnavailable) -> None:
-        """Take note that it was not published."""
-        if self.outcome is not None and not self.outcome.done():
-            self.outcome.set_exception(error)
-        if self._asked is not None and not self._asked.done():
+        """Take note that it was not asked."""
+        if not self._asked.done():
             self._asked.set_exception(error)
-        if self.inquiry is not None:
-            self.inquiry.give_up()
+        self._inquiry.give_up()
+
+
+def _lost() -> BrokerUnavailable:
+    return BrokerUnavailable(
+        "the connection to the broker was lost while this was published: it may have been, or not"
+    )
