@@ -12,6 +12,7 @@ import hiredis
 from redis.asyncio.connection import SSLConnection, parse_url
 
 from backchannel.broker.redis.link import Link
+from backchannel.broker.redis.sentinel import SCHEMES, Sentinels, read_sentinels
 from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
 
 if TYPE_CHECKING:
@@ -39,17 +40,26 @@ class Door:
     """Where an engine is.
 
     Args:
-        url: ``redis://user:password@host:6379/0``, ``rediss://…`` for TLS, ``unix:///path?db=0``.
+        url: ``redis://user:password@host:6379/0``, ``rediss://…`` for TLS, ``unix:///path?db=0``;
+            ``redis+sentinel://host:26379,host:26379/service/0`` for the master that sentinels know.
 
     Attributes:
         shown: the URL without its password, for people.
+        is_watched: another process may take the master's place; see ``is_master``.
 
     Raises:
         BrokerUrlError: it is no such URL.
     """
 
     def __init__(self, url: str):
-        options, self.shown = read_url(url, "Hub(broker={})")
+        self.shown = _hidden(url)
+        self._sentinels: Sentinels | None = None
+        if (scheme := url.partition("://")[0]) in SCHEMES:
+            sentinels, url = read_sentinels(url, f"Hub(broker={self.shown!r})")
+            tls = _tls(dict(parse_url(url))) if SCHEMES[scheme] == "rediss" else None
+            self._sentinels = sentinels._replace(tls=tls)
+        self.is_watched = self._sentinels is not None
+        options, _ = read_url(url, "Hub(broker={})")
         self._path: str | None = options.get("path")
         self._host: str = options.get("host") or "localhost"
         self._port: int = options.get("port") or 6379
@@ -97,10 +107,11 @@ class Door:
 
         if self._path is not None:
             return (await loop.create_unix_connection(make, self._path))[1]
-        name = self._host if self._tls is not None else None
-        connecting = loop.create_connection(
-            make, self._host, self._port, ssl=self._tls, server_hostname=name
-        )
+        host, port = self._host, self._port
+        if self._sentinels is not None:
+            host, port = await self._sentinels.find()
+        name = host if self._tls is not None else None
+        connecting = loop.create_connection(make, host, port, ssl=self._tls, server_hostname=name)
         return (await connecting)[1]
 
     async def _greet(self, link: Link) -> str:

@@ -122,7 +122,9 @@ class Engine:
         while (link := self.link) is not None:
             await asyncio.wait({link.lost}, timeout=BEAT)
             if not link.lost.done() and await self._gives_sign_of_life(link, self._timeout):
-                continue
+                if not self._door.is_watched or await self._is_master(link):
+                    continue
+                BROKER.warning("%s: another one is the master now", self.shown)
             link.close()
             await link.lost
             self.link = None
@@ -139,6 +141,15 @@ class Engine:
             seen = link.progress
             await asyncio.wait({answer}, timeout=seconds)
         return answer.done() and answer.exception() is None
+
+    @staticmethod
+    async def _is_master(link: Link) -> bool:
+        """Tell whether the engine has not become a replica, which publishes to nobody else."""
+        try:
+            role = await link.call("ROLE")
+        except (BrokerUnavailable, hiredis.ReplyError):
+            return False
+        return bool(role[0] == b"master")
 
     async def _connect_again(self) -> None:
         wait, longest = BACK_OFF
