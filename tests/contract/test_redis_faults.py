@@ -500,6 +500,42 @@ async def test_who_entered_while_the_engine_was_away_is_told_that_some_may_be_lo
         assert await client.receive() == "heard"
 
 
+async def test_an_engine_that_was_told_to_forget_its_scripts_is_told_them_again(node, redis_server):
+    hub = await node(redis_server.url)
+    async with hub.test_client("/ws/kept:cars") as client:
+        await hub.broadcast("kept:cars", "0")
+        with redis_server.client as engine:
+            engine.script_flush()
+        sent = [hub.broadcast("kept:cars", str(number)) for number in range(1, 6)]
+        assert [(await one).position.offset for one in sent] == [2, 3, 4, 5, 6]
+        assert await read(client, 6) == [str(number) for number in range(6)]
+        with redis_server.client as engine:
+            engine.script_flush()
+        assert len(await hub.channel("kept:cars").history()) == 6
+        with redis_server.client as engine:
+            engine.script_flush()
+        assert await hub.channel("kept:cars").users() == []
+
+
+async def test_history_of_megabytes_is_read_in_pages_that_the_engine_does_not_hang_up_at(
+    node, redis_server, caplog
+):
+    """It hangs up on a subscriber for whom more than 32 MiB wait."""
+    hub = await node(redis_server.url, max_outbox=1 << 30)
+    for number in range(60):
+        await hub.broadcast("kept:cars", f"{number} ".ljust(1_000_000, "x"))
+    newest = await hub.channel("kept:cars").history(limit=60)
+    assert 2 <= len(newest) < 10
+    assert newest[-1].message.startswith("59 ")
+    async with hub.test_client("/ws/lobby") as client:
+        since = f"{newest.position.epoch}.1"
+        await client.send({"channel": "kept:cars", "since": since})
+        numbers = [(await client.receive()).partition(" ")[0] for _ in range(59)]
+        assert numbers == [str(number) for number in range(1, 60)]
+        assert await client.receive_json() == {"in": True, "lost": False}
+    assert "is lost" not in caplog.text
+
+
 # ── strangers ─────────────────────────────────────────────────────────────────────────────────
 
 

@@ -12,7 +12,7 @@ import inspect
 import itertools
 import secrets
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from backchannel.sent import Outcome
 
 __all__ = ["RedisBroker"]
+
+PAGE_BYTES: Final = 4 * 1024 * 1024
+"""Of history that is read at a time, where one publication has not more by itself."""
 
 
 class RedisBroker:
@@ -80,6 +83,7 @@ class RedisBroker:
         self._numbers = itertools.count(1)
         self._waiting: deque[Posting | Question] = deque()
         self._retries: list[Posting] = []
+        self._resent: list[Posting] = []
         self.unsent = 0  # bytes that wait or are under way
         self._until = 0.0
         self._last: tuple[Target | None, bytes, bytes] = (None, b"", b"")
@@ -163,7 +167,8 @@ class RedisBroker:
         self._node.report(text, error)
 
     def _take_back_retries(self) -> None:
-        self._waiting.extendleft(reversed(self._retries))
+        self._waiting.extendleft(reversed(self._resent + self._retries))
+        self._resent.clear()
         self._retries.clear()
 
     # ── what is published ─────────────────────────────────────────────────────────────────────
@@ -218,6 +223,16 @@ class RedisBroker:
             loop.call_soon(self._flush)
         posting.until = self._until
 
+    def resend(self, posting: Posting) -> None:
+        """Publish a posting again, whose script the engine was told to forget, in its place."""
+        if not self._resent:
+            self._engine.reload()
+        self._resent.append(posting)
+        self.unsent += posting.size
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
     def retry(self, posting: Posting) -> None:
         """Publish a posting again once the engine is back, before what came after it."""
         self._retries.append(posting)
@@ -228,6 +243,8 @@ class RedisBroker:
         self._is_scheduled = False
         if (link := self._engine.link) is None or link.lost.done():
             return
+        self._waiting.extendleft(reversed(self._resent))
+        self._resent.clear()
         waiting, self._waiting = self._waiting, deque()
         link.send_packed([self._packed(posting) for posting in waiting], waiting)
 
@@ -393,19 +410,16 @@ class RedisBroker:
         self, channel: str, since: Position | None, limit: int, *, had: bool = False
     ) -> Page[Publication]:
         """Read a channel's history in one step."""
-        link = self._engine.link
-        if link is None:
-            raise BrokerUnavailable(f"{self._engine.shown} is away")
         epoch, offset = ("", "") if since is None else (since.epoch, since.offset)
         target = Target("channel", channel)
         keep = self._node.keeping(channel)
         ttl = REMEMBERED if keep is None else keep.ttl
         try:
-            epoch, top, lost, *entries = await link.call(
-                "EVALSHA", self._engine.scripts["history"], 2,
+            epoch, top, lost, *entries = await self._engine.evaluate(
+                "history", 2,
                 *self._keys.of_history(self._keys.topic(target)),
                 epoch, offset, limit, ttl, secrets.token_hex(4), self._engine.run, REMEMBERED,
-                int(had),
+                int(had), PAGE_BYTES,
             )  # fmt: skip
         except hiredis.ReplyError as error:
             raise BrokerUnavailable(f"the history of {channel!r} can't be read: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import hiredis
 
@@ -180,6 +180,30 @@ class Engine:
             raise
         self.run, self.link = run, link
         self._owner.connected(again=again)
+
+    def reload(self) -> None:
+        """Load the scripts again, which the engine was told to forget (SCRIPT FLUSH)."""
+        if self.link is not None:
+            for script in _SCRIPTS.values():
+                self.link.call("SCRIPT", "LOAD", script)
+
+    async def evaluate(self, name: str, *words: str | bytes | float) -> Any:
+        """Run a script; return its reply.
+
+        Raises:
+            BrokerUnavailable: the engine is away.
+            hiredis.ReplyError: it refused.
+        """
+        for may_reload in (True, False):
+            if (link := self.link) is None:
+                break
+            try:
+                return await link.call("EVALSHA", self.scripts[name], *words)
+            except hiredis.ReplyError as error:
+                if not (may_reload and str(error).startswith("NOSCRIPT")):
+                    raise
+                self.reload()
+        raise BrokerUnavailable(f"{self.shown} is away")
 
     async def _listen_to_all(self, link: Link) -> None:
         """Listen to what is to be heard, and to what becomes so meanwhile."""

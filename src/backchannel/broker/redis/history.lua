@@ -2,7 +2,7 @@
 -- KEYS: the channel's state, the channel's entries (of one hash slot).
 -- ARGV: epoch and offset to go on from ("" reads the newest), how many, seconds each is kept, an epoch
 --       to begin if need be, what names the engine's run of data, seconds to know the position, "1"
---       where the position was really had (a client may say what it likes).
+--       where the position was really had (a client may say what it likes), bytes of a page.
 -- Returns epoch, newest offset, 1 where something is lost, then offset and parcel of each.
 local epoch, run, top = unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top"))
 top = tonumber(top) or 0
@@ -17,17 +17,22 @@ if not epoch or run ~= ARGV[6] or fell then
 end
 local answer = {epoch, top, 0}
 local oldest = redis.call("TIME")[1] - tonumber(ARGV[4])
+-- The engine hangs up on who has too much to read: a page has so many bytes, or one entry.
+local room = tonumber(ARGV[9])
 local entries
 if not since then
     entries = {}
-    if limit > 0 then
-        local newest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", limit)
-        for i = #newest, 1, -1 do
-            if tonumber(newest[i][2][4]) >= oldest then
-                entries[#entries + 1] = newest[i]
-            end
-        end
+    local newest = limit > 0 and redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", limit) or {}
+    local count = 0
+    while newest[count + 1] and tonumber(newest[count + 1][2][4]) >= oldest
+            and (count == 0 or room > 0) do
+        count = count + 1
+        room = room - #newest[count][2][2]
     end
+    for i = count, 1, -1 do
+        entries[#entries + 1] = newest[i]
+    end
+    room = math.huge
 elseif epoch ~= ARGV[1] or since > top then
     answer[3] = 1
     return answer
@@ -43,7 +48,11 @@ else
         return answer
     end
 end
-for _, entry in ipairs(entries) do
+for i, entry in ipairs(entries) do
+    if i > 1 and room <= 0 then
+        break
+    end
+    room = room - #entry[2][2]
     answer[#answer + 1] = tonumber(string.match(entry[1], "^%d+"))
     answer[#answer + 1] = entry[2][2]
 end

@@ -79,6 +79,10 @@ class Owner(Protocol):
 
     unsent: int
 
+    def resend(self, posting: Posting) -> None:
+        """Publish a posting again, which was not, since the engine has no script for it."""
+        ...
+
     def retry(self, posting: Posting) -> None:
         """Publish a posting again, which may or may not have been published."""
         ...
@@ -181,6 +185,9 @@ class Keeping(Posting):
         """Take the engine's reply: its position, and how many nodes heard it."""
         self._owner.unsent -= self.size
         if isinstance(reply, hiredis.ReplyError):
+            if str(reply).startswith("NOSCRIPT"):
+                self._owner.resend(self)
+                return
             unsure = str(reply).startswith("UNSURE")
             what = "it may have been published, or not" if unsure else "the broker refused it"
             self.fail(BrokerUnavailable(f"{what}: {reply}"))

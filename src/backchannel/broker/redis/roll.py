@@ -247,11 +247,11 @@ class Roll:
     # ── one step ──────────────────────────────────────────────────────────────────────────────
 
     async def _call(self, verb: str, *words: str | bytes | int) -> Any:
-        link, done = self._link, self._done
-        if link is None:
+        done = self._done
+        if self._link is None:
             raise BrokerUnavailable(f"{self._engine.shown} is away")
-        reply = await link.call(
-            "EVALSHA", self._engine.scripts["presence"], 1, self._key,
+        reply = await self._engine.evaluate(
+            "presence", 1, self._key,
             verb, self._node.id, self._fence, round(self._lease * 1000), round(self._moment * 1000),
             self._seen, done, int(self._takes), *words,
         )  # fmt: skip
