@@ -106,7 +106,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8888, help="of the first server; 0 is any")
     first = parser.parse_args().port
     ports = [free_port() if first == 0 else first + number for number in range(NODES)]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM is a Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell told to ignore the first
+        signal.signal(number, signal.default_int_handler)
     with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
         broker = os.environ.get("BROKER") or stack.enter_context(engine())
         nodes = [stack.enter_context(node(n, port, broker)) for n, port in enumerate(ports, 1)]

@@ -30,7 +30,7 @@ from surroundings import Cable, Engine, Node, until
 
 from backchannel.broker.redis import parcel
 from backchannel.broker.redis.keys import Keys
-from backchannel.contracts import Target
+from backchannel.contracts import Publication, Target
 
 CHANNELS = ["room:a", "room:b", "short:c", "plain:d"]
 USERS = ["ana", "bob", "cleo", "dan", "eve"]
@@ -226,7 +226,8 @@ class Run:
                 epoch = client.hget(keys.state(channel), "epoch")
                 for number, fields in client.xrange(keys.entries(channel)):
                     heard = parcel.unpack(Target("channel", channel), fields[b"parcel"])
-                    id_ = str(heard.publication.frame).split('"')[3]
+                    kept = heard if isinstance(heard, Publication) else heard.publication
+                    id_ = str(kept.frame).split('"')[3]
                     offset = int(number.partition(b"-")[0])
                     self.ledger.place(id_, Place(epoch.decode(), offset))
 

@@ -469,7 +469,11 @@ async def cluster(end):
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(end)
-        rest, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+        try:
+            rest, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+        except TimeoutError:
+            process.terminate()
+            raise
     assert process.returncode == 0
     assert rest.strip() == b""  # Ctrl-C of the servers prints line ends
     for address in addresses:
