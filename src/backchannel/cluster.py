@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
@@ -53,6 +54,7 @@ class Cluster:
         self._followers: dict[str, Follower[Publication]] = {}
         self._filling: dict[Follower[Publication], asyncio.Task[None]] = {}
         self._held: Counter[Target] = Counter()
+        self._confirming: dict[Target, asyncio.Future[None]] = {}
         self._holders: dict[Connection, tuple[Target, ...]] = {}
 
     def begin_anew(self) -> None:
@@ -60,6 +62,7 @@ class Cluster:
         self._followers.clear()
         self._filling.clear()
         self._held.clear()
+        self._confirming.clear()
         self._holders.clear()
 
     # ── as the broker's node ──────────────────────────────────────────────────────────────────
@@ -225,15 +228,25 @@ class Cluster:
 
     def holds_all(self, ws: Connection) -> bool:
         """Tell whether a connection's user and session are heard already."""
-        return all(self._held[target] for target in _belongs_to(ws))
+        return all(self._held[t] and t not in self._confirming for t in _belongs_to(ws))
 
     async def hold(self, ws: Connection) -> None:
         """Hear a connection's user and session; returns when that is so."""
         self._holders[ws] = targets = _belongs_to(ws)
         self._held.update(targets)
-        new = [target for target in targets if self._held[target] == 1]
-        for confirmed in [self._broker.listen(target) for target in new]:
-            await _confirmed(confirmed)
+        for target in targets:
+            if self._held[target] == 1 and (listening := self._broker.listen(target)) is not None:
+                confirming = asyncio.ensure_future(_confirmed(listening))
+                self._confirming[target] = confirming
+                confirming.add_done_callback(functools.partial(self._settled, target))
+        # Also what another device of the same user has begun, and is not in force yet.
+        for target in targets:
+            if (pending := self._confirming.get(target)) is not None:
+                await asyncio.shield(pending)
+
+    def _settled(self, target: Target, confirming: asyncio.Future[None]) -> None:
+        if self._confirming.get(target) is confirming:
+            del self._confirming[target]
 
     def release(self, ws: Connection) -> None:
         """Hear a connection's user and session no more, where it was the last one."""

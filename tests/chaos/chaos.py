@@ -223,8 +223,9 @@ class Run:
         keys = Keys("chaos")
         with self.engine.client as client:
             for channel in CHANNELS:
-                epoch = client.hget(keys.state(channel), "epoch")
-                for number, fields in client.xrange(keys.entries(channel)):
+                state, entries = keys.of_history(keys.topic(Target("channel", channel)))
+                epoch = client.hget(state, "epoch")
+                for number, fields in client.xrange(entries):
                     heard = parcel.unpack(Target("channel", channel), fields[b"parcel"])
                     kept = heard if isinstance(heard, Publication) else heard.publication
                     id_ = str(kept.frame).split('"')[3]

@@ -132,7 +132,6 @@ class Plan:
 
     def _keep(self, publication: Publication, keep: Retention, deadline: float) -> Work[Receipt]:
         """Publish what is kept: a second attempt finds the first one by its id."""
-        channel = publication.target.key
         topic, data = self._keys.heard(publication.target), parcel.pack(publication)
         id_, epoch = secrets.token_hex(8), secrets.token_hex(4)
         began = monotonic()
@@ -145,7 +144,7 @@ class Plan:
             nonlocal repeated
             repeated = is_retry
             return (
-                "EVALSHA", self._hash, 2, self._keys.state(channel), self._keys.entries(channel),
+                "EVALSHA", self._hash, 2, *self._keys.of_history(topic),
                 topic, data, keep.size, keep.ttl, REMEMBERED, epoch, RUN, "", id_, int(is_retry),
                 monotonic() - began,
             )  # fmt: skip

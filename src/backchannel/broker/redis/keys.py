@@ -59,14 +59,6 @@ class Keys:
         """What all keys begin with that tell who is in which channel."""
         return f"{self.prefix}{{p}}:".encode()
 
-    def state(self, channel: str) -> bytes:
-        """Return where a channel's epoch and newest offset are."""
-        return self.topic(Target("channel", channel)) + b":state"
-
-    def entries(self, channel: str) -> bytes:
-        """Return where a channel's history is."""
-        return self.topic(Target("channel", channel)) + b":entries"
-
     @staticmethod
     def of_history(topic: bytes) -> tuple[bytes, bytes]:
         """Return where a channel's newest position is kept, and where its history, by its topic."""

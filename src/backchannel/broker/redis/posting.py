@@ -64,11 +64,6 @@ class Inquiry:
         if self._wanted is not None and len(self._answers) >= self._wanted:
             self.give_up()
 
-    @property
-    def is_done(self) -> bool:
-        """All who heard the question have answered, or it was given up."""
-        return self._done is None
-
 
 class Owner(Protocol):
     """Who publishes postings.
