@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Never, TypeVar
 
 from backchannel.attendance import check_callback
 from backchannel.channel import check_channel
-from backchannel.listener import written_at
 from backchannel.observe import CONNECTION, HUB
+from backchannel.places import written_at
 from backchannel.rules import astray, check_call, read_rule
 from backchannel.stepping import InContext
 

@@ -51,6 +51,11 @@ class Caller(Sequence):
     def end(self, reason: CloseReason, *, refused: bool = False) -> bool:
         """End the connection."""
 
+    async def idle(self) -> None:
+        """Wait until no callback for what the client sent runs or waits."""
+        while self._is_busy and self.ws.reason is None:
+            await self._wait_until_idle()
+
     def _is_inside(self) -> bool:
         """The code that runs now was called by one of this connection's callbacks."""
         frame = current()

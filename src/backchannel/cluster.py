@@ -329,7 +329,7 @@ class Cluster:
 
 
 def _belongs_to(ws: Connection) -> tuple[Target, ...]:
-    moves = ws.id if ws.speaks else None  # others' ids name their node
+    moves = ws.id if ws._speaks else None  # others' ids name their node
     named = (("user", ws.user), ("session", ws.session.id), ("connection", moves))
     return tuple(Target(kind, key) for kind, key in named if key is not None)  # type: ignore[arg-type]
 

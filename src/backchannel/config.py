@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast, get_args
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from backchannel.contracts import Broker, Sessions
+    from backchannel.contracts import Broker
+    from backchannel.stores import Sessions
 
 __all__ = ["Settings", "SettingsOptions", "check_authenticate"]
 

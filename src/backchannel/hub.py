@@ -19,7 +19,7 @@ from backchannel.channel import Channels, check_channel
 from backchannel.cluster import Cluster
 from backchannel.codes import check_close, meaning_of
 from backchannel.connection import CloseReason, Connection
-from backchannel.contracts import Broker, Receipt, ResumeStore, Target, TicketStore
+from backchannel.contracts import Broker, Receipt, Target
 from backchannel.dispatch import Dispatch
 from backchannel.endpoint import Endpoint, Endpoints, check_options
 from backchannel.expiry import Expiry
@@ -42,6 +42,7 @@ from backchannel.session.touch import Touches
 from backchannel.session.watch import watch_sessions
 from backchannel.session.web import Session, remember
 from backchannel.speech.resumes import Resumes
+from backchannel.stores import ResumeStore, TicketStore
 from backchannel.template import Template
 from backchannel.tickets import MemoryTickets, check_ttl, key_of, new_ticket
 

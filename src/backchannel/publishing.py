@@ -146,7 +146,7 @@ class Publishing:
         )
         return self.runtime.do(self._publish, publication)
 
-    def publish_event(self, target: Target, frame: Frame) -> None:
+    def _publish_event(self, target: Target, frame: Frame) -> None:
         """Send a frame of the dialect to those of an audience who speak it; nothing is kept."""
         outcome = self._broker.publish(Publication(target, frame, form="event"), None)
         if not isinstance(outcome, Receipt):
@@ -163,7 +163,7 @@ class Publishing:
             self._catch_ups.hear(position, publication)
         target = publication.target
         if publication.form == "event":
-            speakers = [ws for ws in self.roster.receivers(publication) if ws.speaks]
+            speakers = [ws for ws in self.roster.receivers(publication) if ws._speaks]
             return sum([ws._push(publication.frame) for ws in speakers])
         if target.kind == "channel" and publication.to is None:
             members = self.roster.members(target)

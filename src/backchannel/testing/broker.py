@@ -20,10 +20,11 @@ from typing import Any
 
 import pytest
 
-from backchannel.contracts import Broker, Publication, Receipt, Target, TicketHolder
+from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.errors import BrokerUnusable
 from backchannel.history import Page, Position, Retention
 from backchannel.sent import Outcome
+from backchannel.stores import TicketHolder
 from backchannel.testing.attendance import PresenceContract
 
 __all__ = ["BrokerContract", "RecordingNode"]
