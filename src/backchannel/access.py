@@ -117,7 +117,11 @@ class Access:
                 casefold=casefold,
             )
         )
-        if self.runtime.is_alive:  # what is kept holds for those who publish without a hub too
+        self._announce()  # what is kept holds for those who publish without a hub too
+
+    def _announce(self) -> None:
+        """Tell others of a rule or an endpoint, where the hub runs; it is told at the start too."""
+        if self.runtime.is_alive:
             self.runtime.loop.call_soon_threadsafe(self.cluster.announce)
 
     def _warn_of_rules(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from backchannel.about import About
+from backchannel.about import About, Mark
 from backchannel.connection import CloseReason
 from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
@@ -56,6 +56,7 @@ class Cluster:
         self._held: Counter[Target] = Counter()
         self._confirming: dict[Target, asyncio.Future[None]] = {}
         self._holders: dict[Connection, tuple[Target, ...]] = {}
+        self._found = Mark()
 
     def begin_anew(self) -> None:
         """Forget what was of an earlier event loop."""
@@ -64,6 +65,7 @@ class Cluster:
         self._held.clear()
         self._confirming.clear()
         self._holders.clear()
+        self._found = Mark()
 
     # ── as the broker's node ──────────────────────────────────────────────────────────────────
 
@@ -108,21 +110,35 @@ class Cluster:
         return self._hub.rules.keeping(channel)
 
     def about(self) -> bytes:
-        """Return what whoever publishes without a hub has to know of this one."""
-        settings = self._hub.settings
+        """Return what others have to know of this hub; see ``contracts.Node``."""
+        settings, mark = self._hub.settings, self._mark
         about = About(
             self._hub.rules,
             casefold=settings.casefold_channels,
             max_publication=settings.max_publication,
+            # A hub that has no endpoints yet leaves standing what its own will be compared with.
+            mark=mark if mark.endpoints else self._found,
         )
         return about.pack()
+
+    @property
+    def _mark(self) -> Mark:
+        templates = sorted(endpoint.template.text for endpoint in self._hub.endpoints)
+        return Mark(tuple(templates), self._hub.is_named)
 
     def check_about(self, found: bytes) -> None:
         """Check what stands where ``about()`` is to be written; see ``contracts.Node``."""
         try:
-            About.read(found)
+            other = About.read(found).mark
         except ValueError as error:
-            raise BrokerUnusable(str(error)) from error
+            raise BrokerUnusable(f"is no notice that this version writes ({error})") from error
+        own = self._mark
+        if not own.may_be(other):
+            raise BrokerUnusable(
+                f"was written by a hub with the endpoints {other}, and this one has {own}: two "
+                "applications, or two versions of one that have no endpoint in common"
+            )
+        self._found = other
 
     def keep(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run something of the broker's."""
@@ -171,7 +187,7 @@ class Cluster:
                 raise BrokerUnavailable(f"the history of {channel!r} can't be read")
 
     def announce(self) -> None:
-        """Tell those who publish without a hub that rules have changed."""
+        """Tell others that rules or endpoints of this hub have changed."""
         if self.is_shared:
             self._broker.about_changed()
 
