@@ -11,13 +11,9 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
-import redis
-import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
@@ -27,9 +23,9 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
-from redis.retry import Retry
 
 from backchannel.errors import BrokerUnusable
+from backchannel.publisher.pools import AwaitingPools, BlockingPools
 from backchannel.publisher.steps import (
     RUN,
     Command,
@@ -41,6 +37,9 @@ from backchannel.publisher.steps import (
     Pause,
     Work,
 )
+
+if TYPE_CHECKING:
+    from backchannel.broker.redis.door import Address
 
 __all__ = ["AwaitingDoor", "BlockingDoor"]
 
@@ -71,13 +70,11 @@ class _Door:
     """What both doors have in common.
 
     Args:
-        url: where the engine is; checked already.
         patience: seconds that connecting may take.
         connections: of each kind at most.
     """
 
-    def __init__(self, url: str, patience: float, connections: int):
-        self._url = url
+    def __init__(self, patience: float, connections: int):
         self._options: dict[str, Any] = {
             "max_connections": connections,
             "timeout": patience,
@@ -109,15 +106,16 @@ class _Door:
 class BlockingDoor(_Door):
     """Takes steps and blocks the thread meanwhile; many threads may, and forked processes.
 
-    See ``_Door`` for the arguments.
+    Args:
+        address: where the engine is.
+        patience: see ``_Door``.
+        connections: see ``_Door``.
     """
 
-    def __init__(self, url: str, patience: float, connections: int):
-        super().__init__(url, patience, connections)
-        options: dict[str, Any] = {**self._options, "retry": Retry(NoBackoff(), 0)}
-        pool: Any = redis.BlockingConnectionPool
-        self._speaking: Any = pool.from_url(url, **options)
-        self._hearing: Any = pool.from_url(url, **options)
+    def __init__(self, address: Address, patience: float, connections: int):
+        super().__init__(patience, connections)
+        self._pools = BlockingPools(address, self._options)
+        self._speaking, self._hearing = self._pools.speaking, self._pools.hearing
 
     def run(self, work: Work[T]) -> T:
         """Do what there is to do; returns and raises what it does."""
@@ -136,8 +134,7 @@ class BlockingDoor(_Door):
 
     def close(self) -> None:
         """Close all connections; they are opened again when need be."""
-        self._speaking.disconnect()
-        self._hearing.disconnect()
+        self._pools.close()
 
     def _take(self, step: _Step) -> Any:
         match step:
@@ -220,15 +217,16 @@ class BlockingDoor(_Door):
 class AwaitingDoor(_Door):
     """Takes steps in an event loop.
 
-    See ``_Door`` for the arguments.
+    Args:
+        address: where the engine is.
+        patience: see ``_Door``.
+        connections: see ``_Door``.
     """
 
-    def __init__(self, url: str, patience: float, connections: int):
-        super().__init__(url, patience, connections)
-        options: dict[str, Any] = {**self._options, "retry": AsyncRetry(NoBackoff(), 0)}
-        pool: Any = redis.asyncio.BlockingConnectionPool
-        self._speaking: Any = pool.from_url(url, **options)
-        self._hearing: Any = pool.from_url(url, **options)
+    def __init__(self, address: Address, patience: float, connections: int):
+        super().__init__(patience, connections)
+        self._pools = AwaitingPools(address, self._options)
+        self._speaking, self._hearing = self._pools.speaking, self._pools.hearing
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self, work: Work[T]) -> T:
@@ -260,8 +258,7 @@ class AwaitingDoor(_Door):
 
     async def aclose(self) -> None:
         """Close all connections; it may be used in another event loop then."""
-        await self._speaking.aclose()
-        await self._hearing.aclose()
+        await self._pools.aclose()
         self._loop = None
 
     async def _take(self, step: _Step) -> Any:
