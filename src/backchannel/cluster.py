@@ -8,6 +8,7 @@ import functools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from backchannel.about import About, Mark
@@ -32,6 +33,9 @@ PAGE: Final = 100
 
 AT_ONCE: Final = 64
 """Channels whose gaps are filled at the same time when the broker is back."""
+
+SLICE: Final = 0.005
+"""Seconds in which connections are told of gaps before others have their turn."""
 
 
 class Cluster:
@@ -152,7 +156,24 @@ class Cluster:
         """Fill the gaps: the broker is back, and some publications may not have been heard."""
         for follower in self._followers.values():
             follower.interrupt()
+        if any(endpoint.callbacks.on_lost for endpoint in self._hub.endpoints.all()):
+            self.keep(self._tell_of_gaps(list(self._hub.roster.everyone)))
         self.keep(self._fill_all())
+
+    async def _tell_of_gaps(self, connections: list[Connection]) -> None:
+        """Tell those who want to know that what no history has may have been missed."""
+        began = perf_counter()
+        for ws in connections:
+            dispatch = ws._dispatch
+            if dispatch.endpoint.callbacks.on_lost is None:
+                continue
+            for channel in tuple(ws._channels):
+                if channel not in self._followers:
+                    dispatch.tell_lost(channel)
+            dispatch.tell_lost(None)  # of its user, its session, everyone
+            if perf_counter() - began > SLICE:
+                await asyncio.sleep(0)
+                began = perf_counter()
 
     # ── channels ──────────────────────────────────────────────────────────────────────────────
 

@@ -30,8 +30,9 @@ ALL = 3000
 
 @hub.endpoint("/ws")
 class Device(Listener):
-    def on_lost(self, ws: Connection, channel: str) -> None:
-        ws.send({"lost": channel})
+    def on_lost(self, ws: Connection, channel: str | None) -> None:
+        if channel is not None and hub.rules.keeping(channel):  # of the others nothing is promised
+            ws.send({"lost": channel})
 
     # What waits is spawned: a connection that is busy would be told of a loss only later.
 
