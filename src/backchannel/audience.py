@@ -59,7 +59,7 @@ class Audience(Addressed):
         def close_all() -> Receipt | Outcome:
             self._hub.farewells.note(self.target, ending)
             if self._hub.cluster.is_shared:
-                return self._hub.cluster.tell(self.target, "all", "close", code, reason)
+                return self._hub.cluster.close_all(self.target, code, reason)
             return Receipt(sum(ws._dispatch.end(ending) for ws in self._members()))
 
         return self._hub.runtime.do(close_all)

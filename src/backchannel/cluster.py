@@ -15,6 +15,7 @@ from backchannel.about import About, Mark
 from backchannel.connection import CloseReason
 from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
+from backchannel.farewell import news_of
 from backchannel.history import Follower, Position, Retention
 from backchannel.info import packed
 from backchannel.observe import BROKER
@@ -326,6 +327,15 @@ class Cluster:
         asking.add_done_callback(settle)
         return outcome
 
+    def close_all(self, target: Target, code: int, reason: str) -> Outcome:
+        """Close a target's connections on all nodes, and those that are on the way in."""
+        news = news_of(target, code, reason)
+        if news is not None:
+            asking = self._broker.ask(Target("everyone"), ["others", *news])
+            # That the engine is away, the closing itself tells.
+            asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return self.tell(target, "all", "close", code, reason)
+
     def answer(self, asker: str, target: Target, words: list[Any]) -> Any:
         """Answer what a node asks; None where this one is not meant or does not understand."""
         whom, verb, *rest = words
@@ -337,6 +347,10 @@ class Cluster:
                 ending = CloseReason(code, reason, "server")
                 self._hub.farewells.note(target, ending)
                 return sum([ws._dispatch.end(ending) for ws in list(members)])
+            case ["farewell", "user" | "session" as kind, str(key), int(code), str(reason)]:
+                closed = Target(kind, key)
+                self._hub.farewells.note(closed, CloseReason(code, reason, "server"))
+                return None
             case ["count"]:
                 return len(members)
             case ["users"]:

@@ -14,10 +14,11 @@ from backchannel.addressing import (
 )
 from backchannel.channel import check_channel
 from backchannel.cluster import told
+from backchannel.codes import check_close
 from backchannel.connection import ABSENT
 from backchannel.contracts import Receipt, Target
 from backchannel.info import Info, unpacked
-from backchannel.publisher.front import Front, checked_close
+from backchannel.publisher.front import Front
 from backchannel.sent import Sent
 
 if TYPE_CHECKING:
@@ -186,7 +187,11 @@ class AsyncPublisherAudience(Addressed):
         Raises:
             ValueError: a code that can't be sent, or a reason that is too long.
         """
-        return await self._do(*checked_close(code, reason))
+        check_close(code, reason)
+        publisher = self._publisher
+        closing = publisher._plan.close(self.target, code, reason)
+        answers = told(self.target, *await publisher._door.run(closing))
+        return Sent(Receipt(sum(answers)))
 
     async def subscribe(self, channel: str) -> Sent:
         """Let every connection in this audience enter a channel, each asked by ``on_subscribe``.

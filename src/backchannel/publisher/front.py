@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from backchannel.addressing import Addressees, targets
 from backchannel.channel import check_channel
-from backchannel.codes import check_close
 from backchannel.connection import ABSENT
 from backchannel.contracts import Publication, Target
 from backchannel.messages import encode
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from backchannel.broker.redis.door import Address
     from backchannel.publisher.plan import Plan
 
-__all__ = ["Front", "checked_close"]
+__all__ = ["Front"]
 
 
 class Front:
@@ -85,9 +84,3 @@ class Front:
 
     def __repr__(self) -> str:
         return f"<{self._name} to hub {self._hub!r} at {self._address.shown}>"
-
-
-def checked_close(code: int, reason: str) -> tuple[str, int, str]:
-    """Return what asks nodes to close connections; see ``Audience.close`` for what it raises."""
-    check_close(code, reason)
-    return "close", code, reason

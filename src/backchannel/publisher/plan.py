@@ -16,6 +16,7 @@ from backchannel.broker.redis.keys import Keys
 from backchannel.channel import check_channel
 from backchannel.contracts import Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
+from backchannel.farewell import news_of
 from backchannel.history import REMEMBERED, History, Position
 from backchannel.messages import check_size
 from backchannel.publisher.steps import (
@@ -106,6 +107,18 @@ class Plan:
             return parcel.pack_question(target, asking, ["all", *words])
 
         return (yield from self._ask(target, pack, deadline))
+
+    def close(self, target: Target, code: int, reason: str) -> Work[tuple[list[Any], int]]:
+        """Ask all nodes to close a target, and whoever of it is on the way in; see ``ask``."""
+        news = news_of(target, code, reason)
+        if news is not None:
+            deadline = monotonic() + self._timeout
+            yield from self._read_about(deadline)
+            everyone = Target("everyone")
+            nobody = parcel.Asking(secrets.token_hex(8), 0)  # whose answers nobody hears
+            data = parcel.pack_question(everyone, nobody, ["all", *news])
+            yield from self._tell(self._keys.heard(everyone), data, deadline)
+        return (yield from self.ask(target, "close", code, reason))
 
     def history(self, target: Target, since: Position | None, limit: int) -> Work[History]:
         """Read what was kept of a channel, as far as it was for everyone.
