@@ -213,13 +213,12 @@ async def test_publishers_follow_the_master(replicated, hubs, publishers):
 async def test_publishers_name_sentinels_that_do_not_answer_or_know_the_master(
     replicated, free_port, kind
 ):
-    for url, said in (
-        (f"redis+sentinel://127.0.0.1:{free_port}/chat", f"{free_port}"),
-        (f"redis+sentinel://127.0.0.1:{replicated.sentinel}/caht", "'caht'"),
-    ):
-        publisher = kind(url, timeout=0.5)
-        with pytest.raises(BrokerUnavailable, match=f"is away: No master found for .*{said}"):
+    for port, service in ((free_port, "chat"), (replicated.sentinel, "caht")):
+        publisher = kind(f"redis+sentinel://127.0.0.1:{port}/{service}", timeout=0.5)
+        said = f"none of the sentinels 127.0.0.1:{port} answers and knows a master '{service}'"
+        with pytest.raises(BrokerUnavailable, match=f"is away: {said}") as caught:
             await asyncio.wait_for(publisher.broadcast("cars", "x"), 3)
+        assert len(str(caught.value)) < 250
         await publisher.aclose()
 
 

@@ -25,7 +25,7 @@ from redis.exceptions import (
 )
 
 from backchannel.errors import BrokerUnusable
-from backchannel.publisher.pools import AwaitingPools, BlockingPools
+from backchannel.publisher.pools import AwaitingPools, BlockingPools, away
 from backchannel.publisher.steps import (
     RUN,
     Command,
@@ -70,11 +70,13 @@ class _Door:
     """What both doors have in common.
 
     Args:
+        address: where the engine is.
         patience: seconds that connecting may take.
         connections: of each kind at most.
     """
 
-    def __init__(self, patience: float, connections: int):
+    def __init__(self, address: Address, patience: float, connections: int):
+        self._address = address
         self._options: dict[str, Any] = {
             "max_connections": connections,
             "timeout": patience,
@@ -106,14 +108,11 @@ class _Door:
 class BlockingDoor(_Door):
     """Takes steps and blocks the thread meanwhile; many threads may, and forked processes.
 
-    Args:
-        address: where the engine is.
-        patience: see ``_Door``.
-        connections: see ``_Door``.
+    See ``_Door`` for the arguments.
     """
 
     def __init__(self, address: Address, patience: float, connections: int):
-        super().__init__(patience, connections)
+        super().__init__(address, patience, connections)
         self._pools = BlockingPools(address, self._options)
         self._speaking, self._hearing = self._pools.speaking, self._pools.hearing
 
@@ -160,7 +159,7 @@ class BlockingDoor(_Door):
         except _REFUSALS as error:
             raise BrokerUnusable(_refused(error)) from error
         except (RedisError, OSError) as error:
-            raise NotSent(str(error)) from error
+            raise NotSent(away(self._address, error)) from error
 
     def _command(self, words: tuple[Any, ...], seconds: float) -> Any:
         connection = self._open(self._speaking)
@@ -217,14 +216,11 @@ class BlockingDoor(_Door):
 class AwaitingDoor(_Door):
     """Takes steps in an event loop.
 
-    Args:
-        address: where the engine is.
-        patience: see ``_Door``.
-        connections: see ``_Door``.
+    See ``_Door`` for the arguments.
     """
 
     def __init__(self, address: Address, patience: float, connections: int):
-        super().__init__(patience, connections)
+        super().__init__(address, patience, connections)
         self._pools = AwaitingPools(address, self._options)
         self._speaking, self._hearing = self._pools.speaking, self._pools.hearing
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -279,14 +275,13 @@ class AwaitingDoor(_Door):
         await connection.send_command("INFO", "replication", check_health=False)
         self._note_run(connection, await connection.read_response())
 
-    @staticmethod
-    async def _open(pool: Any) -> Any:
+    async def _open(self, pool: Any) -> Any:
         try:
             return await pool.get_connection()
         except _REFUSALS as error:
             raise BrokerUnusable(_refused(error)) from error
         except (RedisError, OSError) as error:
-            raise NotSent(str(error)) from error
+            raise NotSent(away(self._address, error)) from error
 
     async def _command(self, words: tuple[Any, ...], seconds: float) -> Any:
         connection = await self._open(self._speaking)

@@ -15,7 +15,12 @@ from redis.retry import Retry
 if TYPE_CHECKING:
     from backchannel.broker.redis.door import Address
 
-__all__ = ["AwaitingPools", "BlockingPools"]
+__all__ = ["AwaitingPools", "BlockingPools", "away"]
+
+MASTER_NOT_FOUND: Final = (
+    redis.sentinel.MasterNotFoundError,
+    redis.asyncio.sentinel.MasterNotFoundError,
+)
 
 NOT_OF_A_MASTER: Final = ("host", "port", "path", "connection_class")
 """What a URL says of where an engine is, or how it is spoken to; sentinels say the former."""
@@ -94,6 +99,14 @@ class AwaitingPools:
         await self.hearing.aclose()
         for sentinel in self._masters.sentinels if self._masters else ():
             await sentinel.connection_pool.disconnect()
+
+
+def away(address: Address, error: Exception) -> str:
+    """Return why no connection could be opened; redis-py names sentinels at length."""
+    if address.sentinels is None or not isinstance(error, MASTER_NOT_FOUND):
+        return str(error)
+    named = ", ".join(f"{host}:{port}" for host, port in address.sentinels.addresses)
+    return f"none of the sentinels {named} answers and knows a master {address.sentinels.service!r}"
 
 
 def _of_sentinels(
