@@ -11,6 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import uvloop
 from shared import WebSession
 
 from backchannel import AsyncPublisher, Hub, Listener, Publisher, UnsendableMessage
@@ -490,6 +491,41 @@ async def test_an_engine_that_was_restarted_is_found_again(hubs, publisher, redi
         assert (await hubs[0].broadcast("kept:a", "2")).position == (after.epoch, 2)
         assert await read(client, 2) == ["1", "2"]
         assert await publisher.everyone.count() == 1
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("pool", ["_speaking", "_hearing"])
+def test_a_connection_that_is_lost_before_it_is_used_is_replaced(redis_server, loop, pool):
+    """Writing to it raises, with uvloop something that redis-py does not know."""
+
+    async def work():
+        hub = new_hub(redis_server.url)
+        await hub.start()
+        try:
+            await use()
+        finally:
+            await hub.stop()
+
+    async def use():
+        async with AsyncPublisher(redis_server.url, NAME, timeout=5.0) as publisher:
+            await publisher.broadcast("kept:a", "0")
+            connections = getattr(publisher._door, pool)
+            take = connections.get_connection
+
+            async def take_and_lose():
+                connections.get_connection = take
+                connection = await take()
+                connection._writer.transport.abort()
+                await asyncio.sleep(0)
+                return connection
+
+            connections.get_connection = take_and_lose
+            assert (await publisher.broadcast("kept:a", "1")).position.offset == 2
+            assert await publisher.everyone.count() == 0
+            assert connections.get_connection == take
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(work())
 
 
 async def test_what_was_published_and_not_confirmed_is_published_once(hubs, make, cable):

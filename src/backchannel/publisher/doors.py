@@ -280,14 +280,21 @@ class AwaitingDoor(_Door):
             return await pool.get_connection()
         except _REFUSALS as error:
             raise BrokerUnusable(_refused(error)) from error
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, RuntimeError) as error:  # uvloop's, see _say
             raise NotSent(away(self._address, error)) from error
+
+    @staticmethod
+    async def _say(connection: Any, *words: Any) -> None:
+        try:
+            await connection.send_command(*words, check_health=False)
+        except RuntimeError as error:  # what uvloop says of a transport that is closed
+            raise NotSent(str(error)) from error
 
     async def _command(self, words: tuple[Any, ...], seconds: float) -> Any:
         connection = await self._open(self._speaking)
         try:
             async with asyncio.timeout(seconds):
-                await connection.send_command(*self._words(connection, words), check_health=False)
+                await self._say(connection, *self._words(connection, words))
                 return await connection.read_response(timeout=math.inf)
         except BaseException as error:
             if _is_spoilt(error):
@@ -301,7 +308,7 @@ class AwaitingDoor(_Door):
         connection = await self._open(self._hearing)
         try:
             async with asyncio.timeout(seconds):
-                await connection.send_command("SUBSCRIBE", topic, check_health=False)
+                await self._say(connection, "SUBSCRIBE", topic)
                 await connection.read_response(timeout=math.inf)
         except BaseException as error:
             await connection.disconnect(nowait=True)
@@ -327,10 +334,10 @@ class AwaitingDoor(_Door):
         connection = inbox.connection
         try:
             if inbox.is_good:
-                await connection.send_command("UNSUBSCRIBE", check_health=False)
+                await self._say(connection, "UNSUBSCRIBE")
                 while (await connection.read_response())[0] != b"unsubscribe":
                     pass
-        except (RedisError, OSError):
+        except (RedisError, OSError, NotSent):
             inbox.is_good = False
         except BaseException:
             inbox.is_good = False
