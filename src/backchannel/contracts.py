@@ -130,14 +130,15 @@ class Node(Protocol):
         ...
 
     def about(self) -> bytes:
-        """Return what whoever publishes without a hub has to know of it."""
+        """Return what other nodes, and whoever publishes without a hub, have to know of it."""
         ...
 
     def check_about(self, found: bytes) -> None:
         """Check what stands where ``about()`` is to be written.
 
         Raises:
-            BrokerUnusable: no hub as this one wrote it.
+            BrokerUnusable: another hub wrote it, or none as this one. The text goes on after what
+                is checked: "was written by …".
         """
         ...
 
@@ -232,7 +233,7 @@ class Broker(Protocol):
         ...
 
     def about_changed(self) -> None:
-        """Tell those who publish without a hub ``node.about()``, which has changed.
+        """Tell others ``node.about()``, which has changed.
 
         It is told at the start too. What a node told last holds.
         """

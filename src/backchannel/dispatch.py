@@ -378,13 +378,15 @@ class Dispatch(Caller):
             if refused := refusal(answer, Reject(403, "refused")):
                 self._refuse(refused)
                 return
-        if ws.reason is not None or self._was_told_to_go():
+        if ws.reason is not None:
             return
         if self._hub.cluster.is_shared:
             await self._hub.cluster.hold(ws)
             if ws.reason is not None:
                 self._hub.cluster.release(ws)
                 return
+        if self._was_told_to_go():  # only now, that no closing goes unheard any more
+            return
         self._hub.roster.admit(ws)
         self._hub.watch(ws.session)
         if ws.channel is not None:

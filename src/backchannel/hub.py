@@ -70,11 +70,13 @@ class HubCore(Publishing, Access):
         touches: keeps the sessions alive whose sockets are used.
         attendance: who is in the channels whose rule says presence.
         node: this node's id, new at each start.
+        is_named: its application gave it a name.
     """
 
     def __init__(self, settings: Settings, broker: Broker):
         self.settings = settings
         self.node = ""
+        self.is_named = False
         self.roster = Roster()
         self.fanout = _fanout(settings)
         self.rules = Rules()
@@ -190,6 +192,7 @@ class HubCore(Publishing, Access):
         callbacks = read_listener(listener, names)
         endpoint = Endpoint(Template(template), callbacks, **options)
         self.endpoints.add(endpoint)
+        self._announce()
         return endpoint
 
     # ── what else an application asks for ─────────────────────────────────────────────────────

@@ -84,8 +84,11 @@ class Listener:
     def on_unsubscribe(self, ws: Connection, channel: str) -> Any:
         """Has left a channel."""
 
-    def on_lost(self, ws: Connection, channel: str) -> Any:
-        """Some that was published to a channel it is in was lost; it goes on with what comes."""
+    def on_lost(self, ws: Connection, channel: str | None) -> Any:
+        """It missed some, or may have, of a channel it is in; it goes on with what comes.
+
+        The channel is None for what may have been for its user, its session or everyone.
+        """
 
     def on_renew(self, ws: Connection, token: str) -> Any:
         """A v1 client brings a newer token: return its identity, or raise. See ``ws.renew``."""

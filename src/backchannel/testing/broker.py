@@ -90,7 +90,7 @@ class RecordingNode:
     def check_about(self, found: bytes) -> None:
         """Take only what one of its kind wrote."""
         if found != self.about():
-            raise BrokerUnusable(f"{found!r} is not of a recording node")
+            raise BrokerUnusable(f"is {found!r}, not of a recording node")
 
     def outcome(self) -> Outcome:
         """Return one that reports nothing."""
