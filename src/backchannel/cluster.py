@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -132,11 +132,14 @@ class Cluster:
         """Log a problem, and show it in the hub's health."""
         self._hub.runtime.report(text, error)
 
-    def interrupted(self) -> None:
-        """Fill the gaps: the broker is back, and some publications may not have been heard."""
-        for follower in self._followers.values():
+    def interrupted(self, channels: Collection[str] | None = None) -> None:
+        """Fill the gaps: not all that was published to these channels may have been heard."""
+        followers = self._followers
+        if channels is not None:
+            followers = {name: followers[name] for name in channels if name in followers}
+        for follower in followers.values():
             follower.interrupt()
-        self.keep(self._fill_all())
+        self.keep(self._fill_all(followers))
 
     # ── channels ──────────────────────────────────────────────────────────────────────────────
 
@@ -213,8 +216,8 @@ class Cluster:
         for ws in list(members):
             ws._dispatch.tell_lost(channel)
 
-    async def _fill_all(self) -> None:
-        todo = iter(list(self._followers.items()))
+    async def _fill_all(self, followers: Mapping[str, Follower[Publication]]) -> None:
+        todo = iter(list(followers.items()))
 
         async def work() -> None:
             for channel, follower in todo:

@@ -1,0 +1,110 @@
+"""The way to where a key is: one engine for all of them, or one of a cluster's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from backchannel.broker.redis.lane import Lane
+    from backchannel.broker.redis.link import Link
+    from backchannel.broker.redis.posting import Posting, Question
+
+__all__ = ["Route", "Words"]
+
+Words = str | bytes | int | float
+"""What a command is made of."""
+
+
+class Route(Protocol):
+    """How to get something done where a key or topic is."""
+
+    @property
+    def shown(self) -> str:
+        """The URL without its password, for people."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """How it is doing, for people."""
+        ...
+
+    @property
+    def is_connected(self) -> bool:
+        """The engine is there; of a cluster most of its masters."""
+        ...
+
+    @property
+    def pending(self) -> int:
+        """Bytes of publications that wait or are under way."""
+        ...
+
+    async def start(self) -> None:
+        """Connect, for the first time.
+
+        Raises:
+            BrokerUnavailable: nobody answers there.
+            BrokerUnusable: who answers will not do.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Publish what waits, and disconnect."""
+        ...
+
+    def post(self, posting: Posting | Question) -> None:
+        """Publish at the end of this turn of the event loop, or when the engine is back."""
+        ...
+
+    def say(self, topic: bytes, data: bytes) -> None:
+        """Publish something that may be lost."""
+        ...
+
+    def listen(self, topic: bytes) -> Awaitable[Any] | None:
+        """Hear a topic from now on; None where the engine is away: then when it is back."""
+        ...
+
+    def unlisten(self, topic: bytes) -> None:
+        """Hear no more of it."""
+        ...
+
+    def heard_at(self, lane: Lane) -> Iterable[bytes] | None:
+        """Return the topics that are heard at one engine; None is all there are."""
+        ...
+
+    def link_of(self, key: bytes) -> Link | None:
+        """Return the connection to where a key is; None while that is away."""
+        ...
+
+    async def call(self, key: bytes, *command: Words) -> Any:
+        """Send a command about a key; return its reply.
+
+        Raises:
+            BrokerUnavailable: the engine is away.
+            hiredis.ReplyError: it refused.
+        """
+        ...
+
+    async def evaluate(
+        self,
+        name: str,
+        keys: Sequence[bytes],
+        words: Callable[[tuple[str, ...]], Sequence[Words]],
+        *,
+        whole: bool = False,
+    ) -> Any:
+        """Run a script; return its reply.
+
+        Args:
+            name: of the script.
+            keys: its keys.
+            words: returns its arguments, given the name of the engine's run of data, and those of
+                others from which it has these keys, whole.
+            whole: it looks at more keys than it names: not while only some of them are there.
+
+        Raises:
+            BrokerUnavailable: the engine is away.
+            hiredis.ReplyError: it refused.
+        """
+        ...
