@@ -124,9 +124,9 @@ class EngineCluster:
     def url(self):
         return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in self.masters)
 
-    def ask(self, port, *command):
+    def ask(self, port, *command, **credentials):
         """Send one node a command; return its reply as it comes."""
-        with Redis(port=port, protocol=2) as client:
+        with Redis(port=port, protocol=2, **credentials) as client:
             client.response_callbacks.clear()
             return client.execute_command(*command)
 

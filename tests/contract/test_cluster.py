@@ -7,8 +7,10 @@ import contextlib
 
 import pytest
 from redis.crc import key_slot
+from redis.exceptions import AuthenticationError
 
 from backchannel import Hub, Listener
+from backchannel.broker.redis.door import Door
 from backchannel.contracts import TicketHolder
 from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
 
@@ -49,12 +51,12 @@ def slot(channel, kind="c"):
     return key_slot(f"backchannel:chat:{{{kind}:{channel}}}".encode())
 
 
-def channels_at(cluster, port, count, prefix=""):
+def channels_at(cluster, port, count, prefix="", **credentials):
     """Return names of channels whose slots a master has."""
     found = (f"{prefix}{n}" for n in range(10_000))
     at = [
         range(first, last + 1)
-        for first, last, master, *_ in cluster.ask(port, "CLUSTER", "SLOTS")
+        for first, last, master, *_ in cluster.ask(port, "CLUSTER", "SLOTS", **credentials)
         if master[1] == port
     ]
     names = (name for name in found if any(slot(name) in slots for slots in at))
@@ -191,6 +193,29 @@ async def test_a_slot_that_moves_under_traffic_loses_and_doubles_nothing(cluster
             end = (await two.broadcast(channel, "end")).position
             assert end == start._replace(offset=start.offset + traffic.count + 1)
             assert await here.receive() == await later.receive() == "end"
+
+
+async def test_connections_that_are_cut_while_a_slot_moves_lose_and_double_nothing(cluster, hubs):
+    one, two = await hubs(cluster.url), await hubs(cluster.url)
+    source, target = cluster.masters[0], cluster.spare[0]
+    (channel,) = channels_at(cluster, source, 1, "kept:")
+
+    def cut():
+        for port in (source, target):
+            cluster.ask(port, "CLIENT", "KILL", "TYPE", "pubsub")
+
+    with moved_back(cluster, slot(channel), source, target) as move:
+        async with one.test_client(f"/ws/{channel}") as here:
+            traffic = Traffic(channel, one, two)
+            for step in (move.begin, move.move_keys, move.finish):
+                await traffic.some_more()
+                await asyncio.to_thread(cut)
+                await asyncio.to_thread(step)
+                await asyncio.to_thread(cut)
+            await traffic.some_more()
+            await traffic.stop()
+            assert traffic.failed == []
+            traffic.check([await here.receive() for _ in range(traffic.count)])
 
 
 async def test_what_is_not_kept_goes_on_where_its_slot_is(cluster, hubs):
@@ -424,3 +449,69 @@ async def test_slots_that_nobody_serves_are_told(new_cluster):
     cluster = new_cluster(masters=1, share=100)
     with pytest.raises(BrokerUnavailable, match="not all of the 16384 slots have a master"):
         await Hub(broker=cluster.url).start()
+
+
+async def test_a_password_is_for_all_nodes_and_not_shown(cluster, hubs):
+    try:
+        for port in cluster.masters:
+            cluster.ask(port, "CONFIG", "SET", "requirepass", "opensesame")
+        with pytest.raises(BrokerUnusable, match="wants a password"):
+            await Hub(broker=cluster.url).start()
+        hub = await hubs(cluster.url.replace("//", "//default:opensesame@"))
+        for port in cluster.masters:
+            await hub.broadcast(channels_at(cluster, port, 1, password="opensesame")[0], "hello")
+        assert "opensesame" not in hub.health.broker
+    finally:
+        for port in cluster.masters:
+            with contextlib.suppress(AuthenticationError):
+                cluster.ask(port, "CONFIG", "SET", "requirepass", "", password="opensesame")
+
+
+async def test_a_cluster_that_is_too_old_is_told_its_version():
+    """None so old can be had: this one says what an old one says."""
+    info = b"redis_version:6.2.14\r\nredis_mode:cluster\r\n"
+    replies = [b"%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n", b"$%d\r\n%b\r\n" % (len(info), info)]
+    replies += [b"$13\r\nrole:master\r\n\r\n"]
+    ended = asyncio.Event()
+
+    async def serve(reader, writer):
+        for reply in replies:
+            await reader.read(1000)
+            writer.write(reply)
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    words = r"is Redis 6\.2\.14: 7\.0 or newer is needed in a cluster"
+    with pytest.raises(BrokerUnusable, match=words):
+        await Hub(broker=f"redis+cluster://127.0.0.1:{port}").start()
+    server.close()
+    await ended.wait()
+
+
+async def test_topics_that_are_left_and_lost_at_the_same_time_confuse_no_replies(cluster):
+    """What confirms that a topic is left looks like what is said unasked when its slot goes."""
+    source, target = cluster.masters[0], cluster.spare[0]
+    topic = next(b"{%d}" % n for n in range(1000) if key_slot(b"{%d}" % n) <= 5461)
+    dropped = []
+    door = Door(cluster.url).of_node(("127.0.0.1", source))
+    link, *_ = await door.open(lambda *_: None, 5)
+    link.dropped = dropped.append
+    with moved_back(cluster, key_slot(topic), source, target) as move:
+        for _ in range(3):  # left, heard again, and left
+            await link.call("SSUBSCRIBE", topic)
+            link.leave(topic)
+            assert await link.call("ECHO", "1") == b"1"
+        await link.call("SSUBSCRIBE", topic)
+        await move.whole()
+        await until(lambda: dropped == [topic])
+        link.leave(topic)  # it is told MOVED
+        link.leave(b"{other}")  # it may be there or not, and was never heard
+        assert await link.call("ECHO", "2") == b"2"
+        assert await link.call("ECHO", "3") == b"3"
+    assert dropped == [topic]
+    link.close()
+    await link.lost

@@ -18,10 +18,11 @@ from backchannel.broker.redis import parcel
 from backchannel.broker.redis.asking import Inquiries
 from backchannel.broker.redis.door import Door
 from backchannel.broker.redis.keys import Keys
-from backchannel.broker.redis.lane import Lane, Origin
+from backchannel.broker.redis.lane import Lane
 from backchannel.broker.redis.notice import Notice
 from backchannel.broker.redis.posting import Keeping, Posting, Question
 from backchannel.broker.redis.roll import Roll
+from backchannel.broker.redis.route import Origin
 from backchannel.broker.redis.shards import Shards
 from backchannel.broker.redis.tickets import RedisTickets
 from backchannel.contracts import Publication, Target

@@ -94,6 +94,11 @@ class Door:
         door.is_watched = door.in_cluster = True
         return door
 
+    @property
+    def address(self) -> Address:
+        """Host and port."""
+        return self.host, self._port
+
     async def open(
         self, hear: Callable[[bytes, bytes], None], seconds: float, *, anyone: bool = False
     ) -> Opened:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import hiredis
 from redis.crc import key_slot
@@ -22,74 +21,13 @@ from backchannel.history import REMEMBERED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from backchannel.broker.redis.asking import Inquiries
     from backchannel.broker.redis.door import Door
-    from backchannel.broker.redis.keys import Keys
     from backchannel.broker.redis.link import Link
-    from backchannel.broker.redis.route import Words
-    from backchannel.contracts import Node, Target
+    from backchannel.broker.redis.route import Origin, Owner, Steward, Words
+    from backchannel.contracts import Target
     from backchannel.history import Position
 
-__all__ = ["Lane", "Origin", "Owner", "Steward"]
-
-
-@dataclass(slots=True)
-class Origin:
-    """Who publishes: what all lanes of a node have in common.
-
-    Args:
-        keys: what is called how.
-        inquiries: what it asks the other nodes.
-        hear: called with topic and payload of what is heard.
-        timeout: seconds that a publication may wait for an engine that is away.
-        max_unsent: bytes of publications that may wait for each engine.
-
-    Attributes:
-        node: it, from when the broker is bound.
-    """
-
-    keys: Keys
-    inquiries: Inquiries
-    hear: Callable[[bytes, bytes], None]
-    timeout: float
-    max_unsent: int
-    node: Node = field(init=False)
-
-
-class Owner(Protocol):
-    """Who is told what becomes of a lane."""
-
-    def topics_of(self, lane: Lane | None) -> Iterable[bytes]:
-        """Return what is to be heard there; None is anywhere."""
-        ...
-
-    def connected(self, lane: Lane, *, again: bool) -> None:
-        """Take note that its topics are heard; what waited has left."""
-        ...
-
-    def disconnected(self, lane: Lane) -> None:
-        """Take note that nothing is heard there."""
-        ...
-
-    def failed(self, text: str, error: Exception) -> None:
-        """Take note of a bug."""
-        ...
-
-
-class Steward(Protocol):
-    """Who knows which engine of a cluster has what."""
-
-    def of(self, key: bytes) -> Lane:
-        """Return the way to the master that has a key."""
-        ...
-
-    def dropped(self, lane: Lane, topic: bytes) -> None:
-        """Take note that a topic is another engine's."""
-        ...
-
-    def turned_back(self, lane: Lane, posting: Posting | Question, why: hiredis.ReplyError) -> bool:
-        """Publish a posting where it belongs; False where that is not the matter."""
-        ...
+__all__ = ["Lane"]
 
 
 class Lane:
@@ -104,6 +42,7 @@ class Lane:
     Attributes:
         engine: it.
         shown: where it is, for people.
+        address: host and port.
         host: the machine that it is on.
         unsent: bytes that wait or are under way.
         inherited: in a cluster, by slot, other engines' runs of data that it came from, whole.
@@ -116,7 +55,7 @@ class Lane:
         self._verb = b"PUBLISH" if steward is None else b"SPUBLISH"
         self.engine = Engine(door, origin.timeout, origin.hear, self)
         self.shown = self.engine.shown
-        self.host = door.host
+        self.host, _ = self.address = door.address
         self.unsent = 0
         self.inherited: dict[int, tuple[str, ...]] = {}
         self._waiting: deque[Posting | Question] = deque()
@@ -158,6 +97,7 @@ class Lane:
 
     async def stop(self) -> None:
         """Publish what waits, and disconnect."""
+        self._is_held = False
         self.flush()
         await self.engine.stop()
         self._take_back_retries()
@@ -380,15 +320,15 @@ class Lane:
 
     def _pack_to_keep(self, posting: Keeping, topic: bytes) -> bytes:
         keep, node = posting.keep, self._origin.node.id
-        run, *inherited = self.runs(topic)
+        runs = self.runs(topic)
         if not posting.run:
-            posting.run = run
-        again = (1 if posting.run in {run, *inherited} else 2) if posting.is_retry else 0
-        more = () if self._steward is None else (self._verb, *inherited)
+            posting.run = runs[0]
+        again = (1 if posting.run in runs else 2) if posting.is_retry else 0
+        more = () if self._steward is None else (self._verb, *runs[1:])
         return pack_command((
             "EVALSHA", self.engine.scripts["publish"], 2, *self._origin.keys.of_history(topic),
             topic, posting.pack(node), keep.size, keep.ttl, REMEMBERED, secrets.token_hex(4),
-            run, node, posting.number, again, 0, *more,
+            runs[0], node, posting.number, again, 0, *more,
         ))  # fmt: skip
 
     def _count_where_wanted(self, posting: Posting) -> None:

@@ -1,17 +1,27 @@
-"""The way to where a key is: one engine for all of them, or one of a cluster's."""
+"""The way to where a key is: to one engine for all of them, or to one of a cluster's.
+
+Who goes it is the broker. ``lane.Lane`` is the way to one engine, and ``shards.Shards`` has such a
+lane for each master of a cluster.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    import hiredis
+
+    from backchannel.broker.redis.asking import Inquiries
+    from backchannel.broker.redis.keys import Keys
     from backchannel.broker.redis.lane import Lane
     from backchannel.broker.redis.link import Link
     from backchannel.broker.redis.posting import Posting, Question
+    from backchannel.contracts import Node
 
-__all__ = ["Route", "Words"]
+__all__ = ["Origin", "Owner", "Route", "Steward", "Words"]
 
 Words = str | bytes | int | float
 """What a command is made of."""
@@ -107,4 +117,67 @@ class Route(Protocol):
             BrokerUnavailable: the engine is away.
             hiredis.ReplyError: it refused.
         """
+        ...
+
+
+@dataclass(slots=True)
+class Origin:
+    """Who publishes: what all lanes of a node have in common.
+
+    Args:
+        keys: what is called how.
+        inquiries: what it asks the other nodes.
+        hear: called with topic and payload of what is heard.
+        timeout: seconds that a publication may wait for an engine that is away.
+        max_unsent: bytes of publications that may wait for each engine.
+
+    Attributes:
+        node: it, from when the broker is bound.
+    """
+
+    keys: Keys
+    inquiries: Inquiries
+    hear: Callable[[bytes, bytes], None]
+    timeout: float
+    max_unsent: int
+    node: Node = field(init=False)
+
+
+class Owner(Protocol):
+    """Who is told what becomes of a lane."""
+
+    def topics_of(self, lane: Lane | None) -> Iterable[bytes]:
+        """Return what is to be heard there; None is anywhere."""
+        ...
+
+    def connected(self, lane: Lane, *, again: bool) -> None:
+        """Take note that its topics are heard; what waited has left."""
+        ...
+
+    def disconnected(self, lane: Lane) -> None:
+        """Take note that nothing is heard there."""
+        ...
+
+    def missed(self, topics: Iterable[bytes] | None) -> None:
+        """Take note that some topics, or all, were not heard for a while; they are now."""
+        ...
+
+    def failed(self, text: str, error: Exception) -> None:
+        """Take note of a bug."""
+        ...
+
+
+class Steward(Protocol):
+    """Who knows which engine of a cluster has what."""
+
+    def of(self, key: bytes) -> Lane:
+        """Return the way to the master that has a key."""
+        ...
+
+    def dropped(self, lane: Lane, topic: bytes) -> None:
+        """Take note that a topic is another engine's."""
+        ...
+
+    def turned_back(self, lane: Lane, posting: Posting | Question, why: hiredis.ReplyError) -> bool:
+        """Publish a posting where it belongs; False where that is not the matter."""
         ...

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
 from redis.crc import key_slot
 
-from backchannel.broker.redis import lane as lanes
 from backchannel.broker.redis.detour import PAUSE, Detour
+from backchannel.broker.redis.errand import Errand
 from backchannel.broker.redis.lane import Lane
-from backchannel.broker.redis.slots import SLOTS, Redirect, Served, read_slots
+from backchannel.broker.redis.slots import SLOTS, Redirect, Served
+from backchannel.broker.redis.survey import PATIENCE, Survey
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
 from backchannel.observe import BROKER
 
@@ -28,29 +28,17 @@ if TYPE_CHECKING:
     from backchannel.broker.redis.door import Door
     from backchannel.broker.redis.link import Link
     from backchannel.broker.redis.posting import Posting, Question
-    from backchannel.broker.redis.route import Words
+    from backchannel.broker.redis.route import Origin, Owner, Words
     from backchannel.broker.redis.slots import Address
     from backchannel.contracts import Target
 
-__all__ = ["Owner", "Shards"]
+__all__ = ["Shards"]
 
 LOOK: Final = 0.25
 """Seconds between two looks at the slots while a master is away."""
 
-PATIENCE: Final = 1.0
-"""Seconds that a node may take to say who has the slots, before another one is asked."""
-
-
 LINGER: Final = 30.0
 """Seconds that a node is stayed connected to that has no slots, maybe not yet."""
-
-
-class Owner(lanes.Owner, Protocol):
-    """Who is told what becomes of the engines."""
-
-    def missed(self, topics: Iterable[bytes] | None) -> None:
-        """Take note that some topics may not have been heard for a while; they are now."""
-        ...
 
 
 class Shards:
@@ -65,11 +53,12 @@ class Shards:
         shown: the URL without its password, for people.
     """
 
-    def __init__(self, door: Door, origin: lanes.Origin, owner: Owner):
+    def __init__(self, door: Door, origin: Origin, owner: Owner):
         self._door = door
         self._origin = origin
         self._owner = owner
         self.shown = door.shown
+        self._survey = Survey(door)
         self._forget()
 
     def _forget(self) -> None:
@@ -123,7 +112,7 @@ class Shards:
     async def start(self) -> None:
         """Connect to all masters, for the first time; see ``route.Route``."""
         self._forget()
-        self._served = await self._find_by(self._door.nodes)
+        self._served = await self._survey.ask(self._door.nodes)
         if sum(one.last - one.first + 1 for one in self._served) < SLOTS:
             raise BrokerUnavailable(f"{self.shown}: not all of the {SLOTS} slots have a master")
         for topic in self._owner.topics_of(None):
@@ -298,15 +287,7 @@ class Shards:
 
     async def call(self, key: bytes, *command: Words) -> Any:
         """Send a command about a key; return its reply; see ``route.Route``."""
-
-        async def do(lane: Lane, *, asking: bool) -> Any:
-            if (link := lane.engine.link) is None:
-                raise BrokerUnavailable(f"{lane.shown} is away")
-            if asking:
-                link.call("ASKING")
-            return await link.call(*command)
-
-        return await self._do(key, do)
+        return await Errand(key, self, self._origin.timeout).call(*command)
 
     async def evaluate(
         self,
@@ -317,33 +298,8 @@ class Shards:
         whole: bool = False,
     ) -> Any:
         """Run a script; return its reply; see ``route.Route``."""
-
-        async def do(lane: Lane, *, asking: bool) -> Any:
-            said = (len(keys), *keys, *words(lane.runs(keys[0])))
-            return await lane.engine.evaluate(name, *said, asking=asking)
-
-        return await self._do(keys[0], do, whole=whole)
-
-    async def _do(self, key: bytes, do: Any, *, whole: bool = False) -> Any:
-        """Do something where a key is, wherever that is."""
-        deadline = asyncio.get_running_loop().time() + self._origin.timeout
-        asked: Lane | None = None
-        while True:
-            lane = asked or self.of(key)
-            try:
-                return await do(lane, asking=asked is not None)
-            except hiredis.ReplyError as error:
-                redirect = Redirect.read(error, lane.host)
-                if redirect is None:
-                    raise
-                if self._is_late(deadline):
-                    raise BrokerUnavailable(f"{lane.shown} moves it just now: {error}") from error
-            if asked is None and redirect.kind == "ASK" and not whole:
-                asked = await self.joined(redirect.address)
-            else:
-                asked = None
-                self.look(lane)
-                await asyncio.sleep(PAUSE)
+        errand = Errand(keys[0], self, self._origin.timeout, whole=whole)
+        return await errand.evaluate(name, keys, words)
 
     async def joined(self, address: Address) -> Lane | None:
         """Return the way to a node that slots are moved to, once it is connected; or None."""
@@ -377,7 +333,8 @@ class Shards:
                     await self._wake.wait()
             self._wake.clear()
             try:
-                await self._act_on(await self._find())
+                first, self._informant = self._informant, None
+                await self._act_on(await self._survey.look(first, self._lanes.values()))
                 await self._hear_again()
             except (BrokerUnavailable, BrokerUnusable) as error:
                 BROKER.warning("%s", error)
@@ -393,42 +350,6 @@ class Shards:
         if self._unheard or not all(lane.is_connected for lane in masters):
             return LOOK
         return LINGER if len(masters) < len(self._lanes) else None
-
-    async def _find(self) -> list[Served]:
-        """Ask who has the slots: who knows first, else any that is there, else whoever answers."""
-        first, self._informant = self._informant, None
-        others = [lane for lane in self._lanes.values() if lane is not first]
-        random.shuffle(others)
-        for lane in (first, *others):
-            if lane is not None and (link := lane.engine.link) is not None:
-                with contextlib.suppress(TimeoutError, BrokerUnavailable, hiredis.ReplyError):
-                    async with asyncio.timeout(PATIENCE):
-                        return read_slots(await link.call("CLUSTER", "SLOTS"), lane.host)
-        return await self._find_by((*self._lanes, *self._door.nodes))
-
-    async def _find_by(self, addresses: Iterable[Address]) -> list[Served]:
-        """Ask nodes one after the other who has the slots.
-
-        Raises:
-            BrokerUnavailable: none of them answers.
-            BrokerUnusable: one does, and will not do.
-        """
-        problems: list[str] = []
-        for address in dict.fromkeys(addresses):
-            door = self._door.of_node(address)
-            try:
-                link, *_ = await door.open(_nothing, PATIENCE, anyone=True)
-            except BrokerUnavailable as error:
-                problems.append(str(error))
-                continue
-            try:
-                return read_slots(await link.call("CLUSTER", "SLOTS"), door.host)
-            except (BrokerUnavailable, hiredis.ReplyError) as error:
-                problems.append(f"{door.shown}: {error}")
-            finally:
-                link.close()
-                await link.lost
-        raise BrokerUnavailable(f"no node of {self.shown} answers: {'; '.join(problems)}")
 
     # ── acting on it ──────────────────────────────────────────────────────────────────────────
 
@@ -478,7 +399,7 @@ class Shards:
         heard = [todo[one] for one in done if one.exception() is None]
         self._unheard.difference_update(heard)
         if heard:
-            self._owner.missed(heard)
+            self.missed(heard)
 
     # ── what masters tell ─────────────────────────────────────────────────────────────────────
 
@@ -491,10 +412,10 @@ class Shards:
         self.look(None)
         self._owner.disconnected(lane)
 
+    def missed(self, topics: Iterable[bytes] | None) -> None:
+        """Pass it on."""
+        self._owner.missed(topics)
+
     def failed(self, text: str, error: Exception) -> None:
         """Pass it on."""
         self._owner.failed(text, error)
-
-
-def _nothing(topic: bytes, data: bytes) -> None:
-    """Hear nothing."""
