@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 
 import pytest
 from redis.crc import key_slot
@@ -335,7 +337,8 @@ def replicated(new_cluster):
     return new_cluster(replicas=True)
 
 
-async def test_a_master_that_dies_is_followed_by_its_replica_under_traffic(replicated, hubs):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+async def test_a_master_that_goes_is_followed_by_its_replica_under_traffic(replicated, hubs, how):
     one, two = await hubs(replicated.url), await hubs(replicated.url)
     dies, stays = replicated.masters[:2]
     (lost,) = channels_at(replicated, dies, 1, "kept:")
@@ -346,11 +349,14 @@ async def test_a_master_that_dies_is_followed_by_its_replica_under_traffic(repli
         traffic = Traffic(kept, one, two), Traffic(lost, one, two)
         for each in traffic:
             await each.some_more(100)
-        await asyncio.to_thread(replicated.kill, dies)
-        await until(lambda: not is_whole(one))
-        assert f"redis://127.0.0.1:{dies}, of redis+cluster://" in one.health.broker
-        assert one.health.ready  # most of it is there
-        await until(lambda: is_whole(one) and is_whole(two), 30)
+        os.kill(replicated.running[dies].pid, how)
+        if how == signal.SIGKILL:
+            await until(lambda: not is_whole(one))
+            assert f"redis://127.0.0.1:{dies}, of redis+cluster://" in one.health.broker
+            assert one.health.ready  # most of it is there
+        follows = replicated.replicas[dies]
+        await until(lambda: heard_at(one, lost, follows) and heard_at(two, lost, follows), 30)
+        await until(lambda: is_whole(one) and is_whole(two))
         for each in traffic:
             await each.some_more(100)
             await each.stop()

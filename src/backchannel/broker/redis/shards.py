@@ -37,6 +37,9 @@ __all__ = ["Shards"]
 LOOK: Final = 0.25
 """Seconds between two looks at the slots while a master is away."""
 
+RUNS: Final = 8
+"""Masters that a slot came by which are remembered; of those before them an epoch begins anew."""
+
 LINGER: Final = 30.0
 """Seconds that a node is stayed connected to that has no slots, maybe not yet."""
 
@@ -233,6 +236,7 @@ class Shards:
             self._owner.failed(f"a detour of publications failed: {error!r}", error)
             detour.give_up()
         del self._detours[slot]
+        self.look(lane)  # what was turned back for a while is taken: something is settled
 
     # ── what is heard ─────────────────────────────────────────────────────────────────────────
 
@@ -376,9 +380,10 @@ class Shards:
         # What comes later is not to overtake what it has to answer yet.
         is_there = await old.hold(None if stays else PATIENCE)
         for slot, new in slots.items():
-            inherited = old.inherited.pop(slot, ())
+            inherited = (old.engine.run, *old.inherited.pop(slot, ()))
             if is_there:  # who is away may have been followed by a replica that had less
-                new.inherited[slot] = (old.engine.run, *inherited)
+                others = dict.fromkeys(run for run in inherited if run != new.engine.run)
+                new.inherited[slot] = tuple(others)[:RUNS]
             self._table[slot] = new
             self._unheard |= self._wanted.get(slot, set())
         leaving = old.release(lambda posting: self.slot_of(posting.target) in slots)
