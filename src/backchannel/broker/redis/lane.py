@@ -85,6 +85,11 @@ class Lane:
         return self.engine.link is not None
 
     @property
+    def is_there(self) -> bool:
+        """The engine is, and has not gone just now."""
+        return (link := self.engine.link) is not None and not link.lost.done()
+
+    @property
     def state(self) -> str:
         """How it is doing, for people."""
         if self.engine.link is not None:

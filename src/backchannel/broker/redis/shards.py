@@ -309,7 +309,7 @@ class Shards:
         """Return the way to a node that slots are moved to, once it is connected; or None."""
         lane = self.at(address)
         for _ in range(20):
-            if lane.is_connected:
+            if lane.is_there:
                 return lane
             await asyncio.sleep(PAUSE)
         return None
@@ -378,7 +378,10 @@ class Shards:
     async def _move(self, old: Lane, slots: dict[int, Lane], *, stays: bool) -> None:
         """Give slots of one master to others, with what waits for them; in order."""
         # What comes later is not to overtake what it has to answer yet.
+        run = old.engine.run
         is_there = await old.hold(None if stays else PATIENCE)
+        if stays and not is_there:  # only the connection may be lost
+            is_there = await self.joined(old.address) is old and old.engine.run == run
         for slot, new in slots.items():
             inherited = (old.engine.run, *old.inherited.pop(slot, ()))
             if is_there:  # who is away may have been followed by a replica that had less
