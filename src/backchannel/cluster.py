@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import Context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -154,27 +154,34 @@ class Cluster:
         """Log a problem, and show it in the hub's health."""
         self._hub.runtime.report(text, error)
 
-    def interrupted(self) -> None:
-        """Fill the gaps: the broker is back, and some publications may not have been heard."""
-        for follower in self._followers.values():
+    def interrupted(self, targets: Collection[Target] | None = None) -> None:
+        """Fill the gaps: not all that was published to these may have been heard."""
+        followers: Mapping[str, Follower[Publication]] = self._followers
+        if targets is not None:
+            names = [target.key for target in targets if target.kind == "channel"]
+            followers = {name: followers[name] for name in names if name in followers}
+        for follower in followers.values():
             follower.interrupt()
-        self.keep(self._tell_of_gaps(list(self._hub.roster.everyone)))
-        self.keep(self._fill_all())
+        self.keep(self._tell_of_gaps(targets or (Target("everyone"),)))
+        self.keep(self._fill_all(followers))
 
-    async def _tell_of_gaps(self, connections: list[Connection]) -> None:
+    async def _tell_of_gaps(self, targets: Collection[Target]) -> None:
         """Tell those who want to know that what no history has may have been missed."""
         began = perf_counter()
-        for ws in connections:
-            dispatch = ws._dispatch
-            if dispatch.endpoint.callbacks.on_lost is None and not ws._speaks:
-                continue
-            for channel in tuple(ws._channels):
-                if channel not in self._followers:
-                    dispatch.tell_lost(channel)
-            dispatch.tell_lost(None)  # of its user, its session, everyone
-            if perf_counter() - began > SLICE:
-                await asyncio.sleep(0)
-                began = perf_counter()
+        for target in targets:
+            for ws in list(self._hub.roster.members(target)):
+                dispatch = ws._dispatch
+                if dispatch.endpoint.callbacks.on_lost is None and not ws._speaks:
+                    continue
+                names = (target.key,) if target.kind == "channel" else ()
+                for channel in tuple(ws._channels) if target.kind == "everyone" else names:
+                    if channel not in self._followers:
+                        dispatch.tell_lost(channel)
+                if target.kind != "channel":
+                    dispatch.tell_lost(None)  # of its user, its session, everyone
+                if perf_counter() - began > SLICE:
+                    await asyncio.sleep(0)
+                    began = perf_counter()
 
     # ── channels ──────────────────────────────────────────────────────────────────────────────
 
@@ -251,8 +258,8 @@ class Cluster:
         for ws in list(members):
             ws._dispatch.tell_lost(channel, position)
 
-    async def _fill_all(self) -> None:
-        todo = iter(list(self._followers.items()))
+    async def _fill_all(self, followers: Mapping[str, Follower[Publication]]) -> None:
+        todo = iter(list(followers.items()))
 
         async def work() -> None:
             for channel, follower in todo:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -121,8 +121,12 @@ class Node(Protocol):
         """
         ...
 
-    def interrupted(self) -> None:
-        """Take note that some of what was listened to may not have been heard; it is now."""
+    def interrupted(self, targets: Collection[Target] | None = None) -> None:
+        """Take note that some of what was listened to may not have been heard; it is now.
+
+        Args:
+            targets: of what; None is all there is.
+        """
         ...
 
     def keeping(self, channel: str) -> Retention | None:
@@ -185,7 +189,8 @@ class Node(Protocol):
 class Broker(Protocol):
     """Carries every publication, on one node too: there is one delivery path.
 
-    Order: each node hears the publications of one publisher in the order of its calls. Those of a
+    Order: each node hears the publications of one publisher to one target, and its questions about
+    it, in the order of its calls; where one engine carries all, those to all targets. Those of a
     channel whose history is kept have one order for all: their offsets count up without gaps, and
     what history() has of them is what deliver() was given, audience and all.
     Failure: publish() raises, or its outcome fails, when the broker did not take the publication;

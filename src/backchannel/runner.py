@@ -3,8 +3,9 @@
 A callback that may wait needs a task: ``asyncio.timeout``, ``current_task`` and anyio work with
 nothing less. Most callbacks have ended when their first step has. So one task takes those first
 steps for all connections that have something in this turn of the event loop, each in the context
-of its own. As soon as one has to wait, the task becomes its own, until its end, and another one
-goes on with the rest. A task is therefore never shared by two that wait, nor used again; nor is one
+of its own. As soon as one has to wait, the task becomes its own, until its end, and others go on
+with the rest: two, and if these have to wait too, four, so that many which wait begin within a few
+turns. A task is therefore never shared by two that wait, nor used again; nor is one
 that somebody keeps, as who cancels it later, or finds something by it, means what it was then.
 """
 
@@ -16,13 +17,16 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextvars import Context
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from backchannel.stepping import InContext
 
 __all__ = ["Runner", "Work"]
 
 _CONTEXT: Final = Context()
+
+MOST: Final = 64
+"""Tasks that take first steps at the same time."""
 
 
 def _counted(_task: object, _calls: Iterator[int] = itertools.count()) -> int:  # noqa: B008 - all share it
@@ -63,34 +67,42 @@ class Runner:
         create: makes a task that somebody holds, for a coroutine and its context.
     """
 
-    __slots__ = ("_create", "_task", "_waiting")
+    __slots__ = ("_create", "_takers", "_waiting", "_width")
 
     def __init__(self, create: Callable[[Coroutine[Any, Any, Any], Context], asyncio.Task[Any]]):
         self._create = create
         self._waiting: deque[Work] = deque()
-        self._task: asyncio.Task[Any] | None = None
+        self._takers: set[asyncio.Task[Any]] = set()
+        self._width = 1
 
     def start(self, work: Work) -> None:
         """Begin work in the next turn of the event loop."""
         self._waiting.append(work)
-        if self._task is None:
+        if not self._takers:
+            self._width = 1
             self._wake()
 
     def _wake(self) -> None:
-        self._task = self._create(self._run(), _CONTEXT)
-        self._task.add_done_callback(self._leave)
+        task = self._create(self._run(), _CONTEXT)
+        self._takers.add(task)
+        task.add_done_callback(self._leave)
 
-    def _leave(self, task: asyncio.Task[Any] | None) -> None:
-        """Let another task go on with what waits; also when this one never took a step."""
-        if task is self._task:
-            self._task = None
-            if self._waiting:
+    def _leave(self, task: asyncio.Task[Any]) -> None:
+        """Let others go on with what waits; also when this one never took a step."""
+        takers = self._takers
+        if task not in takers:
+            return
+        takers.remove(task)
+        if self._waiting and not takers:
+            self._width = min(2 * self._width, MOST)
+            for _ in range(min(self._width, len(self._waiting))):
                 self._wake()
 
     async def _run(self) -> None:
-        task = self._task
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        takers = self._takers
         unshared = _references(task)
-        while task is self._task and self._waiting:
+        while task in takers and self._waiting:
             work = self._waiting.popleft()
             rest: Awaitable[object] | None = None
             try:
@@ -106,5 +118,5 @@ class Runner:
                 finally:
                     work.task = None
                     work.ended()
-            elif _references(task) > unshared or (task is not None and task.cancelling()):
+            elif _references(task) > unshared or task.cancelling():
                 return  # whoever cancels or keeps it means what has ended, not what comes next

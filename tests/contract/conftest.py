@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import subprocess
+import time
 
 import pytest
+from redis import Redis
+from redis.crc import key_slot
+from redis.exceptions import RedisError
 
 
 class Cable:
@@ -68,3 +74,161 @@ class Cable:
 async def cable(redis_server):
     async with Cable(int(redis_server.url.rpartition(":")[2].partition("/")[0])) as cable:
         yield cable
+
+
+def free_ports(count):
+    """Return ports at which nobody listens."""
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def wait_until(is_so, seconds=30):
+    """Wait for what nothing tells of."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if is_so():
+                return
+        except RedisError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class EngineCluster:
+    """A cluster of masters, each of which may have a replica.
+
+    Attributes:
+        masters: their ports; they share the slots evenly, in this order.
+        replicas: of each, by its port.
+    """
+
+    def __init__(self, program, folder, *, masters=3, spare=0, replicas=False, **options):
+        self.program, self.folder = program, folder
+        self.masters = free_ports(masters)
+        self.spare = free_ports(spare)
+        self.replicas = (
+            dict(zip(self.masters, free_ports(masters), strict=True)) if replicas else {}
+        )
+        self.share = options.get("share", -(-16384 // masters))
+        self.full_coverage = "yes" if options.get("full_coverage", True) else "no"
+        self.bus = {}
+        self.running = {}
+
+    @property
+    def url(self):
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in self.masters)
+
+    def ask(self, port, *command, **credentials):
+        """Send one node a command; return its reply as it comes."""
+        with Redis(port=port, protocol=2, **credentials) as client:
+            client.response_callbacks.clear()
+            return client.execute_command(*command)
+
+    def start(self):
+        ports = [*self.masters, *self.spare, *self.replicas.values()]
+        for port in ports:
+            self._start(port)
+        for port in ports:
+            wait_until(lambda port=port: self.ask(port, "PING"))
+        for number, port in enumerate(self.masters):
+            first, last = number * self.share, min((number + 1) * self.share, 16384) - 1
+            self.ask(port, "CLUSTER", "ADDSLOTSRANGE", first, last)
+            self.ask(port, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for port in ports:
+            for other in ports:
+                self.ask(port, "CLUSTER", "MEET", "127.0.0.1", other, self.bus[other])
+        wait_until(lambda: all(self._knows_all(port, len(ports)) for port in ports))
+        for master, replica in self.replicas.items():
+            self.ask(replica, "CLUSTER", "REPLICATE", self.id_of(master))
+        if self.share * len(self.masters) >= 16384:
+            wait_until(lambda: all(self._is_up(port) for port in ports))
+        for replica in self.replicas.values():
+            wait_until(
+                lambda at=replica: b"master_link_status:up" in self.ask(at, "INFO", "replication")
+            )
+
+    def _start(self, port):
+        folder = self.folder / str(port)
+        folder.mkdir()
+        self.bus[port] = free_ports(1)[0]
+        with (self.folder / f"{port}.log").open("wb") as log:
+            self.running[port] = subprocess.Popen(
+                [
+                    self.program, "--port", str(port), "--cluster-port", str(self.bus[port]),
+                    "--bind", "127.0.0.1", "--save", "", "--dir", folder,
+                    "--cluster-enabled", "yes", "--cluster-node-timeout", "1000",
+                    "--repl-diskless-sync-delay", "0", "--cluster-allow-replica-migration", "no",
+                    "--cluster-require-full-coverage", self.full_coverage,
+                ],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def _knows_all(self, port, count):
+        lines = self.ask(port, "CLUSTER", "NODES").splitlines()
+        return len(lines) == count and not any(b"handshake" in line for line in lines)
+
+    def _is_up(self, port):
+        return b"cluster_state:ok" in self.ask(port, "CLUSTER", "INFO")
+
+    def id_of(self, port):
+        return self.ask(port, "CLUSTER", "MYID").decode()
+
+    def flush(self):
+        for port in self.masters:
+            self.ask(port, "FLUSHALL")
+
+    def owner(self, key):
+        """Return the port of the master that has a key."""
+        for port in self.running:
+            for first, last, master, *_ in self.ask(port, "CLUSTER", "SLOTS"):
+                if first <= key_slot(key) <= last:
+                    return master[1]
+        raise LookupError(key)
+
+    def kill(self, port):
+        process = self.running.pop(port)
+        process.kill()
+        process.wait(20)
+
+    def stop(self):
+        for port in list(self.running):
+            self.kill(port)
+
+
+@pytest.fixture(scope="session")
+def cluster_process(redis_process, tmp_path_factory):
+    """A cluster that is given to one test after the other: nobody kills a master of it."""
+    cluster = EngineCluster(redis_process._program, tmp_path_factory.mktemp("cluster"), spare=1)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def cluster(cluster_process):
+    """A real cluster of three masters, empty."""
+    cluster_process.flush()
+    return cluster_process
+
+
+@pytest.fixture
+def new_cluster(redis_process, tmp_path):
+    """Start a cluster of the test's own: ``new_cluster(masters=3, replicas=True)``."""
+    made = []
+
+    def start(**options):
+        made.append(EngineCluster(redis_process._program, tmp_path, **options))
+        made[-1].start()
+        return made[-1]
+
+    yield start
+    for cluster in made:
+        cluster.stop()

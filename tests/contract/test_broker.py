@@ -39,6 +39,14 @@ class TestRedisBroker(BrokerContract):
         return lambda: RedisBroker(redis_server.url, "test")
 
 
+class TestClusterBroker(BrokerContract):
+    one_order = False  # of what goes to several channels: they may be at several masters
+
+    @pytest.fixture
+    def make_broker(self, cluster):
+        return lambda: RedisBroker(cluster.url, "test")
+
+
 class Failing(MemoryBroker):
     """A broker whose engine is away."""
 

@@ -398,11 +398,14 @@ async def test_a_gap_that_only_newcomers_find_is_filled_for_all(node, cable, red
     async with hub.test_client("/ws/kept:cars") as member, hub.test_client("/ws/lobby") as late:
         first = (await other.broadcast("kept:cars", "0")).position
         assert await member.receive() == "0"
-        hear, hub._broker._engine.link._hear = hub._broker._engine.link._hear, lambda *_: None
+        hear, hub._broker._route.engine.link._hear = (
+            hub._broker._route.engine.link._hear,
+            lambda *_: None,
+        )
         await other.broadcast("kept:cars", "1")
         await late.send({"channel": "kept:cars", "since": str(first)})
         assert await late.receive() == "1"
-        hub._broker._engine.link._hear = hear
+        hub._broker._route.engine.link._hear = hear
         assert await late.receive_json() == {"in": True, "lost": False}
         await other.broadcast("kept:cars", "2")
         assert await late.receive() == "2"

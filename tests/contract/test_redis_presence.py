@@ -99,14 +99,14 @@ def is_back(hub):
 
 def cut(broker):
     """Lose the connection to the engine; return what it was."""
-    link = broker._engine.link
+    link = broker._route.engine.link
     link.close()
     return link
 
 
 async def until_anew(broker, link):
     """Wait for another connection than one that was cut."""
-    await until(lambda: broker._engine.link not in {None, link})
+    await until(lambda: broker._route.engine.link not in {None, link})
 
 
 async def test_two_devices_on_two_nodes_are_one_user(node, redis_server, told):
@@ -254,7 +254,7 @@ async def test_a_node_that_was_cut_off_for_longer_than_its_lease_comes_back(
     one, two = await node(redis_server.url), await node(redis_server.url)
     async with visit(one, "ana"), visit(one, "cleo"), visit(two, "bob"), visit(two, "cleo"):
         assert await told.next(3) == ["ana joined", "bob joined", "cleo joined"]
-        engine = one._broker._engine
+        engine = one._broker._route.engine
         door, engine._door = engine._door, Wall()
         engine.link.close()
         assert await told.next() == ["ana left"]
@@ -340,7 +340,7 @@ async def die(node):
     roll._working.cancel()
     await asyncio.wait({roll._working})
     roll._fence = 0
-    node.broker._engine.link.close()
+    node.broker._route.engine.link.close()
 
 
 async def test_many_that_a_dead_node_held_are_gone_with_its_lease(broker_node):
@@ -383,7 +383,7 @@ async def test_what_a_node_says_with_an_old_number_is_refused(broker_node):
     one.come("cars", "ana")
     assert await one.next_told() == ("cars", "ana", True)
     old = one.broker._roll._fence
-    link, key = two.broker._engine.link, two.broker._roll._key
+    link, key = two.broker._route.engine.link, two.broker._roll._key
     await link.call("ZADD", key + b"nodes", 1, one.id)  # as if it had been silent for long
     assert await two.next_told() == ("cars", "ana", False)
     assert await one.next_told() == ("cars", "ana", True)  # announced anew
@@ -395,7 +395,7 @@ async def test_a_reply_that_was_lost_loses_no_join(broker_node, redis_server):
     node = await broker_node()
     node.come("cars", "ana")
     assert await node.next_told() == ("cars", "ana", True)
-    roll, link = node.broker._roll, node.broker._engine.link
+    roll, link = node.broker._roll, node.broker._route.engine.link
     node.come("cars", "bob")
     link._reader = Deaf()
     with redis_server.client as engine:  # until it has arrived
@@ -430,9 +430,9 @@ async def test_whatever_happens_the_end_is_right_and_all_is_told_once(broker_nod
     for _ in range(150):
         node, pair = dice.choice(nodes), dice.choice(pairs)
         node.go(*pair) if pair in node.here else node.come(*pair)
-        if dice.random() < 0.04 and (link := node.broker._engine.link) is not None:
+        if dice.random() < 0.04 and (link := node.broker._route.engine.link) is not None:
             link.close()
-        if deaths and dice.random() < 0.03 and node.broker._engine.link is not None:
+        if deaths and dice.random() < 0.03 and node.broker._route.engine.link is not None:
             nodes.remove(node)
             dead.append(node)
             await die(node)
@@ -442,7 +442,7 @@ async def test_whatever_happens_the_end_is_right_and_all_is_told_once(broker_nod
             await asyncio.sleep(dice.random() * 0.05)
     await asyncio.sleep(LEASE + MOMENT + 0.5)
     wanted = {pair for node in nodes for pair in node.here}
-    await until(lambda: all(node.broker._engine.link is not None for node in nodes))
+    await until(lambda: all(node.broker._route.engine.link is not None for node in nodes))
     for channel in ("cars", "boats"):
         members = await nodes[0].broker.members(channel)
         assert set(members) == {user for name, user in wanted if name == channel}, seed
@@ -498,7 +498,7 @@ async def test_who_was_there_has_not_joined_where_the_engine_came_back_with_olde
 
 async def go_back_to(older, redis_server, *hubs):
     """Give the engine what it had before, as a failover to a replica that was late does."""
-    links = [hub._broker._engine.link for hub in hubs]
+    links = [hub._broker._route.engine.link for hub in hubs]
     with redis_server.client as client:
         client.flushall()
         for key, data in older.items():

@@ -190,6 +190,7 @@ async def test_rules_are_asked_again():
         banned.add("b")
         async with back(hub, ana, "/plain") as again:
             await again.hear("message")
+            assert await again.hear() == {"type": "lost", "channel": "a"}  # it keeps no history
             assert await again.hear() == {"type": "subscribed", "channel": "a"}
             told = await again.hear("unsubscribed")
             assert told["channel"] == "b"

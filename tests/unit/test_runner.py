@@ -38,6 +38,24 @@ def errors_of(caplog):
 # ── many in one turn ──────────────────────────────────────────────────────────────────────────
 
 
+async def test_many_that_have_to_wait_have_all_begun_within_a_few_turns(hub):
+    begun, gate = [], asyncio.Event()
+
+    @hub.endpoint("/ws")
+    async def wait(ws, message: str):
+        begun.append(message)
+        await gate.wait()
+        return message
+
+    async with crowd(hub, 60) as clients:
+        await all_say(clients, *map(str, range(60)))
+        await turns(7)  # 1, 2, 4, 8, 16, 32 of them
+        assert begun == [str(number) for number in range(60)]
+        gate.set()
+        for number, one in enumerate(clients):
+            assert await one.receive() == str(number)
+
+
 async def test_each_of_many_in_one_turn_gets_its_own_answer_in_order(hub):
     rng = random.Random(5)
 

@@ -176,6 +176,7 @@ class Greeting(Struct, tag="hello", tag_field="type"):
     channels: list[str]
     ping: Seconds
     max_message: int
+    expires_in: Seconds | None = None
 
 
 class Publication(Struct, tag="publication", tag_field="type"):

@@ -25,6 +25,7 @@ class Talk:
             it came with, until it is known that the newer one has arrived.
         timer: ends the connection of a client that says no hello.
         positions: the last ones that the client had of channels, until it is back in them.
+        returning: channels that the session was in, until it is known whether it is back in them.
         asked: the ids of the frames that asked to enter or leave channels, until that is done.
         last: the last id of a frame of the client.
         pending: ids of acknowledged frames that are not done.
@@ -36,12 +37,13 @@ class Talk:
 
     __slots__ = (
         "asked", "calls", "greeted", "keys", "last", "number", "pending", "positions", "queued",
-        "resumed", "running", "stopped", "timer",
+        "resumed", "returning", "running", "stopped", "timer",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.greeted = False
         self.resumed = False
+        self.returning: set[str] = set()
         self.keys: tuple[bytes, ...] = ()
         self.timer: asyncio.TimerHandle | None = None
         self.positions: dict[str, Position] = {}

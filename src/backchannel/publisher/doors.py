@@ -39,7 +39,7 @@ from backchannel.publisher.steps import (
 )
 
 if TYPE_CHECKING:
-    from backchannel.broker.redis.door import Address
+    from backchannel.broker.redis.door import Whereabouts
 
 __all__ = ["AwaitingDoor", "BlockingDoor"]
 
@@ -75,7 +75,7 @@ class _Door:
         connections: of each kind at most.
     """
 
-    def __init__(self, address: Address, patience: float, connections: int):
+    def __init__(self, address: Whereabouts, patience: float, connections: int):
         self._address = address
         self._options: dict[str, Any] = {
             "max_connections": connections,
@@ -111,7 +111,7 @@ class BlockingDoor(_Door):
     See ``_Door`` for the arguments.
     """
 
-    def __init__(self, address: Address, patience: float, connections: int):
+    def __init__(self, address: Whereabouts, patience: float, connections: int):
         super().__init__(address, patience, connections)
         self._pools = BlockingPools(address, self._options)
         self._speaking, self._hearing = self._pools.speaking, self._pools.hearing
@@ -219,7 +219,7 @@ class AwaitingDoor(_Door):
     See ``_Door`` for the arguments.
     """
 
-    def __init__(self, address: Address, patience: float, connections: int):
+    def __init__(self, address: Whereabouts, patience: float, connections: int):
         super().__init__(address, patience, connections)
         self._pools = AwaitingPools(address, self._options)
         self._speaking, self._hearing = self._pools.speaking, self._pools.hearing

@@ -13,7 +13,7 @@ from backchannel.contracts import Publication, Target
 from backchannel.messages import encode, form_of
 
 if TYPE_CHECKING:
-    from backchannel.broker.redis.door import Address
+    from backchannel.broker.redis.door import Whereabouts
     from backchannel.publisher.plan import Plan
 
 __all__ = ["Front"]
@@ -45,7 +45,7 @@ class Front:
             raise ImportError(
                 f'{self._name} needs redis and hiredis: pip install "backchannel[redis]" ({error})'
             ) from error
-        self._address: Address = read_url(url, f"{self._name}({{}})")
+        self._address: Whereabouts = read_url(url, f"{self._name}({{}})")
         self._hub = hub
         self._patience = min(timeout / 2, 2.0)
         self._plan: Plan = Plan(self._address.shown, hub, timeout, self._patience)

@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 if TYPE_CHECKING:
-    from backchannel.broker.redis.door import Address
+    from backchannel.broker.redis.door import Whereabouts
 
 __all__ = ["AwaitingPools", "BlockingPools", "away"]
 
@@ -50,7 +50,7 @@ class BlockingPools:
         hearing: for waiting for answers.
     """
 
-    def __init__(self, address: Address, options: dict[str, Any]):
+    def __init__(self, address: Whereabouts, options: dict[str, Any]):
         options = {**options, "retry": Retry(NoBackoff(), 0)}
         self._masters: Any = None
         pool: Any
@@ -77,7 +77,7 @@ class BlockingPools:
 class AwaitingPools:
     """Pools for an event loop; see ``BlockingPools``."""
 
-    def __init__(self, address: Address, options: dict[str, Any]):
+    def __init__(self, address: Whereabouts, options: dict[str, Any]):
         options = {**options, "retry": AsyncRetry(NoBackoff(), 0)}
         self._masters: Any = None
         pool: Any
@@ -101,7 +101,7 @@ class AwaitingPools:
             await sentinel.connection_pool.disconnect()
 
 
-def away(address: Address, error: Exception) -> str:
+def away(address: Whereabouts, error: Exception) -> str:
     """Return why no connection could be opened; redis-py names sentinels at length."""
     if address.sentinels is None or not isinstance(error, MASTER_NOT_FOUND):
         return str(error)
@@ -110,7 +110,7 @@ def away(address: Address, error: Exception) -> str:
 
 
 def _of_sentinels(
-    address: Address, options: dict[str, Any]
+    address: Whereabouts, options: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return how connections to sentinels are made, and how those to the master."""
     sentinels = address.sentinels

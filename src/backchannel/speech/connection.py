@@ -163,6 +163,10 @@ class SpeakingConnection(Connection):
 
     def _entered(self, channel: str, position: Position | None) -> None:
         """Tell the client that it is in a channel, and has had all up to a position."""
+        if channel in self.talk.returning:
+            self.talk.returning.discard(channel)
+            if position is None:  # nobody knows what it missed where nothing is kept
+                self._lost(channel, None)
         frame = frames.Subscribed(channel)
         if (asked := self.talk.asked.pop(channel, None)) is not None:
             frame.id = asked

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import random
 from collections.abc import Callable
+from time import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
@@ -23,6 +24,7 @@ from backchannel.dialect.content import content_of
 from backchannel.dispatch import Dispatch
 from backchannel.errors import BrokerUnavailable, CallFailed, InvalidMessage
 from backchannel.history import Position
+from backchannel.identity import expiry_of
 from backchannel.inbox import Rest, nothing
 from backchannel.messages import Frame as Message
 from backchannel.observe import CONNECTION, LISTENER, TRACE, excerpt
@@ -92,9 +94,15 @@ class SpeakingDispatch(Handling):
             channels=list(dict.fromkeys([*own, *channels])),
             ping=settings.ping_interval,
             max_message=settings.max_message,
+            expires_in=self._expires_in(),
         )
         if ws._held is not None:
             ws._held.insert(0, frames.write(greeting))
+
+    def _expires_in(self) -> float | None:
+        """Return the seconds after which the connection ends with its identity or session."""
+        until = self._until(expiry_of(self.ws.identity))
+        return None if until is None else round(max(0.0, until - time()), 3)
 
     async def _come_back(self, token: str) -> None:
         """Go on with a session, or begin a new one where there is none."""
@@ -109,6 +117,7 @@ class SpeakingDispatch(Handling):
         if found is not None:
             key, record = found
             await self._take_over(record)
+            ws.talk.returning = set(record.channels)
             ws.talk.keys = (key,)  # until the next one has arrived
             channels = [name for name in record.channels if name != ws.channel]
         self._welcome(channels)

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import itertools
 import secrets
-from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import hiredis
 
 from backchannel.broker.redis import parcel
-from backchannel.broker.redis.engine import Engine
+from backchannel.broker.redis.asking import Inquiries
+from backchannel.broker.redis.door import Door
 from backchannel.broker.redis.keys import Keys
-from backchannel.broker.redis.link import pack_command
+from backchannel.broker.redis.lane import Lane
 from backchannel.broker.redis.notice import Notice
-from backchannel.broker.redis.posting import Inquiry, Keeping, Posting, Question
+from backchannel.broker.redis.posting import Keeping, Posting, Question
 from backchannel.broker.redis.resumes import RedisResumes
 from backchannel.broker.redis.roll import Roll
+from backchannel.broker.redis.route import Origin
+from backchannel.broker.redis.shards import Shards
 from backchannel.broker.redis.tickets import RedisTickets
-from backchannel.contracts import Publication, Receipt, Target
+from backchannel.contracts import Publication, Target
 from backchannel.errors import BrokerUnavailable
 from backchannel.history import REMEMBERED, Page, Position
 from backchannel.observe import BROKER, excerpt
@@ -33,26 +34,25 @@ from backchannel.observe import BROKER, excerpt
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
 
-    from backchannel.broker.redis.link import Link
+    from backchannel.broker.redis.route import Route
     from backchannel.contracts import Node
     from backchannel.history import Retention
     from backchannel.sent import Outcome
 
 __all__ = ["RedisBroker"]
 
-KEYED: Final = 3600
-"""Seconds that an earlier attempt of what has a key of its own may be ago."""
-
 
 class RedisBroker:
     """Carries publications between the nodes of one hub.
 
     Args:
-        url: ``redis://user:password@host:6379/0``, ``rediss://…`` for TLS, ``unix:///path?db=0``.
+        url: ``redis://user:password@host:6379/0``, ``rediss://…`` for TLS, ``unix:///path?db=0``;
+            ``redis+sentinel://host:26379,host:26379/service/0`` for the master that sentinels know;
+            ``redis+cluster://host:6379,host:6379`` for a cluster, by some of its nodes.
         hub: the hub's name; hubs of different names share nothing.
         timeout: seconds that a publication may wait for an engine that is away, and that a question
             may wait for the other nodes' answers.
-        max_unsent: bytes of publications that may wait.
+        max_unsent: bytes of publications that may wait, for each master of a cluster.
         lease: seconds after which what a node that died has announced is removed.
         moment: seconds that a user may be away from a channel without having left it.
 
@@ -72,43 +72,34 @@ class RedisBroker:
         lease: float = 10.0,
         moment: float = 1.0,
     ):
-        self._engine = Engine(url, timeout, self._hear, self)
-        self._keys = Keys(hub)
-        self.tickets = RedisTickets(self._engine, self._keys, timeout)
-        self.resumes = RedisResumes(self._engine, self._keys, timeout)
-        self._roll = Roll(self._engine, self._keys, lease, moment)
-        self._timeout = timeout
-        self._max_unsent = max_unsent
+        keys = self._keys = Keys(hub)
+        self._inquiries = Inquiries(timeout)
+        self._origin = Origin(keys, self._inquiries, self._hear, timeout, max_unsent)
+        door = Door(url)
+        way = Shards if door.nodes else Lane
+        self._route: Route = way(door, self._origin, self)
+        self.tickets = RedisTickets(self._route, keys, timeout)
+        self.resumes = RedisResumes(self._route, keys, timeout)
+        self._roll = Roll(self._route, keys, lease, moment)
         self._node: Node
         self._notice: Notice
         self._targets: dict[bytes, Target] = {}
-        self._numbers = itertools.count(1)
-        self._waiting: deque[Posting | Question] = deque()
-        self._retries: list[Posting] = []
-        self._resent: list[Posting] = []
-        self.unsent = 0  # bytes that wait or are under way
-        self._until = 0.0
-        self._last: tuple[Target | None, bytes, bytes] = (None, b"", b"")
-        self._is_scheduled = False
-        self._inquiries: dict[int, Inquiry] = {}
         self._foreign = 0
 
     @property
     def state(self) -> str:
         """How it is doing, for people."""
-        if self._engine.link is not None:
-            return f"connected to {self._engine.shown}"
-        return f"{self._engine.shown} is away; {len(self._waiting)} publications wait"
+        return self._route.state
 
     @property
     def is_connected(self) -> bool:
-        """The engine is there."""
-        return self._engine.link is not None
+        """The engine is there; of a cluster most of its masters."""
+        return self._route.is_connected
 
     def bind(self, node: Node) -> None:
         """Remember the node."""
-        self._node = node
-        self._notice = Notice(self._engine, self._keys.about, node)
+        self._node = self._origin.node = node
+        self._notice = Notice(self._route, self._keys.about, node)
         self._roll.bind(node)
         self._deliver = node.deliver
 
@@ -117,11 +108,11 @@ class RedisBroker:
         everyone = Target("everyone")
         topics = (self._keys.topic(everyone), self._keys.node(self._node.id))
         self._targets = dict.fromkeys(topics, everyone)
-        await self._engine.start()
+        await self._route.start()
         try:
             await self._notice.begin()
         except BaseException:
-            await self._engine.stop()
+            await self._route.stop()
             raise
 
     def about_changed(self) -> None:
@@ -132,46 +123,45 @@ class RedisBroker:
         """Wait until nothing waits or is under way."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        while self.unsent and loop.time() < deadline:  # noqa: ASYNC110 - telling would cost each
+        while self._route.pending and loop.time() < deadline:  # noqa: ASYNC110 - telling would cost each
             await asyncio.sleep(0.01)
 
     async def stop(self) -> None:
         """Publish what waits, and disconnect."""
-        self._flush()
         await self._roll.stop()
-        await self._engine.stop()
-        self._take_back_retries()
-        self._expire(everything=True)
+        await self._route.stop()
 
     # ── what the engine's connection tells ────────────────────────────────────────────────────
 
-    @property
-    def topics(self) -> Iterable[bytes]:
-        """What is to be heard."""
+    def topics_of(self, lane: Lane | None) -> Iterable[bytes]:  # noqa: ARG002 - there is one
+        """Return what is to be heard."""
         return self._targets
 
-    def connected(self, *, again: bool) -> None:
-        """Publish what waits; see to what was missed meanwhile."""
-        self._flush()
-        self._roll.connected()
+    def connected(self, lane: Lane, *, again: bool) -> None:
+        """See to what was missed meanwhile."""
+        link = lane.engine.link
+        if self._route.link_of(self._keys.presence) is link:
+            self._roll.connected()
         if again:
-            self._notice.connected()
-            self._node.interrupted()
+            if self._route.link_of(self._keys.about) is link:
+                self._notice.connected()
+            self.missed(self._route.heard_at(lane))
 
-    def disconnected(self) -> None:
-        """Keep what may have been published, before what was to be published after it."""
-        self._take_back_retries()
-        self._schedule_expiry()
+    def missed(self, topics: Iterable[bytes] | None) -> None:
+        """Fill the gaps of some topics, or of all, which may not have been heard for a while."""
+        if topics is None:
+            self._node.interrupted()
+            return
+        if found := [self._targets[topic] for topic in topics if topic in self._targets]:
+            self._node.interrupted(found)
+
+    def disconnected(self, lane: Lane) -> None:  # noqa: ARG002 - whichever
+        """Let nobody wait for it."""
         self._roll.disconnected()
 
     def failed(self, text: str, error: Exception) -> None:
         """Report a bug."""
         self._node.report(text, error)
-
-    def _take_back_retries(self) -> None:
-        self._waiting.extendleft(reversed(self._resent + self._retries))
-        self._resent.clear()
-        self._retries.clear()
 
     # ── what is published ─────────────────────────────────────────────────────────────────────
 
@@ -179,144 +169,28 @@ class RedisBroker:
         """Publish at the end of this turn of the event loop, or when the engine is back."""
         outcome = self._node.outcome()
         if keep is None:
-            posting = Posting(publication, outcome, self)
+            posting = Posting(publication, outcome)
         else:
-            number = next(self._numbers)
-            posting = Keeping(publication, outcome, self, keep=keep, number=number)
-        self._post(posting)
+            number = next(self._inquiries.numbers)
+            posting = Keeping(publication, outcome, keep=keep, number=number)
+        self._route.post(posting)
         return outcome
 
     def ask(self, target: Target, words: list[Any]) -> asyncio.Future[tuple[list[Any], int]]:
         """Ask all nodes that listen to a target, at the end of this turn of the event loop."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[tuple[list[Any], int]] = loop.create_future()
-        number = next(self._numbers)
 
         def settle(answers: list[Any], missing: int) -> None:
-            timer.cancel()
-            self._inquiries.pop(number, None)
             if not done.done():
                 done.set_result((answers, missing))
 
-        inquiry = self._inquiries[number] = Inquiry(number, settle)
-        timer = loop.call_later(self._timeout, inquiry.give_up)
-        self._post(Question(target, words, inquiry, done, self))
+        self._route.post(Question(target, words, self._inquiries.open(settle), done))
         return done
-
-    def _post(self, posting: Posting | Question) -> None:
-        if self.unsent + posting.size > self._max_unsent and self._waiting:
-            posting.fail(
-                BrokerUnavailable(
-                    f"{len(self._waiting)} publications wait for {self._engine.shown}; with this "
-                    f"one they would be over {self._max_unsent} bytes"
-                )
-            )
-            return
-        self._waiting.append(posting)
-        self.unsent += posting.size
-        if self._engine.link is None:
-            posting.until = asyncio.get_running_loop().time() + self._timeout
-            self._schedule_expiry()
-            return
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            loop = asyncio.get_running_loop()
-            self._until = loop.time() + self._timeout  # for all of this turn
-            loop.call_soon(self._flush)
-        posting.until = self._until
-
-    def resend(self, posting: Posting) -> None:
-        """Publish a posting again, whose script the engine was told to forget, in its place."""
-        if not self._resent:
-            self._engine.reload()
-        self._resent.append(posting)
-        self.unsent += posting.size
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
-
-    def retry(self, posting: Posting) -> None:
-        """Publish a posting again once the engine is back, before what came after it."""
-        self._retries.append(posting)
-        self.unsent += posting.size
-
-    def _flush(self) -> None:
-        """Hand what waits to the connection, in order, in one write."""
-        self._is_scheduled = False
-        if (link := self._engine.link) is None or link.lost.done():
-            return
-        self._waiting.extendleft(reversed(self._resent))
-        self._resent.clear()
-        waiting, self._waiting = self._waiting, deque()
-        link.send_packed([self._packed(posting) for posting in waiting], waiting)
-
-    def _packed(self, posting: Posting | Question) -> bytes:
-        """Return the command that publishes a posting."""
-        target = posting.target
-        if target != self._last[0]:  # mostly several to one channel come one after the other
-            topic = self._keys.heard(target)
-            self._last = (target, topic, parcel.opening(topic))
-        if isinstance(posting, Posting):
-            if target.kind != "channel":
-                self._count_where_wanted(posting)
-            elif isinstance(posting, Keeping):
-                return self._packed_to_keep(posting, self._last[1])
-        return parcel.command(self._last[2], posting.pack(self._node.id))
-
-    def _packed_to_keep(self, posting: Keeping, topic: bytes) -> bytes:
-        keep, node, run = posting.keep, self._node.id, self._engine.run
-        if not posting.run:
-            posting.run = run
-        again = (1 if posting.run == run else 2) if posting.is_retry else 0
-        by, number, age = node, str(posting.number), 0
-        if key := posting.publication.key:  # its publisher may try again at another node
-            by, number, age = "", key, KEYED
-            again = max(again, int(posting.publication.again))
-        return pack_command((
-            "EVALSHA", self._engine.scripts["publish"], 2, *self._keys.of_history(topic),
-            topic, posting.pack(node), keep.size, keep.ttl, REMEMBERED, secrets.token_hex(4),
-            run, by, number, again, age,
-        ))  # fmt: skip
-
-    def _count_where_wanted(self, posting: Posting) -> None:
-        """Ask how many a publication reached where that is known only elsewhere, and awaited."""
-        outcome = posting.outcome
-        if not outcome.is_wanted:
-            return
-        number = next(self._numbers)
-
-        def done(answers: list[Any], _missing: int) -> None:
-            self._inquiries.pop(number, None)
-            if not outcome.done():
-                outcome.set_result(Receipt(sum(answers)))
-
-        inquiry = posting.inquiry = self._inquiries[number] = Inquiry(number, done)
-        asyncio.get_running_loop().call_later(self._timeout, inquiry.give_up)
-
-    def _schedule_expiry(self) -> None:
-        if self._waiting and not self._is_scheduled:
-            self._is_scheduled = True
-            asyncio.get_running_loop().call_at(self._waiting[0].until, self._expire)
-
-    def _expire(self, *, everything: bool = False) -> None:
-        """Give up what has waited for too long."""
-        self._is_scheduled = False
-        now = asyncio.get_running_loop().time()
-        while self._waiting and (everything or self._waiting[0].until <= now):
-            posting = self._waiting.popleft()
-            self.unsent -= posting.size
-            unsure = posting.is_retry
-            what = "may have been published, or not" if unsure else "was not published"
-            text = f"{self._engine.shown} is away: this {what}"
-            posting.fail(BrokerUnavailable(text, unsure=unsure))
-        if self._engine.link is None:
-            self._schedule_expiry()
-        elif self._waiting:
-            self._flush()
 
     # ── what is heard ─────────────────────────────────────────────────────────────────────────
 
-    def listen(self, target: Target) -> asyncio.Future[Any] | None:
+    def listen(self, target: Target) -> Awaitable[Any] | None:
         """Hear what is published to a target from now on.
 
         Returns:
@@ -325,22 +199,18 @@ class RedisBroker:
         """
         topic = self._keys.topic(target)
         self._targets[topic] = target
-        return None if self._engine.link is None else self._subscribe(self._engine.link, topic)
+        return self._route.listen(topic)
 
     def unlisten(self, target: Target) -> None:
         """Hear no more of a target."""
         topic = self._keys.topic(target)
-        if self._targets.pop(topic, None) is not None and self._engine.link is not None:
-            self._engine.link.call("UNSUBSCRIBE", topic)
-
-    def _subscribe(self, link: Link, topic: bytes) -> asyncio.Future[Any]:
-        return link.call("SUBSCRIBE", topic)
+        if self._targets.pop(topic, None) is not None:
+            self._route.unlisten(topic)
 
     def _hear(self, topic: bytes, data: bytes) -> None:
         target = self._targets.get(topic)
         if target is None:  # no longer listened to, with this under way
-            if self._engine.link is not None:
-                self._engine.link.call("UNSUBSCRIBE", topic)
+            self._route.unlisten(topic)
             return
         try:
             heard = parcel.unpack(target, data)
@@ -362,8 +232,8 @@ class RedisBroker:
                 self._answer(heard.asking, reached)
         elif isinstance(heard, parcel.Question):
             self._take_question(heard)
-        elif (inquiry := self._inquiries.get(heard.number)) is not None:
-            inquiry.take(heard.words)
+        else:
+            self._inquiries.take(heard.number, heard.words)
 
     def _take_question(self, question: parcel.Question) -> None:
         asking = question.asking
@@ -385,9 +255,7 @@ class RedisBroker:
             self._answer(asking, words)
 
     def _answer(self, asking: parcel.Asking, words: Any) -> None:
-        if self._engine.link is not None:
-            data = parcel.pack_answer(asking.number, words)
-            self._engine.link.call("PUBLISH", self._keys.node(asking.node), data)
+        self._route.say(self._keys.node(asking.node), parcel.pack_answer(asking.number, words))
 
     def _take_foreign(self, topic: bytes, data: bytes, error: Exception) -> None:
         self._foreign += 1
@@ -418,17 +286,29 @@ class RedisBroker:
         self, channel: str, since: Position | None, limit: int, *, had: bool = False
     ) -> Page[Publication]:
         """Read a channel's history in one step."""
-        epoch, offset = ("", "") if since is None else (since.epoch, since.offset)
+        place = ("", "") if since is None else since
         target = Target("channel", channel)
         keep = self._node.keeping(channel)
         ttl = REMEMBERED if keep is None else keep.ttl
+        keys = self._keys.of_history(self._keys.topic(target))
+
+        def words(runs: tuple[str, ...]) -> tuple[str | float, ...]:
+            run, *inherited = runs
+            new = secrets.token_hex(4)
+            return (
+                *place,
+                limit,
+                ttl,
+                new,
+                run,
+                REMEMBERED,
+                int(had),
+                parcel.PAGE_BYTES,
+                *inherited,
+            )
+
         try:
-            reply = await self._engine.evaluate(
-                "history", 2,
-                *self._keys.of_history(self._keys.topic(target)),
-                epoch, offset, limit, ttl, secrets.token_hex(4), self._engine.run, REMEMBERED,
-                int(had), parcel.PAGE_BYTES,
-            )  # fmt: skip
+            reply = await self._route.evaluate("history", keys, words)
         except hiredis.ReplyError as error:
             raise BrokerUnavailable(f"the history of {channel!r} can't be read: {error}") from error
         return parcel.unpack_page(target, reply)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
 import ssl
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 import hiredis
 from redis.asyncio.connection import SSLConnection, parse_url
 
+from backchannel.broker.redis import slots
 from backchannel.broker.redis.link import Link
 from backchannel.broker.redis.sentinel import SCHEMES, Sentinels, read_sentinels
 from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
@@ -18,12 +20,14 @@ from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Address", "Door", "Opened", "read_url"]
+__all__ = ["Door", "Opened", "Whereabouts", "read_url"]
 
 _NEEDED: Final = {"Redis": (6, 2), "Valkey": (7, 2)}
+_NEEDED_IN_CLUSTERS: Final = {"Redis": (7, 0), "Valkey": (7, 2)}
+"""The first ones with topics of shards."""
 
 
-class Address(NamedTuple):
+class Whereabouts(NamedTuple):
     """Where an engine is.
 
     Args:
@@ -31,12 +35,14 @@ class Address(NamedTuple):
         shown: as it was given, without passwords, for people.
         options: what redis-py reads in it.
         sentinels: who knows where the master is; None where the URL says it.
+        nodes: of a cluster, host and port of some; empty where it is none.
     """
 
     url: str
     shown: str
     options: dict[str, Any]
     sentinels: Sentinels | None
+    nodes: tuple[slots.Address, ...] = ()
 
 
 class Opened(NamedTuple):
@@ -46,10 +52,12 @@ class Opened(NamedTuple):
         link: it.
         run: names the engine's unbroken run of data: its replication id, which is another one after
             a restart and after a failover.
+        before: the name of the run that it goes on from, maybe without all of its data; or of none.
     """
 
     link: Link
     run: str
+    before: str
 
 
 class Door:
@@ -57,34 +65,56 @@ class Door:
 
     Args:
         url: ``redis://user:password@host:6379/0``, ``rediss://…`` for TLS, ``unix:///path?db=0``;
-            ``redis+sentinel://host:26379,host:26379/service/0`` for the master that sentinels know.
+            ``redis+sentinel://host:26379,host:26379/service/0`` for the master that sentinels know;
+            ``redis+cluster://host:6379,host:6379`` for a cluster, by some of its nodes.
 
     Attributes:
         shown: the URL without its password, for people.
         is_watched: another process may take the master's place; see ``is_master``.
+        host: the machine, where it has no path.
+        in_cluster: it is a node of a cluster; see ``of_node``.
+        nodes: of a cluster, the ones that its URL names.
 
     Raises:
         BrokerUrlError: it is no such URL.
     """
 
     def __init__(self, url: str):
-        _, self.shown, options, sentinels = read_url(url, "Hub(broker={})")
+        _, self.shown, options, sentinels, self.nodes = read_url(url, "Hub(broker={})")
         self._sentinels = sentinels and sentinels._replace(tls=_tls(options))
         self.is_watched = sentinels is not None
+        self.in_cluster = False
         self._path: str | None = options.get("path")
-        self._host: str = options.get("host") or "localhost"
+        self.host: str = options.get("host") or "localhost"
         self._port: int = options.get("port") or 6379
         self._db: int = options.get("db") or 0
         self._user: str | None = options.get("username")
         self._password: str | None = options.get("password")
         self._tls = _tls(options)
 
-    async def open(self, hear: Callable[[bytes, bytes], None], seconds: float) -> Opened:
+    def of_node(self, address: slots.Address) -> Door:
+        """Return where a node of a cluster is that is spoken to like this one."""
+        door = copy.copy(self)
+        door.host, door._port = address
+        scheme = "redis" if self._tls is None else "rediss"
+        door.shown = f"{scheme}://{address[0]}:{address[1]}"
+        door.is_watched = door.in_cluster = True
+        return door
+
+    @property
+    def address(self) -> slots.Address:
+        """Host and port."""
+        return self.host, self._port
+
+    async def open(
+        self, hear: Callable[[bytes, bytes], None], seconds: float, *, anyone: bool = False
+    ) -> Opened:
         """Open a connection.
 
         Args:
             hear: called with what its subscriptions hear.
             seconds: it may take.
+            anyone: a replica will do too.
 
         Raises:
             BrokerUnavailable: nobody answers there.
@@ -94,7 +124,7 @@ class Door:
         try:
             async with asyncio.timeout(seconds):
                 link = await self._connect(hear)
-                return Opened(link, await self._greet(link))
+                return Opened(link, *await self._greet(link, anyone=anyone))
         except TimeoutError as error:
             self._close(link)
             raise BrokerUnavailable(f"{self.shown} did not answer in {seconds:g} s") from error
@@ -118,15 +148,15 @@ class Door:
 
         if self._path is not None:
             return (await loop.create_unix_connection(make, self._path))[1]
-        host, port = self._host, self._port
+        host, port = self.host, self._port
         if self._sentinels is not None:
             host, port = await self._sentinels.find()
         name = host if self._tls is not None else None
         connecting = loop.create_connection(make, host, port, ssl=self._tls, server_hostname=name)
         return (await connecting)[1]
 
-    async def _greet(self, link: Link) -> str:
-        """Say who we are; return what names the engine's run of data."""
+    async def _greet(self, link: Link, *, anyone: bool) -> tuple[str, str]:
+        """Say who we are; return what names the engine's run of data, and the one before."""
         try:
             await link.call("HELLO", "3", *self._credentials())
         except hiredis.ReplyError as error:
@@ -136,9 +166,11 @@ class Door:
         facts = _facts(await self._ask(link, "INFO", "server"))
         facts |= _facts(await self._ask(link, "INFO", "replication"))
         self._check_version(facts)
-        if facts.get("role") not in {"master", None}:
+        self._check_mode(facts)
+        if facts.get("role") not in {"master", None} and not anyone:
             raise BrokerUnavailable(f"it is a replica of {facts.get('master_host')}")
-        return facts.get("master_replid") or facts.get("run_id") or ""
+        run = facts.get("master_replid") or facts.get("run_id") or ""
+        return run, facts.get("master_replid2", "")
 
     def _credentials(self) -> tuple[str, ...]:
         if self._password is None:
@@ -164,12 +196,27 @@ class Door:
         kind = "Valkey" if "valkey_version" in facts else "Redis"
         have = facts.get("valkey_version") or facts.get("redis_version") or "0"
         numbers = tuple(int(number) for number in re.findall(r"\d+", have)[:2])
-        if numbers < _NEEDED[kind]:
-            needed = ".".join(map(str, _NEEDED[kind]))
-            raise BrokerUnusable(f"{self.shown} is {kind} {have}: {needed} or newer is needed")
+        needed = (_NEEDED_IN_CLUSTERS if self.in_cluster else _NEEDED)[kind]
+        if numbers < needed:
+            least = ".".join(map(str, needed)) + " or newer is needed"
+            raise BrokerUnusable(
+                f"{self.shown} is {kind} {have}: {least}{' in a cluster' * self.in_cluster}"
+            )
+
+    def _check_mode(self, facts: dict[str, str]) -> None:
+        mode = facts.get("redis_mode") or facts.get("server_mode")
+        scheme = "redis" if self._tls is None else "rediss"
+        if mode == "cluster" and not self.in_cluster:
+            raise BrokerUnusable(
+                f"{self.shown} is a node of a cluster: write {scheme}+cluster://host:port"
+            )
+        if mode != "cluster" and self.in_cluster:
+            raise BrokerUnusable(
+                f"{self.shown} is no node of a cluster: write {scheme}://host:port"
+            )
 
 
-def read_url(url: str, call: str) -> Address:
+def read_url(url: str, call: str) -> Whereabouts:
     """Read where an engine is.
 
     Args:
@@ -180,8 +227,11 @@ def read_url(url: str, call: str) -> Address:
         BrokerUrlError: it is no such URL.
     """
     shown, sentinels = _hidden(url), None
-    if url.partition("://")[0] in SCHEMES:
+    nodes: tuple[slots.Address, ...] = ()
+    if (scheme := url.partition("://")[0]) in SCHEMES:
         sentinels, url = read_sentinels(url, call.format(repr(shown)))
+    elif scheme in slots.SCHEMES:
+        nodes, url = slots.read_cluster(url, call.format(repr(shown)))
     try:
         options: dict[str, Any] = dict(parse_url(url))
         parts = urlsplit(url)
@@ -191,7 +241,7 @@ def read_url(url: str, call: str) -> Address:
     if parts.scheme != "unix" and parts.path.strip("/") and "db" not in options:
         where = call.format(repr(shown))
         raise BrokerUrlError(f"{where}: the path is the number of a database, such as /0")
-    return Address(url, shown, options, sentinels)
+    return Whereabouts(url, shown, options, sentinels, nodes)
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:

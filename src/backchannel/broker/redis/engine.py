@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import hiredis
 
-from backchannel.broker.redis.door import Door
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
 from backchannel.observe import BROKER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from backchannel.broker.redis.door import Door
     from backchannel.broker.redis.link import Link
 
 __all__ = ["Engine", "Owner"]
@@ -55,12 +55,16 @@ class Owner(Protocol):
         """Take note of a bug."""
         ...
 
+    def dropped(self, topic: bytes) -> None:
+        """Take note that a topic is not heard here any more, or can't be."""
+        ...
+
 
 class Engine:
     """Redis or Valkey, somewhere, which may go and come back.
 
     Args:
-        url: where it is; see ``door.Door``.
+        door: where it is. In a cluster topics are those of its shards.
         timeout: seconds that it has to answer.
         hear: called with topic and payload of what its topics hear.
         owner: told what becomes of the connection.
@@ -69,20 +73,21 @@ class Engine:
         link: the connection; None while it is away.
         shown: its URL without the password.
         run: names its unbroken run of data.
+        before: names the run that this one goes on from, maybe without all of its data.
         scripts: by which hash each is called.
     """
 
     def __init__(
-        self, url: str, timeout: float, hear: Callable[[bytes, bytes], None], owner: Owner
+        self, door: Door, timeout: float, hear: Callable[[bytes, bytes], None], owner: Owner
     ):
-        self._door = Door(url)
+        self._door = door
         self._timeout = timeout
         self._hear = hear
         self._owner = owner
         self._staying: asyncio.Task[None] | None = None
         self.link: Link | None = None
         self.shown = self._door.shown
-        self.run = ""
+        self.run = self.before = ""
         self.scripts: dict[str, str] = {}
 
     async def start(self) -> None:
@@ -93,6 +98,10 @@ class Engine:
             BrokerUnusable: who answers will not do.
         """
         await self._connect(again=False)
+        self.stay()
+
+    def stay(self) -> None:
+        """Connect as soon as it can be done, and stay connected from then on."""
         self._staying = asyncio.create_task(self._stay_connected())
 
     async def stop(self) -> None:
@@ -166,7 +175,8 @@ class Engine:
         BROKER.info("%s is back", self.shown)
 
     async def _connect(self, *, again: bool) -> None:
-        link, run = await self._door.open(self._hear, self._timeout)
+        link, run, before = await self._door.open(self._hear, self._timeout)
+        link.dropped = self._owner.dropped
         try:
             async with asyncio.timeout(self._timeout):
                 for name, script in _SCRIPTS.items():
@@ -178,7 +188,7 @@ class Engine:
         except BaseException:
             link.close()
             raise
-        self.run, self.link = run, link
+        self.run, self.before, self.link = run, before, link
         self._owner.connected(again=again)
 
     def reload(self) -> None:
@@ -187,8 +197,13 @@ class Engine:
             for script in _SCRIPTS.values():
                 self.link.call("SCRIPT", "LOAD", script)
 
-    async def evaluate(self, name: str, *words: str | bytes | float) -> Any:
+    async def evaluate(self, name: str, *words: str | bytes | float, asking: bool = False) -> Any:
         """Run a script; return its reply.
+
+        Args:
+            name: of the script.
+            words: its keys, how many these are before them, and its arguments.
+            asking: of a slot that is only on its way here.
 
         Raises:
             BrokerUnavailable: the engine is away.
@@ -197,6 +212,8 @@ class Engine:
         for may_reload in (True, False):
             if (link := self.link) is None:
                 break
+            if asking:
+                link.call("ASKING")
             try:
                 return await link.call("EVALSHA", self.scripts[name], *words)
             except hiredis.ReplyError as error:
@@ -205,10 +222,30 @@ class Engine:
                 self.reload()
         raise BrokerUnavailable(f"{self.shown} is away")
 
+    def hear(self, topic: bytes) -> asyncio.Future[Any] | None:
+        """Hear what is published to a topic from now on; None where the engine is away."""
+        verb = "SSUBSCRIBE" if self._door.in_cluster else "SUBSCRIBE"
+        return None if self.link is None else self.link.call(verb, topic)
+
+    def leave(self, topic: bytes) -> None:
+        """Hear no more of it."""
+        if self.link is None:
+            return
+        if self._door.in_cluster:
+            self.link.leave(topic)
+        else:
+            self.link.call("UNSUBSCRIBE", topic)
+
     async def _listen_to_all(self, link: Link) -> None:
         """Listen to what is to be heard, and to what becomes so meanwhile."""
+        verb = "SSUBSCRIBE" if self._door.in_cluster else "SUBSCRIBE"
         heard: set[bytes] = set()
         while todo := [topic for topic in self._owner.topics if topic not in heard]:
-            for confirmed in [link.call("SUBSCRIBE", topic) for topic in todo]:
-                await confirmed
+            for topic, confirmed in [(topic, link.call(verb, topic)) for topic in todo]:
+                try:
+                    await confirmed
+                except hiredis.ReplyError:
+                    if not self._door.in_cluster:
+                        raise
+                    self._owner.dropped(topic)  # it is another node's by now
             heard.update(todo)

@@ -2,7 +2,8 @@
 -- KEYS: the channel's state, the channel's entries (of one hash slot).
 -- ARGV: epoch and offset to go on from ("" reads the newest), how many, seconds each is kept, an epoch
 --       to begin if need be, what names the engine's run of data, seconds to know the position, "1"
---       where the position was really had (a client may say what it likes), bytes of a page.
+--       where the position was really had (a client may say what it likes), bytes of a page. In a
+--       cluster also the names of other engines' runs of data from which the slot came here, whole.
 -- Returns epoch, newest offset, 1 where something is lost, then offset and parcel of each.
 local epoch, run, top = unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top"))
 top = tonumber(top) or 0
@@ -10,7 +11,14 @@ local since = tonumber(ARGV[2])
 local limit = tonumber(ARGV[3])
 -- Someone who had a later one than the newest there is had one that is lost.
 local fell = ARGV[8] == "1" and since and epoch == ARGV[1] and since > top
-if not epoch or run ~= ARGV[6] or fell then
+local unbroken = run == ARGV[6]
+for i = 10, #ARGV do
+    if not unbroken and run and run == ARGV[i] then
+        unbroken = true
+        redis.call("HSET", KEYS[1], "run", ARGV[6])
+    end
+end
+if not epoch or not unbroken or fell then
     epoch = ARGV[5]
     redis.call("HSET", KEYS[1], "epoch", epoch, "run", ARGV[6], "top", string.format("%.0f", top))
     redis.call("EXPIRE", KEYS[1], math.ceil(tonumber(ARGV[4])) + ARGV[7])

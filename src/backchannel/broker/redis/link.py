@@ -8,7 +8,7 @@ in one write.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from typing import Any, Final, Protocol, cast
 
@@ -22,7 +22,7 @@ _MORE: Final = object()
 pack_command: Final[Callable[[tuple[Any, ...]], bytes]] = cast("Any", hiredis).pack_command
 """Returns a command as it travels."""
 
-_CONFIRMATIONS: Final = {b"subscribe", b"unsubscribe"}
+_CONFIRMATIONS: Final = {b"subscribe", b"unsubscribe", b"ssubscribe"}
 
 
 class Command(Protocol):
@@ -59,6 +59,26 @@ class _Call:
             self.future.exception()  # whoever waited may have gone
 
 
+class _Left:
+    """A SUNSUBSCRIBE, with the sign of life that is asked for right after it.
+
+    What confirms it looks like what the engine says unasked when a slot goes, and an error may
+    come in its place. So the next reply tells which of the two it was.
+    """
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self, waiting: deque[Command]) -> None:
+        self._waiting = waiting
+
+    def settle(self, reply: Any) -> None:
+        if not isinstance(reply, hiredis.ReplyError):  # of the sign of life
+            self._waiting.popleft().settle(reply)
+
+    def abandon(self) -> None:
+        pass
+
+
 class Link(asyncio.Protocol):
     """A connection.
 
@@ -66,12 +86,15 @@ class Link(asyncio.Protocol):
         hear: called with topic and payload of each message of a subscription.
 
     Attributes:
+        dropped: called with a topic of a shard that the engine ends unasked.
         lost: done when the connection has ended.
         progress: changes with each reply, and with each part of a long one.
     """
 
     def __init__(self, hear: Callable[[bytes, bytes], None]) -> None:
         self._hear = hear
+        self.dropped: Callable[[bytes], None] = _nothing
+        self._leaving: Counter[bytes] = Counter()
         self._reader: Any = hiredis.Reader(notEnoughData=_MORE)
         self._waiting: deque[Command] = deque()
         self._due: list[bytes] = []
@@ -91,6 +114,18 @@ class Link(asyncio.Protocol):
         call = _Call()
         self.send(call, *command)
         return call.future
+
+    def call_packed(self, packed: bytes) -> asyncio.Future[Any]:
+        """Send a command as ``pack_command`` makes it; see ``call``."""
+        call = _Call()
+        self.send_packed([packed], (call,))
+        return call.future
+
+    def leave(self, topic: bytes) -> None:
+        """Hear no more of a shard's topic."""
+        self._leaving[topic] += 1
+        self.send(_Left(self._waiting), "SUNSUBSCRIBE", topic)
+        self.call("PING")
 
     def send(self, waiting: Command, *command: str | bytes | float) -> None:
         """Send a command, whose reply ``waiting`` gets."""
@@ -144,15 +179,24 @@ class Link(asyncio.Protocol):
                     self.progress += 1
                     continue
                 push = cast("list[Any]", reply)
-                if push[0] == b"message":
+                kind = push[0]
+                if kind == b"message" or kind == b"smessage":  # noqa: PLR1714 - the faster way
                     hear(push[1], push[2])
-                elif push[0] in _CONFIRMATIONS:
+                elif kind in _CONFIRMATIONS:
                     self._waiting.popleft().settle(push)
+                elif kind == b"sunsubscribe":
+                    self._ended(push[1])
             if self._reader.has_data():
                 self.progress += 1
         except (hiredis.ProtocolError, IndexError):
             self.close()  # it does not speak RESP: nothing it says can be told apart any more
             raise
+
+    def _ended(self, topic: bytes) -> None:
+        if self._leaving[topic] > 1:
+            self._leaving[topic] -= 1
+        elif self._leaving.pop(topic, 0) == 0:
+            self.dropped(topic)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's
         """Tell everyone who waits."""
@@ -162,3 +206,7 @@ class Link(asyncio.Protocol):
         waiting, self._waiting = self._waiting, deque()
         for command in waiting:
             command.abandon()
+
+
+def _nothing(topic: bytes) -> None:
+    """Do nothing: there are no shards."""

@@ -27,6 +27,7 @@ __all__ = [
     "pack",
     "pack_answer",
     "pack_question",
+    "placed",
     "unpack",
     "unpack_page",
 ]
@@ -125,9 +126,14 @@ def pack(publication: Publication, asking: Asking | None = None) -> bytes:
     return b"X" + _msgpack.encode(_Addressed(frame, to, publication.exclude, asking, form))
 
 
-def opening(topic: bytes) -> bytes:
+def opening(topic: bytes, verb: bytes = b"PUBLISH") -> bytes:
     """Return how a command begins that publishes to a topic."""
-    return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(topic), topic)
+    return b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$" % (len(verb), verb, len(topic), topic)
+
+
+def placed(position: Position, data: bytes) -> bytes:
+    """Return what the engine publishes where it keeps what ``pack`` made."""
+    return b"@%b %b" % (str(position).encode(), data)
 
 
 def command(opening: bytes, data: bytes) -> bytes:

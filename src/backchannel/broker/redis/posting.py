@@ -13,56 +13,19 @@ from backchannel.history import Position
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
+    from backchannel.broker.redis.asking import Inquiry
     from backchannel.contracts import Publication, Target
     from backchannel.history import Retention
     from backchannel.sent import Outcome
 
-__all__ = ["Inquiry", "Keeping", "Posting", "Question"]
+__all__ = ["Keeping", "Owner", "Posting", "Question"]
 
 _OVERHEAD: Final = 200
 """Bytes that a posting needs besides its message, roughly."""
 
 _SOMEWHERE: Final = Receipt(None)
 _NOWHERE: Final = Receipt(0)
-
-
-class Inquiry:
-    """Counts the answers of the nodes that heard a question.
-
-    Args:
-        number: what the node tells its questions apart by.
-        done: called once with the answers, and with how many did not come.
-    """
-
-    __slots__ = ("_answers", "_done", "_wanted", "number")
-
-    def __init__(self, number: int, done: Callable[[list[Any], int], None]):
-        self.number = number
-        self._done: Callable[[list[Any], int], None] | None = done
-        self._answers: list[Any] = []
-        self._wanted: int | None = None
-
-    def heard_by(self, nodes: int) -> None:
-        """Take note of how many nodes will answer."""
-        self._wanted = nodes
-        self._look()
-
-    def take(self, words: Any) -> None:
-        """Take an answer."""
-        self._answers.append(words)
-        self._look()
-
-    def give_up(self) -> None:
-        """Wait no more."""
-        if (done := self._done) is not None:
-            self._done = None
-            done(self._answers, max(0, (self._wanted or 0) - len(self._answers)))
-
-    def _look(self) -> None:
-        if self._wanted is not None and len(self._answers) >= self._wanted:
-            self.give_up()
 
 
 class Owner(Protocol):
@@ -74,8 +37,8 @@ class Owner(Protocol):
 
     unsent: int
 
-    def resend(self, posting: Posting) -> None:
-        """Publish a posting again, which was not, since the engine has no script for it."""
+    def takes_back(self, posting: Posting | Question, reply: hiredis.ReplyError) -> bool:
+        """Publish a posting again, which was not; False where the reply is the end of it."""
         ...
 
     def retry(self, posting: Posting) -> None:
@@ -89,26 +52,26 @@ class Posting:
     Args:
         publication: it.
         outcome: told what came of it.
-        owner: told when it is done with, or is to be tried again.
 
     Attributes:
         inquiry: gets the answers of the nodes, where these count how many it reached.
         until: when it is too late to publish it, by the loop's clock.
         is_retry: it may have been published already.
+        owner: told when it is done with, or is to be tried again.
         size: bytes it needs.
     """
 
-    __slots__ = ("_owner", "inquiry", "outcome", "publication", "size", "until")
+    __slots__ = ("inquiry", "outcome", "owner", "publication", "size", "until")
 
     is_retry = False
+    owner: Owner
 
-    def __init__(self, publication: Publication, outcome: Outcome, owner: Owner):
+    def __init__(self, publication: Publication, outcome: Outcome):
         self.publication = publication
         self.outcome = outcome
         self.inquiry: Inquiry | None = None
         self.until = 0.0
         self.size = _OVERHEAD + len(publication.frame)
-        self._owner = owner
 
     @property
     def target(self) -> Target:
@@ -123,10 +86,10 @@ class Posting:
 
     def settle(self, reply: Any) -> None:
         """Take the engine's reply: how many nodes heard it."""
-        self._owner.unsent -= self.size
+        self.owner.unsent -= self.size
         if isinstance(reply, int):
             self._take(reply)
-        else:
+        elif not self.owner.takes_back(self, reply):
             self.fail(BrokerUnavailable(f"the broker refused it: {reply}"))
 
     def _take(self, heard: int) -> None:
@@ -137,7 +100,7 @@ class Posting:
 
     def abandon(self) -> None:
         """The connection was lost before the reply; a second time could be one too many."""
-        self._owner.unsent -= self.size
+        self.owner.unsent -= self.size
         self.fail(_lost())
 
     def fail(self, error: BrokerUnavailable) -> None:
@@ -165,12 +128,11 @@ class Keeping(Posting):
         self,
         publication: Publication,
         outcome: Outcome,
-        owner: Owner,
         *,
         keep: Retention,
         number: int,
     ):
-        super().__init__(publication, outcome, owner)
+        super().__init__(publication, outcome)
         self.keep = keep
         self.number = number
         self.is_retry = False
@@ -178,10 +140,9 @@ class Keeping(Posting):
 
     def settle(self, reply: Any) -> None:
         """Take the engine's reply: its position, and how many nodes heard it."""
-        self._owner.unsent -= self.size
+        self.owner.unsent -= self.size
         if isinstance(reply, hiredis.ReplyError):
-            if str(reply).startswith("NOSCRIPT"):
-                self._owner.resend(self)
+            if self.owner.takes_back(self, reply):
                 return
             unsure = str(reply).startswith("UNSURE")
             what = "it may have been published, or not" if unsure else "the broker refused it"
@@ -194,9 +155,9 @@ class Keeping(Posting):
 
     def abandon(self) -> None:
         """The connection was lost before the reply: try again, the engine makes it one."""
-        self._owner.unsent -= self.size
+        self.owner.unsent -= self.size
         self.is_retry = True
-        self._owner.retry(self)
+        self.owner.retry(self)
 
 
 class Question:
@@ -207,32 +168,27 @@ class Question:
         words: what is asked.
         inquiry: gets the answers.
         asked: fails where it could not be asked.
-        owner: told when it is done with.
 
     Attributes:
+        owner: told when it is done with.
         until: when it is too late to ask, by the loop's clock.
         size: bytes it needs.
     """
 
-    __slots__ = ("_asked", "_inquiry", "_owner", "target", "until", "words")
+    __slots__ = ("_asked", "_inquiry", "owner", "target", "until", "words")
 
     is_retry = False
     size = _OVERHEAD
+    owner: Owner
 
     def __init__(
-        self,
-        target: Target,
-        words: list[Any],
-        inquiry: Inquiry,
-        asked: asyncio.Future[Any],
-        owner: Owner,
+        self, target: Target, words: list[Any], inquiry: Inquiry, asked: asyncio.Future[Any]
     ):
         self.target = target
         self.words = words
         self.until = 0.0
         self._inquiry = inquiry
         self._asked = asked
-        self._owner = owner
 
     def pack(self, node: str) -> bytes:
         """Return it as it travels."""
@@ -241,15 +197,15 @@ class Question:
 
     def settle(self, reply: Any) -> None:
         """Take the engine's reply: how many nodes heard it."""
-        self._owner.unsent -= self.size
+        self.owner.unsent -= self.size
         if isinstance(reply, int):
             self._inquiry.heard_by(reply)
-        else:
+        elif not self.owner.takes_back(self, reply):
             self.fail(BrokerUnavailable(f"the broker refused it: {reply}"))
 
     def abandon(self) -> None:
         """The connection was lost before the reply."""
-        self._owner.unsent -= self.size
+        self.owner.unsent -= self.size
         self.fail(_lost())
 
     def fail(self, error: BrokerUnavailable) -> None:

@@ -11,6 +11,10 @@ local epoch, run, top = unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top
 top = tonumber(top) or 0
 local by = "by:" .. ARGV[8]
 local id = ARGV[8] .. ":" .. ARGV[9]
+local unbroken = run == ARGV[7]
+for i = 13, #ARGV do
+    unbroken = unbroken or run == ARGV[i]
+end
 
 local function found()
     for _, entry in ipairs(redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1000)) do
@@ -22,7 +26,7 @@ end
 
 -- What there is goes back to before it could have been published, and it is not there.
 local function never_was()
-    if ARGV[10] == "2" or not epoch or run ~= ARGV[7] then
+    if ARGV[10] == "2" or not epoch or not unbroken then
         return false
     end
     local age = math.ceil(tonumber(ARGV[11])) + 1
@@ -49,7 +53,7 @@ end
 if not epoch then
     redis.call("DEL", KEYS[2])  -- the engine may have evicted the one without the other
 end
-if not epoch or run ~= ARGV[7] then
+if not epoch or not unbroken then
     epoch = ARGV[6]
 end
 top = top + 1
@@ -71,4 +75,5 @@ redis.call("XADD", KEYS[2], "MAXLEN", ARGV[3], string.format("%.0f-1", top),
     "parcel", ARGV[2], "time", now[1], "id", id)
 redis.call("EXPIRE", KEYS[2], keep)
 redis.call("EXPIRE", KEYS[1], keep + ARGV[5])
-return {epoch, top, redis.call("PUBLISH", ARGV[1], "@" .. position .. " " .. ARGV[2])}
+local heard = redis.call(ARGV[12] or "PUBLISH", ARGV[1], "@" .. position .. " " .. ARGV[2])
+return {epoch, top, heard}

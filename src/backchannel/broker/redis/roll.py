@@ -22,9 +22,9 @@ from backchannel.errors import BrokerUnavailable
 from backchannel.observe import BROKER
 
 if TYPE_CHECKING:
-    from backchannel.broker.redis.engine import Engine
     from backchannel.broker.redis.keys import Keys
     from backchannel.broker.redis.link import Link
+    from backchannel.broker.redis.route import Route
     from backchannel.contracts import Node
 
 __all__ = ["Roll"]
@@ -50,14 +50,14 @@ class Roll:
     """One node's part of it. One task says all there is to say, one step after the other.
 
     Args:
-        engine: where it is kept.
+        route: the way to where it is kept.
         keys: what its keys are called.
         lease: seconds after which a node that was not heard of is as good as dead.
         moment: seconds that a leave waits for the user to come back.
     """
 
-    def __init__(self, engine: Engine, keys: Keys, lease: float, moment: float):
-        self._engine = engine
+    def __init__(self, route: Route, keys: Keys, lease: float, moment: float):
+        self._route = route
         self._key = keys.presence
         self._lease = lease
         self._moment = moment
@@ -145,12 +145,16 @@ class Roll:
             try:
                 await self._say_all()
                 await self._rest()
-            except (_RefusedError, BrokerUnavailable):
+            except _RefusedError:
                 self._fence = 0
+            except BrokerUnavailable as error:
+                self._fence = 0
+                if self._link is not None:  # it is not whole just now: its slot moves
+                    self._fail_asked(str(error))
             except hiredis.ReplyError as error:
                 self._fence = 0
                 why = str(error).partition(" script:")[0]  # without where in it
-                self._complain(f"{self._engine.shown} refuses to keep presence: {why}")
+                self._complain(f"{self._route.shown} refuses to keep presence: {why}")
                 await asyncio.sleep(PAUSE)
             except Exception as error:  # noqa: BLE001 - a bug must not end this for good
                 self._fence = 0
@@ -200,7 +204,7 @@ class Roll:
         while self._asked:
             answer = self._asked.popleft()[2]
             if not answer.done():
-                answer.set_exception(BrokerUnavailable(why or f"{self._engine.shown} is away"))
+                answer.set_exception(BrokerUnavailable(why or f"{self._route.shown} is away"))
 
     async def _enroll(self) -> None:
         """Get a fencing number, and announce everything anew."""
@@ -243,7 +247,7 @@ class Roll:
     @property
     def _link(self) -> Link | None:
         """The connection; None where it is lost, also before the engine has noticed."""
-        link = self._engine.link
+        link = self._route.link_of(self._key)
         return None if link is None or link.lost.done() else link
 
     # ── one step ──────────────────────────────────────────────────────────────────────────────
@@ -251,12 +255,12 @@ class Roll:
     async def _call(self, verb: str, *words: str | bytes | int) -> Any:
         done = self._done
         if self._link is None:
-            raise BrokerUnavailable(f"{self._engine.shown} is away")
-        reply = await self._engine.evaluate(
-            "presence", 1, self._key,
+            raise BrokerUnavailable(f"{self._route.shown} is away")
+        said = (
             verb, self._node.id, self._fence, round(self._lease * 1000), round(self._moment * 1000),
             self._seen, done, int(self._takes), *words,
         )  # fmt: skip
+        reply = await self._route.evaluate("presence", (self._key,), lambda _: said, whole=True)
         if not reply[0]:
             raise _RefusedError
         _, wait, news, answer = reply

@@ -13,8 +13,8 @@ from backchannel.errors import BrokerUnavailable
 from backchannel.stores import TicketHolder
 
 if TYPE_CHECKING:
-    from backchannel.broker.redis.engine import Engine
     from backchannel.broker.redis.keys import Keys
+    from backchannel.broker.redis.route import Route, Words
 
 __all__ = ["RedisTickets"]
 
@@ -23,13 +23,13 @@ class RedisTickets:
     """The tickets of all nodes of a hub; see ``stores.TicketStore``.
 
     Args:
-        engine: has them.
+        route: the way to where they are.
         keys: what they are called there.
         timeout: seconds that the engine has to answer.
     """
 
-    def __init__(self, engine: Engine, keys: Keys, timeout: float):
-        self._engine = engine
+    def __init__(self, route: Route, keys: Keys, timeout: float):
+        self._route = route
         self._keys = keys
         self._timeout = timeout
 
@@ -40,7 +40,8 @@ class RedisTickets:
             BrokerUnavailable: the engine does not answer, or has no room.
         """
         data = msgspec.json.encode((holder.id, holder.expires_at))
-        await self._call("SET", self._keys.ticket(key), data, "PX", math.ceil(ttl * 1000))
+        name = self._keys.ticket(key)
+        await self._call(name, "SET", name, data, "PX", math.ceil(ttl * 1000))
 
     async def take(self, key: bytes) -> TicketHolder | None:
         """Return whose ticket it is and forget it; None when there is none that holds.
@@ -48,19 +49,20 @@ class RedisTickets:
         Raises:
             BrokerUnavailable: the engine does not answer.
         """
-        data = await self._call("GETDEL", self._keys.ticket(key))
+        name = self._keys.ticket(key)
+        data = await self._call(name, "GETDEL", name)
         if data is None:
             return None
         id_, expires_at = msgspec.json.decode(data, type=tuple[str, float | None])
         return TicketHolder(id_, expires_at)
 
-    async def _call(self, *command: str | bytes | float) -> Any:
-        link, shown = self._engine.link, self._engine.shown
-        if link is None:
+    async def _call(self, key: bytes, *command: Words) -> Any:
+        shown = self._route.shown
+        if self._route.link_of(key) is None:
             raise BrokerUnavailable(f"{shown} is away: tickets are kept there")
         try:
             async with asyncio.timeout(self._timeout):
-                return await link.call(*command)
+                return await self._route.call(key, *command)
         except TimeoutError as error:
             raise BrokerUnavailable(f"{shown} did not answer in {self._timeout:g} s") from error
         except hiredis.ReplyError as error:
