@@ -67,6 +67,7 @@ class Session:
     def __init__(self):
         self.connection = secrets.token_hex(4)
         self.done = {}  # id -> the answer
+        self.used = None  # the token that it was resumed with
         self.channels = set()
 
 
@@ -166,6 +167,8 @@ class Speaker:
                     frame = json.loads(message)
                 what = self.before(peer, frame)
                 peer.hear(frame)
+                if peer.session and what != "cut":  # it has its newer token
+                    self.sessions.pop(peer.session.used, None)
                 if what == "cut":
                     peer.cut()
                 elif what != "drop":
@@ -183,8 +186,9 @@ class Speaker:
             await self.greet(peer, frame)
 
     async def greet(self, peer, frame):
-        known = None if self.forgets else self.sessions.pop(frame.get("resume"), None)
+        known = None if self.forgets else self.sessions.get(frame.get("resume"))
         session = peer.session = known or Session()
+        session.used = frame.get("resume")
         session.peer = peer
         session.channels |= set(self.puts)
         token = secrets.token_hex(8)

@@ -293,6 +293,21 @@ async def test_questions_are_asked_again(speaker):
         assert member.devices[0].meta == {"a": 1}
 
 
+async def test_a_token_that_arrived_is_confirmed_by_the_next_frame(speaker):
+    async with connect(speaker.url):
+        peer = await speaker.peer()
+        await peer.expect("ping")
+        first = set(speaker.sessions)
+        speaker.before = lambda peer, frame: "cut" if frame["type"] == "hello" else None
+        peer.cut()  # and then in the hello, before there is a newer token
+        await (await speaker.peer(1)).expect("hello")
+        speaker.before = lambda *_: None
+        third = await speaker.peer(2)
+        await third.expect("ping")
+        assert third.of("hello")[0]["resume"] in first
+        assert not first & set(speaker.sessions)
+
+
 async def test_ids_count_up_over_connections(speaker):
     async with connect(speaker.url) as client:
         await client.deliver(1)
@@ -665,6 +680,29 @@ async def test_the_servers_calls_are_answered(speaker):
         assert "secret" not in str(peer.heard)
 
 
+async def test_an_answer_is_of_no_use_on_another_connection(speaker):
+    """Where the server counts its calls anew, it would answer another one."""
+    async with connect(speaker.url) as client:
+        peer = await speaker.peer()
+        began, go_on = asyncio.Event(), asyncio.Event()
+
+        @client.answer("slow")
+        async def slow(data):
+            began.set()
+            try:
+                await go_on.wait()
+            finally:
+                go_on.set()
+
+        await peer.say("call", id=1, event="slow", data=None)
+        await began.wait()
+        peer.cut()
+        await go_on.wait()
+        second = await speaker.peer(1)
+        await client.deliver("sync")
+        assert second.of("reply") == second.of("error") == []
+
+
 async def test_an_answer_nobody_waits_for_is_cancelled(speaker):
     async with connect(speaker.url) as client:
         peer = await speaker.peer()
@@ -751,7 +789,7 @@ async def test_a_channel_is_left_and_entered_again(speaker):
             await speaker.publish("news", 3)
             assert (await anext(second)).data == 3
     types = [frame["type"] for frame in speaker.peers[0].heard]
-    assert types == ["hello", "subscribe", "unsubscribe", "subscribe", "unsubscribe"]
+    assert types == ["hello", "ping", "subscribe", "unsubscribe", "subscribe", "unsubscribe"]
 
 
 async def test_leaving_without_a_connection_holds_and_is_said_later(speaker, states):
@@ -927,7 +965,7 @@ async def test_a_connection_that_is_silent_is_asked_and_given_up(speaker, states
     speaker.hello = {"ping": 0.1}
     async with connect(speaker.url, patience=0.2, on_state=states) as client:
         peer = await speaker.peer()
-        await peer.expect("ping", 2)  # answered, and stays
+        await peer.expect("ping", 3)  # answered, and stays
         assert len(speaker.peers) == 1
         speaker.before = lambda peer, frame: "drop" if peer is speaker.peers[0] else None
         await speaker.peer(1)

@@ -47,6 +47,8 @@ Token = str | Callable[[], str | Awaitable[str | None] | None]
 STALLED: Final = 5.0
 """Seconds without anything being read after which those who wait for answers are told."""
 
+_PING: Final = b'{"type":"ping"}'
+
 _WIRE: Final = logging.getLogger("backchannel.client.wire")
 _WIRE.setLevel(logging.WARNING)  # at debug level there would be the headers, with the token
 
@@ -262,6 +264,8 @@ class Line:
         self._ping = hello.frame.ping or self._ping
         self._heard = asyncio.get_running_loop().time()
         self._session.greeted(hello.frame)
+        if hello.frame.resume is not None and not len(self._session.outbox):
+            await socket.send(_PING, text=True)  # so that the server knows that the token is here
         tasks = [asyncio.create_task(self._write(socket)), asyncio.create_task(self._beat(socket))]
         try:
             await self._read(socket)
@@ -340,7 +344,7 @@ class Line:
             asked = loop.time()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.options.patience):
-                    await socket.send(b'{"type":"ping"}', text=True)
+                    await socket.send(_PING, text=True)
                     await asyncio.sleep(self.options.patience)
             if self._heard < asked and not self._is_held:
                 LOG.info("nothing was heard of the server for %.0f s", loop.time() - self._heard)

@@ -32,7 +32,7 @@ class Kind(Enum):
     ENTERING = auto()
     """It asks to enter a channel: whoever keeps the list of them asks again."""
     BOUND = auto()
-    """It means something in this session only."""
+    """It means something on this connection only: it is forgotten."""
 
 
 class Request:
@@ -226,7 +226,8 @@ class Outbox:
             expires_at: until when those may wait that were to be sent by then.
         """
         self._again.clear()
-        for request in [request for request in self._queue if request.kind is Kind.ENTERING]:
+        moot = {Kind.ENTERING, Kind.BOUND}
+        for request in [request for request in self._queue if request.kind in moot]:
             self.remove(request)
         asked = [request for request in self._sent.values() if request.kind is Kind.ASKED]
         for request in list(self._sent.values()):
@@ -263,8 +264,6 @@ class Outbox:
             self._again.extend(kept)
             return
         self._sent.clear()
-        for request in [request for request in self._queue if request.kind is Kind.BOUND]:
-            self.remove(request)
         for request in reversed(kept):
             if request.retry and request.done is not None and not request.done.done():
                 self._renew(request)

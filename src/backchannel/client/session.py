@@ -46,8 +46,6 @@ class Session:
         self.outbox.max_message = frame.max_message
         self.outbox.greeted(resumed=frame.resumed)
         self.outbox.first(client._channels.greeted(frame))
-        if not frame.resumed:
-            client._answers.stop()
         if client._first is not None and not client._first.done():
             client._first.set_result(None)
         client._set_state("open")
@@ -106,6 +104,7 @@ class Session:
         now = asyncio.get_running_loop().time()
         self.outbox.disconnected(None if seconds is None else now + seconds)
         client._channels.disconnected()
+        client._answers.stop()  # the server waits for nothing of another connection
         client._watch_expiry()
         client._set_state("waiting")
 
