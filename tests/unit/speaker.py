@@ -11,9 +11,14 @@ import json
 import secrets
 from collections import defaultdict
 from contextlib import suppress
+from pathlib import Path
 
+from jsonschema import Draft202012Validator
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
+
+SCHEMA = Path(__file__).parents[2] / "docs/protocol/client.schema.json"
+VALID = Draft202012Validator(json.loads(SCHEMA.read_text()))
 
 
 class Peer:
@@ -101,6 +106,7 @@ class Speaker:
         self.plain = set()
         self.hello = {}
         self.events = {"add": lambda data: data["a"] + data["b"]}
+        self.invalid = []  # what is wrong with clients' frames, by the schema
         self._news = asyncio.Event()
 
     async def __aenter__(self):
@@ -122,6 +128,7 @@ class Speaker:
             peer.cut()
         self._server.close()
         await self._server.wait_closed()
+        assert self.invalid == []
 
     def _request(self, connection, request):
         if (refusal := self.refuse(request)) is None:
@@ -160,11 +167,11 @@ class Speaker:
         self._news.set()
         with suppress(ConnectionClosed):
             async for message in socket:
+                head, _, body = message.partition("\n" if isinstance(message, str) else b"\n")
+                frame = json.loads(head)
+                self.invalid += [error.message for error in VALID.iter_errors(frame)]
                 if isinstance(message, bytes):
-                    head, _, body = message.partition(b"\n")
-                    frame = {**json.loads(head), "data": body}
-                else:
-                    frame = json.loads(message)
+                    frame["data"] = body
                 what = self.before(peer, frame)
                 peer.hear(frame)
                 if peer.session and what != "cut":  # it has its newer token

@@ -201,6 +201,17 @@ async def test_a_server_that_speaks_no_v1_ends_the_client_with_a_word(speaker, s
         assert peer.socket.close_code == 1002
 
 
+def test_the_clients_frames_have_what_the_servers_frames_have():
+    from backchannel.client import frames
+    from backchannel.dialect.frames import FromServer
+
+    fields = {field.name for field in msgspec.structs.fields(frames.Incoming)}
+    for kind in FromServer.__args__:
+        assert kind.__struct_config__.tag in frames._KNOWN
+        assert {field.name for field in msgspec.structs.fields(kind)} - {"again"} <= fields
+    assert len(frames._KNOWN) == len(FromServer.__args__)
+
+
 # ── coming back ─────────────────────────────────────────────────────────────────────────────
 
 
