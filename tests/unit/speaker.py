@@ -93,7 +93,8 @@ class Speaker:
         plain: channels without history.
     """
 
-    def __init__(self):
+    def __init__(self, ssl=None):
+        self.ssl = ssl
         self.peers = []
         self.history = defaultdict(list)
         self.messages = []
@@ -116,11 +117,12 @@ class Speaker:
             0,
             subprotocols=["backchannel.v1.json"],
             process_request=self._request,
+            ssl=self.ssl,
             ping_interval=None,
             close_timeout=1,
         )
         self.port = self._server.sockets[0].getsockname()[1]
-        self.url = f"ws://127.0.0.1:{self.port}/ws"
+        self.url = f"{'wss' if self.ssl else 'ws'}://127.0.0.1:{self.port}/ws"
         return self
 
     async def __aexit__(self, *_):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import ssl
 import subprocess
 import sys
 from dataclasses import dataclass
 
 import msgspec
 import pytest
+import trustme
 from speaker import Speaker
 
 from backchannel.client import (
@@ -521,6 +523,19 @@ async def test_no_token_stands_in_a_log_line(speaker, caplog):
         assert word not in str(lines)
 
 
+async def test_a_certificate_is_checked_and_who_signed_it_can_be_said():
+    authority = trustme.CA()
+    ours, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(ours)
+    authority.configure_trust(trusting)
+    async with Speaker(ssl=ours) as speaker:
+        with pytest.raises(Unreachable, match=r"not to be trusted, .*pass connect\(ssl=…\)"):
+            await connect(speaker.url).__aenter__()
+        async with connect(speaker.url, ssl=trusting, proxy=False) as client:
+            await client.deliver("safe")
+    assert speaker.messages == ["safe"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
@@ -611,6 +626,21 @@ async def test_what_waited_too_long_is_not_sent(speaker, states, caplog):
         await client.deliver("after")
     assert speaker.messages == ["after"]
     assert "1 messages waited" in caplog.text
+
+
+async def test_what_the_next_server_finds_too_large_is_not_sent(speaker, states, caplog):
+    async with connect(speaker.url, on_state=states) as client:
+        await offline(speaker, client, states)
+        speaker.hello = {"max_message": 1000}
+        await client.send("x" * 2000)
+        delivering = asyncio.create_task(client.deliver("x" * 2000))
+        await asyncio.sleep(0)
+        speaker.refuse = lambda _: None
+        with pytest.raises(UnsendableMessage, match="the server takes 1000"):
+            await delivering
+        await client.deliver("after")
+    assert speaker.messages == ["after"]
+    assert "was not sent" in caplog.text
 
 
 async def test_a_call_waits_for_a_connection_no_longer_than_its_timeout(speaker, states):
@@ -961,6 +991,21 @@ async def test_who_waits_for_an_answer_behind_what_is_not_read_is_told(
         speaker.before = lambda *_: None
         await client.deliver("y")
     assert "reads no more from its socket" in caplog.text
+
+
+async def test_a_channel_that_was_left_holds_nothing_up(speaker):
+    async with connect(speaker.url, max_unread=10_000) as client:
+        left = await client.subscribe("news").ready()
+        for n in range(9):
+            await speaker.publish("news", [n, "x" * 750])
+        await client.deliver("sync")
+        await left.unsubscribe()
+        other = await client.subscribe("other").ready()
+        for n in range(100):
+            await speaker.publish("other", [n, "x" * 750])
+            assert (await anext(other)).data[0] == n
+        assert [event.data[0] async for event in left] == list(range(9))
+        assert client._unread.used == 0
 
 
 async def test_closing_does_not_wait_for_what_is_not_read(speaker):

@@ -9,7 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from speaker import Speaker
 
-from backchannel.client import Closed, NotAdmitted, Publication, ServerError, returning
+from backchannel.client import (
+    Closed,
+    NotAdmitted,
+    OutcomeUnknown,
+    Publication,
+    ServerError,
+    returning,
+)
 from backchannel.client.blocking import connect
 
 
@@ -148,6 +155,38 @@ def test_answers_and_tokens_may_block_and_use_the_client(running):
         assert running(peer.expect("reply"))["data"] == 3
     assert peer.request.headers["Authorization"] == "Bearer t1"
     assert asked != ["backchannel client"]
+
+
+def test_an_answer_may_close_the_client(running):
+    with connect(running.url) as client:
+
+        @client.answer("go")
+        def answer(data):
+            client.close()
+
+        running(running.speaker.peers[0].say("call", id=1, event="go", data=None))
+        client.wait_closed()
+        assert list(client) == []
+
+
+def test_calls_of_other_threads_end_when_it_is_closed(running):
+    """Whatever they do at that moment: none waits for an event loop that has ended."""
+    for _ in range(20):
+        with connect(running.url) as client, ThreadPoolExecutor(3) as threads:
+
+            def use(client=client):
+                try:
+                    while True:
+                        client.send("x")
+                        client.deliver("y")
+                except (Closed, OutcomeUnknown) as error:
+                    return error
+
+            using = [threads.submit(use) for _ in range(3)]
+            client.deliver("z")
+            client.close()
+            for future in using:
+                assert future.result(10) is not None
 
 
 def test_what_would_wait_for_itself_raises(running):

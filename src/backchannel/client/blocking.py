@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from inspect import iscoroutinefunction
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 from backchannel.client import client as awaiting
 from backchannel.client import subscription as awaited
@@ -19,6 +21,9 @@ from backchannel.client.events import Event, Member
 from backchannel.client.opening import connect as make
 
 __all__ = ["Client", "Subscription", "connect"]
+
+GOODBYE: Final = 5.0
+"""Seconds for what other threads do with a client at the moment in which it is closed."""
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,6 +58,11 @@ class _Loop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        # What runs in its threads may close the client, so that nobody waits for them.
+        self._workers = ThreadPoolExecutor(thread_name_prefix="backchannel client")
+        self._loop.set_default_executor(self._workers)
+        self._lock = threading.Lock()
+        self._is_stopped = False
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="backchannel client", daemon=True
         )
@@ -72,10 +82,11 @@ class _Loop:
                 "this would wait for itself: what the client's event loop calls must not call the "
                 "client; use backchannel.client in async code"
             )
-        if self._loop.is_closed():
-            work.close()
-            raise Closed(1000, "by the client")
-        running = asyncio.run_coroutine_threadsafe(_in_time(work, seconds), self._loop)
+        with self._lock:
+            if self._is_stopped:
+                work.close()
+                raise Closed(1000, "by the client")
+            running = asyncio.run_coroutine_threadsafe(_in_time(work, seconds), self._loop)
         try:
             return running.result()
         except BaseException:
@@ -91,13 +102,27 @@ class _Loop:
         return self.run(call())
 
     def stop(self) -> None:
-        """End it; does nothing the second time."""
-        if self._loop.is_closed():
-            return
+        """End it, when all that runs there has ended; does nothing the second time."""
+        with self._lock:
+            if self._is_stopped:
+                return
+            self._is_stopped = True
+            finishing = asyncio.run_coroutine_threadsafe(_finish(), self._loop)
+        finishing.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._workers.shutdown(wait=False)
         self._loop.close()
+
+
+async def _finish() -> None:
+    """Let the others see that the client has ended; what does not end by that is cancelled."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        _, pending = await asyncio.wait(others, timeout=GOODBYE)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
 
 
 async def _in_time(work: Coroutine[Any, Any, T], seconds: float | None) -> T:
@@ -114,7 +139,6 @@ class Client:
     def __init__(self, client: awaiting.Client):
         self._client = client
         self._loop: _Loop | None = None
-        self._closing = threading.Lock()
 
     def __repr__(self) -> str:
         return repr(self._client)
@@ -142,13 +166,10 @@ class Client:
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Leave for good, as ``backchannel.client.Client.close``; other threads' calls end."""
-        with self._closing:
-            if self._loop is not None:
-                try:
-                    self._loop.run(self._client.close(code, reason))
-                except Closed:
-                    return
-                self._loop.stop()
+        if self._loop is not None:
+            with suppress(Closed):  # by another thread
+                self._loop.run(self._client.close(code, reason))
+            self._loop.stop()
 
     @property
     def state(self) -> State:

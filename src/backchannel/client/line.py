@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
@@ -61,7 +61,7 @@ class Options:
     token: Token | None
     headers: Mapping[str, str]
     ssl: tls.SSLContext | None
-    proxy: str | bool | None
+    proxy: str | Literal[True] | None
     patience: float
     first_seconds: float | None
     max_message: int
@@ -207,7 +207,7 @@ class Line:
             options.url,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             additional_headers=headers,
-            proxy=options.proxy,  # type: ignore[arg-type] # False is as good as None
+            proxy=options.proxy,
             open_timeout=2 * options.patience,
             close_timeout=options.patience,
             ping_interval=None,

@@ -80,7 +80,9 @@ def connect(
     all_headers = dict(headers or {})
     if cookies:
         all_headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items())
-    options = Options(url, token, all_headers, ssl, proxy, patience, first_seconds, max_message)
+    options = Options(
+        url, token, all_headers, ssl, proxy or None, patience, first_seconds, max_message
+    )
     return Client(
         options, Outbox(queue_messages, queue_bytes), Unread(max_unread), queue_seconds, on_state
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from backchannel.client.errors import OutcomeUnknown, QueueExpired, QueueFull, ServerError
 from backchannel.client.frames import OVERHEAD, Body, Incoming, pack
+from backchannel.client.streams import LOG
 from backchannel.errors import UnsendableMessage
 
 if TYPE_CHECKING:
@@ -174,7 +175,9 @@ class Outbox:
             frame, is_text = self._frame(request, again=again)
             if self.max_message is not None and len(frame) > self.max_message:
                 self._sent.pop(request.id or 0, None)
-                request.fail(self._too_large(len(frame)))
+                error = self._too_large(len(frame))
+                if not request.fail(error):
+                    LOG.warning("a frame was not sent: %s", error)
                 continue
             if request.has_answer and request.id is not None:
                 self._sent[request.id] = request

@@ -127,6 +127,7 @@ class Stream(Generic[T]):
         """Say that nothing follows what is there; readers then get the error, or Ended."""
         if self._end is None:
             self._end = error or Ended()
+            self._unread.take(self._size)  # it grows no more, and need hold nothing up
             while self._waiting:
                 self._wake()
 
@@ -160,7 +161,8 @@ class Stream(Generic[T]):
     def _pop(self) -> T:
         item, size = self._items.popleft()
         self._size -= size
-        self._unread.take(size)
+        if self._end is None:
+            self._unread.take(size)
         return item
 
     def _wake(self) -> None:
