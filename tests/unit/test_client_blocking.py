@@ -87,7 +87,9 @@ def test_everything_is_there(running):
         running(peer.say("message", data="late"))
         running(peer.say("message", data="later"))
         assert [next(iter(client)) for _ in range(2)] == ["late", "later"]
+        events = client.subscribe("more")
     assert client.state == "closed"
+    assert list(client) == list(events) == []
     assert running.speaker.messages == ["one", {"two": 2}]
     assert not [t for t in threading.enumerate() if t.name == "backchannel client"]
 

@@ -428,6 +428,10 @@ class _Iterator(Iterator[T]):
             except StopAsyncIteration:  # which no future may raise
                 return ()
 
-        for item in self._loop.run(following()):
-            return item
+        try:
+            for item in self._loop.run(following()):
+                return item
+        except Closed as error:
+            if error.code != 1000:
+                raise
         raise StopIteration
