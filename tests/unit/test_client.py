@@ -1074,6 +1074,26 @@ async def test_closing_ends_the_session_and_tells_everyone_who_waits(speaker):
         assert client.state == "closed"
 
 
+async def test_it_closes_with_the_applications_code_if_that_is_one(speaker):
+    async with connect(speaker.url) as client:
+        with pytest.raises(ValueError, match="only ever reported"):
+            await client.close(1006)
+        with pytest.raises(ValueError, match="124 bytes"):
+            await client.close(1000, "x" * 124)
+        await client.deliver("still open")
+
+        @client.on_message
+        async def leave(message):
+            await client.close(4100, message)
+
+        peer = await speaker.peer()
+        await peer.say("message", data="bye")
+        await client.wait_closed()  # which is no error: the application closed it
+        assert [message async for message in client] == []
+        await peer.socket.wait_closed()
+        assert (peer.socket.close_code, peer.socket.close_reason) == (4100, "bye")
+
+
 async def test_closing_while_there_is_no_connection_is_at_once(speaker, states):
     async with connect(speaker.url, on_state=states) as client:
         await offline(speaker, client, states)

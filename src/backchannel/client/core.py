@@ -13,8 +13,9 @@ from backchannel.client.errors import Closed, OutcomeUnknown
 from backchannel.client.frames import Body, Received
 from backchannel.client.line import Line, Options
 from backchannel.client.outbox import Kind, Outbox, Request
-from backchannel.client.session import Session, is_normal
+from backchannel.client.session import Session
 from backchannel.client.streams import LOG, Stream, Unread
+from backchannel.codes import check_close
 
 if TYPE_CHECKING:
     from backchannel.client.client import Client
@@ -62,6 +63,7 @@ class Core:
         self._first: asyncio.Future[None] | None = None
         self._changed: asyncio.Future[None] | None = None
         self._error: Exception | None = None
+        self._told: Exception | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._readers: set[asyncio.Task[None]] = set()
 
@@ -111,7 +113,11 @@ class Core:
         Args:
             code: the close code; 1000 is what ends the session.
             reason: at most 123 bytes of UTF-8.
+
+        Raises:
+            ValueError: a code that can't be sent, or a reason that is too long.
         """
+        check_close(code, reason)
         if self._line is None or self._task is None:
             return
         self._unread.lift()
@@ -123,10 +129,11 @@ class Core:
         await asyncio.wait([self._task])
         if closing is not None:
             self._end(closing, None)
-        for task in self._readers:
+        readers = self._readers - {asyncio.current_task()}
+        for task in readers:
             task.cancel()
-        if self._readers:
-            await asyncio.wait(self._readers)
+        if readers:
+            await asyncio.wait(readers)
 
     async def wait_open(self) -> None:
         """Wait until there is a connection; returns at once where there is one.
@@ -148,8 +155,8 @@ class Core:
         """
         if self._task is not None:
             await asyncio.wait([self._task])
-        if self._error is not None and not is_normal(self._error):
-            raise self._error.with_traceback(None)
+        if self._told is not None:
+            raise self._told.with_traceback(None)
 
     # Inside.
 
@@ -221,7 +228,7 @@ class Core:
     def _end(self, error: Exception, told: Exception | None) -> None:
         if self._error is not None:
             return
-        self._error = error
+        self._error, self._told = error, told
         self._outbox.close(
             lambda sent: (
                 OutcomeUnknown(f"{error}; it may have been done, or not") if sent else error
