@@ -90,6 +90,7 @@ def test_everything_is_there(running):
         events = client.subscribe("more")
     assert client.state == "closed"
     assert list(client) == list(events) == []
+    client.wait_closed()
     assert running.speaker.messages == ["one", {"two": 2}]
     assert not [t for t in threading.enumerate() if t.name == "backchannel client"]
 

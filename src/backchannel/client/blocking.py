@@ -205,7 +205,11 @@ class Client:
 
     def wait_closed(self) -> None:
         """Wait until the client has ended for good; see ``backchannel.client.Client``."""
-        self._run(self._client.wait_closed())
+        try:
+            self._run(self._client.wait_closed())
+        except Closed:  # maybe by another thread, a moment ago
+            if self._client._told is not None:
+                raise self._client._told from None
 
     def send(self, data: Any) -> None:
         """Send a message to the listener, at most once; see ``backchannel.client.Client.send``."""
