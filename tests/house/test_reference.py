@@ -9,6 +9,8 @@ import pytest
 
 import backchannel
 from backchannel import AsyncPublisher, Audience, Connection, Hub, Publisher, Request, Sent
+from backchannel.client import Client, Subscription
+from backchannel.client import blocking as blocking_client
 from backchannel.publisher.awaiting import AsyncPublisherAudience
 from backchannel.publisher.blocking import PublisherAudience
 from backchannel.runtime import Health
@@ -70,8 +72,23 @@ def test_publishers_have_what_their_section_says(kind, closes):
     }  # fmt: skip
 
 
+def test_clients_have_what_their_section_says():
+    codes = [code for row in rows("Client") for code in re.findall("`(.+?)`", row)]
+    named = {re.match(r"(?:await )?(\w+)", code)[1] for code in codes}
+    there = {
+        kind: {name for name in dir(kind) if not name.startswith("_")}
+        for kind in (Client, Subscription, blocking_client.Client, blocking_client.Subscription)
+    }
+    assert set().union(*there.values()) <= named
+    made = {"state", "id", "user", "resumed", "channel", "position", "Subscription", "async"}
+    kinds = {"Publication", "Lost", "Snapshot", "Join", "Leave", "Unsubscribed", "Event", "Member"}
+    assert named - made - kinds <= there[Client] | there[Subscription]
+    assert there[Client] - there[blocking_client.Client] == {"on_message"}
+    assert there[Subscription] <= there[blocking_client.Subscription]
+
+
 def test_every_name_that_the_package_exports_is_there():
-    for name in backchannel.__all__:
+    for name in (*backchannel.__all__, *backchannel.client.__all__):
         assert re.search(rf"\b{name}\b", PAGE), name
 
 

@@ -1,6 +1,6 @@
 """The frames of dialect v1, as docs/protocol.md has them. Pure: bytes in, bytes out.
 
-Both ends read and write by these: the hub, and ``backchannel.client``.
+The hub reads and writes by these; ``backchannel.client`` has its own, written from the page alone.
 """
 
 from __future__ import annotations
