@@ -56,6 +56,8 @@ class Session:
         match frame.type:
             case "message":
                 client._messages.put(received, received.size)
+            case "lost" if not frame.channel:
+                LOG.warning("messages to this client may have been lost")
             case "publication" | "lost" | "snapshot" | "join" | "leave":
                 client._channels.received(received)
             case "subscribed" | "unsubscribed":

@@ -204,9 +204,9 @@ class Unsubscribed(Struct, tag="unsubscribed", tag_field="type", omit_defaults=T
 
 
 class Lost(Struct, tag="lost", tag_field="type", omit_defaults=True):
-    """Some of a channel are missing, here."""
+    """Some of a channel are missing, here; without one, of what was for the client itself."""
 
-    channel: str | None
+    channel: str | UnsetType = UNSET
     position: Place | UnsetType = UNSET
 
 

@@ -185,7 +185,7 @@ class SpeakingConnection(Connection):
 
     def _lost(self, channel: str | None, position: Position | None) -> None:
         """Tell the client that some of a channel are missing from here."""
-        frame = frames.Lost(channel)
+        frame = frames.Lost() if channel is None else frames.Lost(channel)
         if position is not None:
             frame.position = str(position)
         self.tell(frame)
