@@ -35,6 +35,7 @@ class Sender:
         self.crowd, self.ledger, self.rng = crowd, ledger, rng
         self.publisher = AsyncPublisher(url, hub="chaos", timeout=1.5)
         self.numbers = self.times = 0
+        self.turn = asyncio.Lock()  # the last word waits for what is still under way
         self.talks = True
 
     async def live(self) -> None:
@@ -50,6 +51,10 @@ class Sender:
         self, channel: str, to: list[str] | None = None, exclude: list[str] | None = None
     ) -> str:
         """Publish something to a channel, or past all channels; return its id."""
+        async with self.turn:
+            return await self._say(channel, to, exclude)
+
+    async def _say(self, channel: str, to: list[str] | None, exclude: list[str] | None) -> str:
         self.numbers += 1
         said = Said(
             f"{self.name}-{self.numbers}", channel, f"{self.name}/{self.times}", self.numbers,
