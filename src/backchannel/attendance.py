@@ -6,7 +6,7 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -23,12 +23,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Attendance", "check_callback"]
 
+ONLINE: Final = "$online"
+"""The channel, as it were, that all users are in who are connected to any node."""
+
 MemberCallback = Callable[[str, str], Any]
 _encoder = msgspec.msgpack.Encoder()
 
 
 class Attendance:
-    """A hub's side of presence. Where no rule says presence, nothing here is called.
+    """A hub's side of presence.
+
+    Where no rule says presence, and nobody wants to know who is online on several nodes, nothing
+    here is called.
 
     Args:
         hub: the hub.
@@ -62,10 +68,18 @@ class Attendance:
         for channel in ws._channels:
             self.changed(ws, channel)
 
+    def came_or_went(self, user: str) -> None:
+        """Announce that a user's devices here may be none, or the first one."""
+        if self._hub.presence.is_wanted:
+            self._broker.announce(ONLINE, user)
+
     def attending(self) -> Iterator[tuple[str, str]]:
         """Name each channel with presence and each user in it here, some more than once."""
+        is_wanted = self._hub.presence.is_wanted
         for ws in list(self._hub.roster.everyone):
             if ws.user is not None:
+                if is_wanted:
+                    yield ONLINE, ws.user
                 for channel in ws._channels:
                     if self._hub.rules.has_presence(channel):
                         yield channel, ws.user
@@ -73,6 +87,8 @@ class Attendance:
     def devices(self, channel: str, user: str) -> bytes:
         """Describe a user's connections here that are in a channel; empty where there are none."""
         all_ = self._hub.roster.members(Target("user", user))
+        if channel == ONLINE:
+            return b"1" if all_ else b""
         found = [packed(self._hub.info(ws)) for ws in all_ if channel in ws._channels]
         if not found:
             return b""
@@ -118,9 +134,10 @@ class Attendance:
         """Call on_join or on_leave; see ``contracts.Node``."""
         if self._hub.is_stopping:
             return
-        event = frames.Join(channel, user) if joined else frames.Leave(channel, user)
-        self._hub._publish_event(Target("channel", channel), frames.write(event))
-        if (self.on_join if joined else self.on_leave) is None:
+        if channel != ONLINE:
+            event = frames.Join(channel, user) if joined else frames.Leave(channel, user)
+            self._hub._publish_event(Target("channel", channel), frames.write(event))
+        if self._callback(channel, joined=joined) is None:
             done()
             return
         waiting = self._to_tell.get((channel, user))
@@ -136,9 +153,17 @@ class Attendance:
         """Tell of one user in one channel, one after the other."""
         while waiting:
             joined, done = waiting.popleft()
-            await tell(self.on_join if joined else self.on_leave, channel, user)
+            named = (user,) if channel == ONLINE else (channel, user)
+            await tell(self._callback(channel, joined=joined), *named)
             done()
         del self._to_tell[channel, user]
+
+    def _callback(self, channel: str, *, joined: bool) -> Callable[..., Any] | None:
+        """Return what is to be called."""
+        if channel == ONLINE:
+            presence = self._hub.presence
+            return presence.on_online if joined else presence.on_offline
+        return self.on_join if joined else self.on_leave
 
 
 def check_callback(callback: Any, name: str) -> MemberCallback:

@@ -92,8 +92,8 @@ class Cluster:
 
     @property
     def keeps_presence(self) -> bool:
-        """Some rule says presence."""
-        return self._hub.rules.presence
+        """Some rule says presence, or somebody wants to know who is online."""
+        return self._hub.rules.presence or self._hub.presence.is_wanted
 
     def attending(self) -> Iterable[tuple[str, str]]:
         """Name who is in the channels with presence here."""

@@ -148,6 +148,8 @@ class Dispatch(Caller):
             self._hub.attendance.ended(ws)
         if self._hub.cluster.is_shared:
             self._hub.cluster.release(ws)
+            if ws.user is not None and self._opened:
+                self._hub.attendance.came_or_went(ws.user)
         self._hub.expiry.discard(self)
         ws._link.close(reason.code, reason.text)
         keep = not self._hub.settings.cancel_on_close and reason.by == "client" and self._opened

@@ -87,6 +87,8 @@ class HubCore(Publishing, Access):
         self.dispatches: set[Dispatch] = set()
         self.endpoints = Endpoints(casefold=settings.casefold_channels)
         self.presence = Presence()
+        if self.cluster.is_shared:
+            self.presence.announce = self.attendance.came_or_went
         self.guard = Guard(settings)
         self.expiry = Expiry()
         self.farewells = Farewells()

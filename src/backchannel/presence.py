@@ -1,4 +1,7 @@
-"""Which users are online: told when the first device comes and when the last one goes."""
+"""Which users are online: told when the first device comes and when the last one goes.
+
+Where there are other nodes, they are asked too: see ``attendance``.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,38 @@ __all__ = ["Presence", "tell"]
 
 
 class Presence:
-    """The users with connections on this node.
+    """The users with connections.
 
     Attributes:
+        announce: where there may be other nodes, called with a user of whom a device has come.
         on_online: called with a user whose first device has come.
         on_offline: called with a user whose last device has gone.
     """
 
-    __slots__ = ("_users", "on_offline", "on_online")
+    __slots__ = ("_users", "announce", "on_offline", "on_online")
 
     def __init__(self) -> None:
         self.on_online: Callable[[str], Any] | None = None
         self.on_offline: Callable[[str], Any] | None = None
+        self.announce: Callable[[str], None] | None = None
         self._users: dict[str, Occupancy] = {}
+
+    @property
+    def is_wanted(self) -> bool:
+        """Somebody wants to know."""
+        return self.on_online is not None or self.on_offline is not None
 
     def came(self, user: str | None) -> Coroutine[Any, Any, None] | None:
         """Return what notes that one of a user's devices has come, and announces the first one.
 
         It is run beside the connection, which neither waits for it nor cuts it short: the
-        application may subscribe the user's devices in there. None when nobody wants to know;
-        else the caller calls ``went`` in the end.
+        application may subscribe the user's devices in there. None when nobody wants to know, or
+        all nodes are asked; else the caller calls ``went`` in the end.
         """
-        if user is None or (self.on_online is None and self.on_offline is None):
+        if user is None or not self.is_wanted:
+            return None
+        if self.announce is not None:
+            self.announce(user)
             return None
         occupancy = self._users.setdefault(user, Occupancy())
         return occupancy.enter(functools.partial(tell, self.on_online, user))

@@ -128,6 +128,45 @@ async def test_two_devices_on_two_nodes_are_one_user(node, redis_server, told):
     assert await two.channel("room:a").users() == []
 
 
+async def test_a_user_is_online_on_all_nodes_together(redis_server):
+    """Told once, when the first device comes to any node and when the last one has gone."""
+    heard = asyncio.Queue()
+    hubs = []
+    for number in range(2):
+        hub = Hub(
+            broker=redis_server.url,
+            name="online",
+            authenticate=lambda request: request.query.get("user"),
+            presence_moment=0.2,
+            presence_lease=1,
+        )
+        hub.add("/ws/{channel}", Listener)
+        hub.on_user_online(lambda user, n=number: heard.put_nowait((n, user, "online")))
+        hub.on_user_offline(lambda user, n=number: heard.put_nowait((n, user, "offline")))
+        await hub.start()
+        hubs.append(hub)
+    one, two = hubs
+
+    async def next_word():
+        async with asyncio.timeout(10):
+            return (await heard.get())[1:]
+
+    async with visit(one, "ana"):
+        assert await next_word() == ("ana", "online")
+        async with visit(two, "ana"), visit(two, "bob"):
+            assert await next_word() == ("bob", "online")
+        assert await next_word() == ("bob", "offline")
+    async with visit(two, "ana"):  # back within the moment, at another node
+        pass
+    assert await next_word() == ("ana", "offline")
+    async with visit(two, "eve"):
+        assert await next_word() == ("eve", "online")
+        await two.stop()
+        assert await next_word() == ("eve", "offline")
+    assert heard.empty()
+    await one.stop()
+
+
 async def test_who_comes_back_at_another_node_within_the_moment_never_left(
     node, redis_server, told
 ):
