@@ -65,6 +65,7 @@ class Access:
         ttl: float = 3600,
         replay: int = 0,
         presence: bool = False,
+        snapshot: Callable[..., Any] | None = None,
         **unknown: Never,
     ) -> None:
         """Say who may enter the channels of a pattern, who may publish to them, and what is kept.
@@ -89,6 +90,10 @@ class Access:
                 ones, as far as they were for this one; at most ``history``.
             presence: True keeps which users are in each channel, on all nodes: for ``on_join``,
                 ``on_leave`` and ``await hub.channel(name).users()``.
+            snapshot: ``def``, ``async def`` or ``@threaded def``, called by name with what it names
+                of ``ws``, ``channel`` and the pattern's variables; returns the channel's state and
+                the position that it belongs to. Clients of the dialect v1 that enter without a
+                position, or have lost some, are sent it, and then what came after it.
             unnamed: refused: subscribe and publish are given by name.
             unknown: refused, with what was probably meant.
 
@@ -114,6 +119,7 @@ class Access:
                 ttl=ttl,
                 replay=replay,
                 presence=presence,
+                snapshot=snapshot,
                 casefold=casefold,
             )
         )

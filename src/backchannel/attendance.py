@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from backchannel.contracts import Broker, Target
+from backchannel.dialect import frames
 from backchannel.errors import ListenerError
 from backchannel.info import User, packed, unpacked
 from backchannel.observe import LISTENER
@@ -117,6 +118,8 @@ class Attendance:
         """Call on_join or on_leave; see ``contracts.Node``."""
         if self._hub.is_stopping:
             return
+        event = frames.Join(channel, user) if joined else frames.Leave(channel, user)
+        self._hub.publish_event(Target("channel", channel), frames.write(event))
         if (self.on_join if joined else self.on_leave) is None:
             done()
             return

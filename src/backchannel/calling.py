@@ -21,6 +21,7 @@ from backchannel.threads import call_in_thread
 
 if TYPE_CHECKING:
     from backchannel.connection import Connection
+    from backchannel.history import Position
     from backchannel.hub import HubCore
     from backchannel.listener import Callback
 
@@ -143,7 +144,7 @@ class Caller(Sequence):
     def _report_slow(self, callback: Callback, seconds: float) -> None:
         report_slow(callback.name, callback.where, seconds, self._hub.settings.slow_callback)
 
-    def tell_lost(self, channel: str) -> None:
+    def tell_lost(self, channel: str, position: Position | None = None) -> None:  # noqa: ARG002
         """Tell on_lost that this connection missed some of a channel; at once where it is idle."""
         callback = self.endpoint.callbacks.on_lost
         if callback is None or self.ws.reason is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from backchannel.history import Follower
@@ -11,12 +12,19 @@ if TYPE_CHECKING:
     from backchannel.connection import Connection
     from backchannel.contracts import Broker, Publication
     from backchannel.history import Position
+    from backchannel.messages import Frame
     from backchannel.roster import Roster
 
 __all__ = ["CatchUp", "CatchUps", "Missed", "release_slowly"]
 
 PAGE: Final = 100
 """Publications that are read from history at a time."""
+
+SNAPSHOTS: Final = 3
+"""Times that a snapshot may be so old that its position is not in the history any more."""
+
+Snapshotting = Callable[[], Awaitable[tuple["Frame", bool, "Position"]]]
+"""Returns the state, whether it is JSON, and the position that it belongs to."""
 
 CHUNK: Final = 64 * 1024
 """Bytes that a client is sent of history before it is waited for: an outbox has room for them."""
@@ -28,17 +36,22 @@ class Missed:
     Args:
         since: the last position it had; None begins with the newest publications.
         replay: how many of these it gets, where ``since`` is None.
+        snapshot: makes the channel's state, that it gets instead where ``since`` is None, and after
+            a loss.
 
     Attributes:
         lost: some that it missed are not there any more.
         position: up to where it has all, or all there is; None before it is in.
     """
 
-    __slots__ = ("lost", "position", "replay", "since")
+    __slots__ = ("lost", "position", "replay", "since", "snapshot")
 
-    def __init__(self, since: Position | None, replay: int = 0):
+    def __init__(
+        self, since: Position | None, replay: int = 0, snapshot: Snapshotting | None = None
+    ):
         self.since = since
         self.replay = replay
+        self.snapshot = snapshot
         self.lost = False
         self.position: Position | None = None
 
@@ -54,7 +67,9 @@ class CatchUp:
         roster: knows who a publication is for.
     """
 
-    __slots__ = ("_broker", "_follower", "_missed", "_ready", "_roster", "channel", "ws")
+    __slots__ = (
+        "_broker", "_follower", "_missed", "_ready", "_roster", "_snapshots", "channel", "ws",
+    )  # fmt: skip
 
     def __init__(
         self, ws: Connection, channel: str, missed: Missed, broker: Broker, roster: Roster
@@ -65,12 +80,13 @@ class CatchUp:
         self._broker = broker
         self._roster = roster
         self._follower: Follower[Publication] = Follower(missed.since)
-        self._ready: list[Publication] = []
+        self._ready: list[tuple[Position, Publication]] = []
+        self._snapshots = 0
 
     def hear(self, position: Position, publication: Publication) -> None:
         """Take what was just published to the channel."""
         if self._follower.hear(position, publication):
-            self._ready.append(publication)
+            self._ready.append((position, publication))
 
     async def fill(self) -> None:
         """Send what was missed, as fast as the client takes it.
@@ -78,6 +94,8 @@ class CatchUp:
         Raises:
             Exception: the broker can't be asked.
         """
+        if self._missed.snapshot is not None and self._missed.since is None and not self._snapshots:
+            await self._begin_with(self._missed.snapshot)
         while not self.is_complete and self.ws.reason is None:
             if self._follower.asks:
                 await self._ask()
@@ -106,19 +124,38 @@ class CatchUp:
         limit = self._missed.replay if follower.position is None else PAGE
         page = await self._broker.history(self.channel, follower.position, limit)
         ready, lost = follower.learn(page)
-        self._ready += [publication for _, publication in ready]
-        self._missed.lost = self._missed.lost or lost
+        if lost:
+            self._missed.lost = True
+            if self.ws.speaks:
+                self.ws._lost(self.channel, follower.position)
+            if self._missed.snapshot is not None:
+                await self._begin_with(self._missed.snapshot)
+                return
+        self._ready += ready
+
+    async def _begin_with(self, snapshot: Snapshotting) -> None:
+        """Send the channel's state, and go on from there."""
+        self._snapshots += 1
+        if self._snapshots > SNAPSHOTS:
+            raise LookupError(
+                f"{SNAPSHOTS} snapshots of {self.channel!r} were older than its history: they "
+                "belong to positions that are not kept any more"
+            )
+        frame, is_json, position = await snapshot()
+        self.ws._begin_with(self.channel, frame, position, is_json=is_json)
+        self._follower = Follower(position)  # what was heard meanwhile, history has
+        self._ready.clear()
 
     async def _send(self) -> None:
         size = 0
         due, self._ready = self._ready, []
-        for publication in due:
+        for position, publication in due:
             if size > CHUNK:
                 size = 0
                 await asyncio.sleep(0)  # what was queued is written at the end of the turn
                 await self.ws._link.drained()
             if self._roster.is_for(publication, self.ws):
-                self.ws._push(publication.frame, self.channel)
+                self.ws._take(publication, position, self.channel)
                 size += len(publication.frame)
 
 

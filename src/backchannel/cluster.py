@@ -11,6 +11,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from backchannel.about import About
+from backchannel.codes import meaning_of
 from backchannel.connection import CloseReason
 from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
@@ -199,7 +200,7 @@ class Cluster:
                 ready, lost = follower.learn(page)
                 members = self._hub.roster.members(Target("channel", channel))
                 if lost or (is_new and members):  # who entered while the broker was away
-                    self._tell_lost(channel, members)
+                    self._tell_lost(channel, members, follower.position)
                 for position, publication in ready:
                     self._hub._deliver(publication, position)
         except BrokerUnavailable:
@@ -208,10 +209,10 @@ class Cluster:
             self._filling.pop(follower, None)
 
     @staticmethod
-    def _tell_lost(channel: str, members: Iterable[Connection]) -> None:
+    def _tell_lost(channel: str, members: Iterable[Connection], position: Position | None) -> None:
         BROKER.warning("publications to %r were lost; it goes on from now", channel)
         for ws in list(members):
-            ws._dispatch.tell_lost(channel)
+            ws._dispatch.tell_lost(channel, position)
 
     async def _fill_all(self) -> None:
         todo = iter(list(self._followers.items()))
@@ -300,6 +301,9 @@ class Cluster:
                 ending = CloseReason(code, reason, "server")
                 self._hub.farewells.note(target, ending)
                 return sum([ws._dispatch.end(ending) for ws in list(members)])
+            case ["replace"]:  # another connection goes on with its session
+                ending = CloseReason(4005, meaning_of(4005), "server")
+                return sum([ws._dispatch.end(ending) for ws in list(members)])
             case ["count"]:
                 return len(members)
             case ["users"]:
@@ -325,7 +329,8 @@ class Cluster:
 
 
 def _belongs_to(ws: Connection) -> tuple[Target, ...]:
-    named = (("user", ws.user), ("session", ws.session.id))
+    moves = ws.id if ws.speaks else None  # others' ids name their node
+    named = (("user", ws.user), ("session", ws.session.id), ("connection", moves))
     return tuple(Target(kind, key) for kind, key in named if key is not None)  # type: ignore[arg-type]
 
 

@@ -79,6 +79,9 @@ class Settings:
             None is no limit.
         when_user_is_full: ``"replace"`` closes the user's oldest connection with 4005,
             ``"refuse"`` answers the new one with 429.
+        resume_window: seconds that the session of a v1 client outlives its connection, to be
+            resumed; None lets none be resumed.
+        max_subscriptions: channels that a v1 client may be in when it asks for one more.
         compress_above: bytes of payload from which on a message is compressed for clients that
             take permessage-deflate (browsers do); None never compresses and accepts nothing
             compressed. Where the server's own frames are used, that is the server's setting.
@@ -127,6 +130,8 @@ class Settings:
     max_connections_per_address: int | None = None
     max_connections_per_user: int | None = None
     when_user_is_full: WhenUserIsFull = "replace"
+    resume_window: float | None = 120.0
+    max_subscriptions: int = 1000
     compress_above: int | None = 1024
     deflate_window: int = 12
     handshake_timeout: float = 10.0
@@ -162,7 +167,7 @@ class Settings:
         for name in ("max_messages_per_second", "max_handshakes_per_second"):
             if getattr(self, name) == math.inf:
                 raise ValueError(f"Hub({name}=…) must be finite, not inf; None is no limit")
-        for name in ("presence_lease", "presence_moment"):
+        for name in ("presence_lease", "presence_moment", "resume_window"):
             if getattr(self, name) == math.inf:
                 raise ValueError(f"Hub({name}=…) is seconds and must be finite, not inf")
         if self.presence_lease < SHORTEST_LEASE:
@@ -230,6 +235,8 @@ class SettingsOptions(TypedDict, total=False):
     max_connections_per_address: int | None
     max_connections_per_user: int | None
     when_user_is_full: WhenUserIsFull
+    resume_window: float | None
+    max_subscriptions: int
     compress_above: int | None
     deflate_window: int
     handshake_timeout: float

@@ -8,7 +8,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from backchannel.codes import check_close
 from backchannel.contracts import Receipt
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from backchannel.addressing import Addressees
     from backchannel.app import Hub
+    from backchannel.catchup import Missed
     from backchannel.change import Change
-    from backchannel.contracts import Link
+    from backchannel.contracts import Link, Publication
     from backchannel.dispatch import Dispatch
     from backchannel.endpoint import Endpoint
     from backchannel.history import Position
@@ -96,7 +97,10 @@ class Connection:
         latency: seconds a ping took to be answered, or None where the server does not tell.
         subprotocol: the negotiated WebSocket subprotocol, or None.
         reason: how it ended; None while it is open.
+        speaks: it speaks a dialect: what it is sent stands in frames of that.
     """
+
+    speaks: ClassVar[bool] = False
 
     __slots__ = (
         "_channels", "_context", "_dispatch", "_endpoint", "_facts", "_held", "_link", "_meta",
@@ -217,6 +221,11 @@ class Connection:
     def channels(self) -> frozenset[str]:
         """Names of the channels it is in; once it ended, of those it was in."""
         return frozenset(self._channels)
+
+    @property
+    def resumed(self) -> bool:
+        """It goes on with a session whose earlier connection was lost; raw clients have none."""
+        return False
 
     @property
     def is_open(self) -> bool:
@@ -340,6 +349,37 @@ class Connection:
         """
         return self.hub.change(self, channel, entering=False)
 
+    async def call(
+        self,
+        event: str,
+        data: Any = None,  # noqa: ARG002 - of those that can be asked
+        *,
+        timeout: float = 5.0,  # noqa: ARG002, ASYNC109
+    ) -> Any:
+        """Ask the client something, and wait for its answer.
+
+        The client has to speak the dialect v1, as Backchannel's own clients do.
+
+        Args:
+            event: what is asked; the client has something that answers it.
+            data: what goes with it: str, bytes, or anything that can be JSON.
+            timeout: seconds to wait.
+
+        Returns:
+            The answer: bytes, or what its JSON is in Python.
+
+        Raises:
+            TimeoutError: no answer in time; the client is told that nobody waits any more.
+            CallFailed: the client refused, has nothing for that event, or the connection has ended.
+            RuntimeError: this client speaks no dialect; or called in ``on_open``, or outside the
+                hub's event loop.
+            UnsendableMessage: the data has no valid JSON form.
+        """
+        raise RuntimeError(
+            f"ws.call({event!r}) needs a client that speaks v1, by one of Backchannel's clients; "
+            f"{self} is a raw WebSocket, which can only be sent messages"
+        )
+
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine beside the messages; it is cancelled when the connection ends.
 
@@ -363,6 +403,43 @@ class Connection:
         if self.reason is None and self._held is None:
             return self._link.push(frame)
         return self._push(frame)
+
+    def _take(
+        self,
+        publication: Publication,
+        position: Position | None = None,  # noqa: ARG002 - for those who speak a dialect
+        channel: str | None = None,
+    ) -> bool:
+        """Queue a publication; in the hub's event loop only.
+
+        Args:
+            publication: it.
+            position: where it stands in its channel's history.
+            channel: what it was sent to as a whole.
+        """
+        return self._push(publication.frame, channel)
+
+    # What only those are told who speak a dialect; ``speaks`` is asked before.
+
+    def _missed(self, channel: str) -> Missed | None:
+        """Return what it gets first when it enters a channel; None where nothing is kept of it."""
+        raise NotImplementedError
+
+    def _entered(self, channel: str, position: Position | None) -> None:
+        """Tell that it is in a channel, and has had all up to a position."""
+        raise NotImplementedError
+
+    def _left(self, channel: str) -> None:
+        """Tell that it is out of a channel."""
+        raise NotImplementedError
+
+    def _lost(self, channel: str | None, position: Position | None) -> None:
+        """Tell that some of a channel are missing from here."""
+        raise NotImplementedError
+
+    def _begin_with(self, channel: str, frame: Frame, position: Position, *, is_json: bool) -> None:
+        """Tell the state of a channel at a position."""
+        raise NotImplementedError
 
     def _push(self, frame: Frame, channel: str | None = None) -> bool:
         """Queue a frame; in the hub's event loop only. ``channel``: what it was sent to."""

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Broker",
+    "Form",
     "Link",
     "Node",
     "Publication",
     "Receipt",
+    "ResumeStore",
     "SessionStore",
     "Sessions",
     "Target",
@@ -33,6 +35,11 @@ __all__ = [
 ]
 
 TargetKind = Literal["channel", "user", "session", "connection", "everyone"]
+
+
+Form = Literal["plain", "json", "event"]
+"""What a publication's frame is: ``plain`` text or bytes as such; ``json``, what a message was made
+into that was neither; ``event``, a whole frame of a dialect, for those alone who speak it."""
 
 
 class Target(NamedTuple):
@@ -56,12 +63,19 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
         to: only those of the audience that one of these names; None does not narrow, an empty
             tuple reaches nobody.
         exclude: not those of the audience that one of these names.
+        form: what the frame is.
+        key: its publisher's own name for it, by which a second attempt is known for one; empty
+            where there is none. It does not travel.
+        again: there may have been an attempt already.
     """
 
     target: Target
     frame: Frame
     to: tuple[Target, ...] | None = None
     exclude: tuple[Target, ...] = ()
+    form: Form = "plain"
+    key: str = ""
+    again: bool = False
 
 
 class Receipt(NamedTuple):
@@ -188,12 +202,17 @@ class Broker(Protocol):
         shared: there may be other nodes. Where there are none, nothing but publish(), history() and
             what is of presence is called while the hub runs.
         tickets: keeps the hub's one-time tickets; None leaves them to this process.
+        resumes: keeps the sessions that may be resumed; None leaves them to this process.
     """
 
     shared: bool
 
     @property
     def tickets(self) -> TicketStore | None:  # noqa: D102 - described above
+        ...
+
+    @property
+    def resumes(self) -> ResumeStore | None:  # noqa: D102 - described above
         ...
 
     @property
@@ -268,7 +287,8 @@ class Broker(Protocol):
         Called in the hub's event loop. Delivery on this node may happen before it returns.
 
         Args:
-            publication: it.
+            publication: it. Where it has a key and is kept, a second attempt (``again``) is none,
+                as long as the first is in the history.
             keep: how much of the channel's history is to be there, this one included; None keeps
                 nothing, and is always so for what goes to no channel.
         """
@@ -466,4 +486,34 @@ class TicketStore(Protocol):
         Returns:
             None where there is none, it was taken already, or it has expired.
         """
+        ...
+
+
+class ResumeStore(Protocol):
+    """Keeps the sessions that clients may resume: those of one hub, on all its nodes.
+
+    Failure: each of these may raise BrokerUnavailable. Who wants to resume then is told to come
+    back later; what could not be kept is tried again.
+    """
+
+    async def put(self, records: Mapping[bytes, bytes], ttl: float, *, new: bool) -> None:
+        """Keep sessions.
+
+        Args:
+            records: what is kept, by its key.
+            ttl: seconds after which they are worth nothing.
+            new: False keeps only those that are still there: they may have been taken meanwhile.
+        """
+        ...
+
+    async def extend(self, keys: Collection[bytes], ttl: float) -> None:
+        """Keep sessions for so many seconds from now on."""
+        ...
+
+    async def drop(self, keys: Collection[bytes]) -> None:
+        """Forget sessions."""
+        ...
+
+    async def take(self, key: bytes) -> bytes | None:
+        """Return a session and forget it, in one step: of two that ask, one gets it."""
         ...

@@ -78,13 +78,16 @@ class Dispatch(Caller):
         self._hub.dispatches.add(self)
         if (identity := self.ws.identity) is not None or self.ws.session.ends_at is not None:
             self._hub.expiry.set(self, self._until(expiry_of(identity)))
+        self._begin_life()
+        if self._hub.is_stopping:  # since its handshake
+            self.end(CloseReason(1001, meaning_of(1001), "server"))
+
+    def _begin_life(self) -> None:
         if self._opens_at_once():
             if rest := self.ws._context.run(step, self._open()):
                 self._work_on(Rest(functools.partial(awaiting, rest)))
         else:
             self._work_on(Rest(self._open, nothing))
-        if self._hub.is_stopping:  # since its handshake
-            self.end(CloseReason(1001, meaning_of(1001), "server"))
 
     def feed(self, message: Message) -> bool:
         """Take a message from the client.

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from backchannel.backlog import SLOW_CLIENT, SlowClient
 from backchannel.config import Settings, check_authenticate
-from backchannel.errors import InvalidMessage, TemplateError
+from backchannel.dialect.frames import NAME, PREFIX
+from backchannel.errors import InvalidMessage, Reject, TemplateError
 from backchannel.heartbeat import Heartbeat
 from backchannel.listener import Callback, Callbacks
 from backchannel.messages import Decoder, Frame, tag_reader
@@ -122,8 +123,23 @@ class Endpoint:
         self.idle = None if seconds is None else Heartbeat(seconds, seconds)
 
     def choose_subprotocol(self, offered: Iterable[str]) -> str | None:
-        """Return the first of the client's offers that this endpoint speaks."""
-        return next((name for name in offered if name in self.subprotocols), None)
+        """Return the first of the client's offers that this endpoint speaks.
+
+        Every endpoint speaks our dialects; one that is offered wins, since a client that does
+        knows what to do with it.
+        """
+        offers = list(offered)
+        if NAME in offers:
+            return NAME
+        return next((name for name in offers if name in self.subprotocols), None)
+
+    def refuse_version(self, offered: Iterable[str]) -> Reject | None:
+        """Refuse a client that speaks only versions of our dialect that this hub does not know."""
+        offers = list(offered)
+        ours = [name for name in offers if name.startswith(PREFIX)]
+        if not ours or self.choose_subprotocol(offers) is not None:
+            return None
+        return Reject(400, f"{', '.join(ours)}: not spoken here; this server speaks {NAME}.")
 
     def route(self, message: Frame) -> Callback | None:
         """Choose the @event method by a message's tag, or on_message.
@@ -252,6 +268,16 @@ class Endpoints:
             ):
                 return other
         return None
+
+    def is_behind_another(self, endpoint: Endpoint, channel: str) -> bool:
+        """Tell whether a channel has another endpoint's door, whose on_subscribe guards it."""
+        return any(
+            other.pattern is not None
+            and other.callbacks is not endpoint.callbacks
+            and not other.share_channels
+            and other.pattern.matches(channel)
+            for other in self.all()
+        )
 
     def _check_door(self, endpoint: Endpoint) -> None:
         """Refuse a second door to the same channels, which the first one's would not guard."""

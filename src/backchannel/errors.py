@@ -11,6 +11,7 @@ Exception
     ├── BrokerUnavailable     the broker does not answer, or can't take any more
     ├── BrokerUnusable        the broker answers, and will not do: too old, wrong password
     ├── BrokerUrlError        also ValueError: no URL of a broker
+    ├── CallFailed            a call to the other side of a v1 connection has no answer
     ├── HandshakeRefused      the test client was not let in
     └── ConnectionClosed      the test client's connection has ended
 └── Reject                    raised or returned by a callback to refuse
@@ -28,6 +29,7 @@ __all__ = [
     "BrokerUnavailable",
     "BrokerUnusable",
     "BrokerUrlError",
+    "CallFailed",
     "ConnectionClosed",
     "HandshakeRefused",
     "InvalidMessage",
@@ -100,7 +102,15 @@ class BrokerUnavailable(BackchannelError):  # noqa: N818
     """The broker does not answer, or can't take any more; nobody got what was to be published.
 
     Connections that are open live on.
+
+    Args:
+        text: what is wrong.
+        unsure: it may have been published all the same, which the text says too.
     """
+
+    def __init__(self, text: str, *, unsure: bool = False):
+        super().__init__(text)
+        self.unsure = unsure
 
 
 class BrokerUnusable(BackchannelError):  # noqa: N818
@@ -109,6 +119,21 @@ class BrokerUnusable(BackchannelError):  # noqa: N818
 
 class BrokerUrlError(BackchannelError, ValueError):
     """What is to say where the broker is says it nowhere; the password is not in the text."""
+
+
+class CallFailed(BackchannelError):  # noqa: N818
+    """A call to the other side has no answer.
+
+    Args:
+        code: a short word for programs: what the other side said, such as ``"unknown_type"``, or
+            ``"closed"`` where the connection has ended.
+        text: why, for people.
+    """
+
+    def __init__(self, code: str, text: str):
+        super().__init__(f"{code}: {text}" if text else code)
+        self.code = code
+        self.text = text
 
 
 class HandshakeRefused(BackchannelError):  # noqa: N818

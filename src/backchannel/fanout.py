@@ -15,8 +15,9 @@ import asyncio
 from contextvars import Context
 from itertools import repeat
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
+from backchannel.dialect.envelope import Envelopes
 from backchannel.observe import TRACE
 from backchannel.wire import frames
 
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from backchannel.connection import Connection
+    from backchannel.contracts import Publication
+    from backchannel.history import Position
     from backchannel.messages import Frame
 
-__all__ = ["Encoder", "Fanout", "Flushed", "Sharing"]
+__all__ = ["COMPRESSED", "ENCLOSED", "Encoder", "Fanout", "Flushed", "Sharing"]
 
 SLICE: Final = 0.005
 """Seconds that writing may hold the event loop; what is left then comes in the next turn."""
@@ -35,6 +38,10 @@ _BATCH: Final = 64
 """Writes between two looks at the clock."""
 
 _CONTEXT: Final = Context()
+
+COMPRESSED: Final = 1
+ENCLOSED: Final = 2
+"""In a frame of a dialect."""
 
 
 class Flushed(Protocol):
@@ -62,7 +69,7 @@ class Sharing(Flushed, Protocol):
 
     Attributes:
         ws: whose it is.
-        deflates: its client takes compressed frames.
+        variant: which making of a message its client takes.
     """
 
     @property
@@ -71,8 +78,8 @@ class Sharing(Flushed, Protocol):
         ...
 
     @property
-    def deflates(self) -> bool:
-        """Its client takes compressed frames."""
+    def variant(self) -> int:
+        """Which making of a message its client takes: COMPRESSED and ENCLOSED, or neither."""
         ...
 
     def take(self, data: Iterable[bytes]) -> None:
@@ -119,6 +126,18 @@ class Encoder:
         return self._compressed
 
 
+class Making(NamedTuple):
+    """How messages become frames.
+
+    Args:
+        encode: makes the bytes of a message, compressed or not.
+        enclose: makes the message of a publication and its position, for those who speak a dialect.
+    """
+
+    encode: Callable[[Frame, bool], bytes]
+    enclose: Callable[[Publication, Position | None], Frame]
+
+
 class Lane:
     """What one channel got in this turn.
 
@@ -126,52 +145,56 @@ class Lane:
         shared: the members that get these messages, and maybe those of other lanes, but no others;
             with their sockets.
         apart: the other members; each is pushed to by itself.
-        messages: what those who share are to get, in order.
+        messages: what those who share are to get, in order, each with its position in the history.
         numbers: the place of each message among all of the turn.
     """
 
-    __slots__ = ("_encoder", "_frames", "_joined", "apart", "messages", "numbers", "shared")
+    __slots__ = ("_frames", "_joined", "_making", "apart", "messages", "numbers", "shared")
 
-    def __init__(self, members: Mapping[Connection, None], encoder: Encoder):
+    def __init__(self, members: Mapping[Connection, None], making: Making):
         self.shared: dict[Connection, Sharing] = {
             ws: cast("Sharing", ws._link) for ws in members if not ws._link.apart
         }
         self.apart: dict[Connection, None] = {}
         if len(self.shared) < len(members):
             self.apart.update((ws, None) for ws in members if ws._link.apart)
-        self.messages: list[Frame] = []
+        self.messages: list[tuple[Publication, Position | None]] = []
         self.numbers: list[int] = []
-        self._encoder = encoder
-        self._frames: tuple[list[bytes], list[bytes]] = ([], [])
-        self._joined: list[bytes | None] = [None, None]
+        self._making = making
+        self._frames: dict[int, list[bytes]] = {}
+        self._joined: dict[int, bytes] = {}
 
     def set_apart(self, ws: Connection) -> None:
         """Let a member no longer share."""
         del self.shared[ws]
         self.apart[ws] = None
 
-    def frames(self, *, deflates: bool) -> list[bytes]:
-        """Return the messages as frames, compressed or not; each is made once."""
-        made = self._frames[deflates]
-        for message in self.messages[len(made) :]:
-            made.append(self._encoder.encode(message, deflates))
+    def frames(self, variant: int) -> list[bytes]:
+        """Return the messages as frames of a variant; each is made once."""
+        if (made := self._frames.get(variant)) is None:
+            made = self._frames[variant] = []
+        encode, enclose = self._making
+        deflates = bool(variant & COMPRESSED)
+        for publication, position in self.messages[len(made) :]:
+            frame = publication.frame
+            if variant & ENCLOSED:
+                frame = enclose(publication, position)
+            made.append(encode(frame, deflates))
         return made
 
-    def joined(self, *, deflates: bool) -> bytes:
+    def joined(self, variant: int) -> bytes:
         """Return the frames in one piece, once no more are added."""
-        if (data := self._joined[deflates]) is None:
-            data = self._joined[deflates] = b"".join(self.frames(deflates=deflates))
+        if (data := self._joined.get(variant)) is None:
+            data = self._joined[variant] = b"".join(self.frames(variant))
         return data
 
 
-def _merged(lanes: list[Lane], *, deflates: bool) -> list[bytes]:
+def _merged(lanes: list[Lane], variant: int) -> list[bytes]:
     """Return the frames of some lanes in the order of the calls."""
     if len(lanes) == 1:
-        return lanes[0].frames(deflates=deflates)
+        return lanes[0].frames(variant)
     numbered = [
-        pair
-        for lane in lanes
-        for pair in zip(lane.numbers, lane.frames(deflates=deflates), strict=True)
+        pair for lane in lanes for pair in zip(lane.numbers, lane.frames(variant), strict=True)
     ]
     return [frame for _, frame in sorted(numbered)]
 
@@ -186,12 +209,19 @@ class Fanout:
         schedule: calls what it is given at the end of the turn.
     """
 
-    __slots__ = ("_due", "_lanes", "_number", "_round", "_schedule", "_scheduled", "encoder")
+    __slots__ = (
+        "_due", "_lanes", "_making", "_number", "_round", "_schedule", "_scheduled", "enclose",
+        "encoder",
+    )  # fmt: skip
 
     def __init__(
-        self, encoder: Encoder, schedule: Callable[[Callable[[], None]], object] | None = None
+        self,
+        encoder: Encoder,
+        schedule: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         self.encoder = encoder
+        self.enclose = Envelopes().of
+        self._making = Making(encoder.encode, self.enclose)
         self._lanes: dict[str, Lane] = {}
         self._due: list[Flushed] = []
         self._number = 0
@@ -201,22 +231,23 @@ class Fanout:
 
     def broadcast(
         self,
-        channel: str,
+        publication: Publication,
         members: Mapping[Connection, None],
-        message: Frame,
         without: Collection[Connection] = (),
+        position: Position | None = None,
     ) -> int:
-        """Send a message to the members of a channel.
+        """Send a publication to the members of a channel.
 
         Args:
-            channel: its name.
+            publication: it; its target is the channel.
             members: who is in it.
-            message: the message.
             without: members that don't get it.
+            position: where it stands in the channel's history.
 
         Returns:
             The number of connections it was queued for.
         """
+        channel = publication.target.key
         lane = self._lanes.get(channel)
         if lane is None:
             if not members:
@@ -228,11 +259,11 @@ class Fanout:
         if lane.shared:
             self._number += 1
             lane.numbers.append(self._number)
-            lane.messages.append(message)
+            lane.messages.append((publication, position))
         reached = len(lane.shared)
         for ws in lane.apart:
             if ws not in without:
-                reached += ws._push(message, channel)
+                reached += ws._take(publication, position, channel)
         return reached
 
     def entered(self, ws: Connection, channel: str) -> None:
@@ -264,7 +295,7 @@ class Fanout:
                 self._part(cast("Sharing", link))
 
     def _open(self, channel: str, members: Mapping[Connection, None]) -> Lane:
-        lane = self._lanes[channel] = Lane(members, self.encoder)
+        lane = self._lanes[channel] = Lane(members, self._making)
         if not self._scheduled:
             self._wake()
         return lane
@@ -280,7 +311,7 @@ class Fanout:
         for lane in shared:
             lane.set_apart(ws)
         if shared:
-            link.take(_merged(shared, deflates=link.deflates))
+            link.take(_merged(shared, link.variant))
 
     # ── the end of the turn ───────────────────────────────────────────────────────────────────
 
@@ -335,11 +366,12 @@ def _write_one(lane: Lane) -> Iterator[None]:
     batch = _BATCH
     for start in range(0, len(sockets), batch):
         some = sockets[start : start + batch]
-        if deflating := [socket for socket in some if socket.deflates]:
-            deflating[0].write_each(zip(deflating, repeat(lane.joined(deflates=True))))
-            some = [socket for socket in some if not socket.deflates]
-        if some:
-            some[0].write_each(zip(some, repeat(lane.joined(deflates=False))))
+        variants = {socket.variant for socket in some}
+        for variant in variants:
+            same = some
+            if len(variants) > 1:
+                same = [socket for socket in some if socket.variant == variant]
+            same[0].write_each(zip(same, repeat(lane.joined(variant))))
         yield
 
 
@@ -351,8 +383,8 @@ def _write_mixed(lanes: list[Lane]) -> Iterator[None]:
         bit = 1 << index
         for socket in lane.shared.values():
             plan[socket] = plan.get(socket, 0) | bit
-    mix = (_Mix(lanes, deflates=False), _Mix(lanes, deflates=True))
-    due = [(socket, mix[socket.deflates][bits]) for socket, bits in plan.items()]
+    mix = [_Mix(lanes, variant) for variant in range(2 * ENCLOSED)]
+    due = [(socket, mix[socket.variant][bits]) for socket, bits in plan.items()]
     batch = _BATCH
     for start in range(0, len(due), batch):
         due[start][0].write_each(due[start : start + batch])
@@ -362,24 +394,24 @@ def _write_mixed(lanes: list[Lane]) -> Iterator[None]:
 class _Mix(dict[int, bytes]):
     """What some lanes have together, in the order of the calls; made when it is asked for."""
 
-    def __init__(self, lanes: list[Lane], *, deflates: bool):
+    def __init__(self, lanes: list[Lane], variant: int):
         super().__init__()
         self._ends = {1 << n: lane.numbers[-1] for n, lane in enumerate(lanes)}
         self._lanes = lanes
-        self._deflates = deflates
+        self._variant = variant
 
     def __missing__(self, bits: int) -> bytes:
         index = bits.bit_length() - 1  # of the lane whose first message is the latest
         last = 1 << index
         if (before := bits ^ last) == 0:
-            self[bits] = data = self._lanes[index].joined(deflates=self._deflates)
+            self[bits] = data = self._lanes[index].joined(self._variant)
             return data
         data = self[before]
         if self._ends[before] < self._lanes[index].numbers[0]:
             data += self[last]
         else:  # some of its messages lie between those of the others
             own = [lane for index, lane in enumerate(self._lanes) if bits >> index & 1]
-            data = b"".join(_merged(own, deflates=self._deflates))
+            data = b"".join(_merged(own, self._variant))
         self[bits] = data
         self._ends[bits] = max(self._ends[before], self._ends[last])
         return data

@@ -16,6 +16,7 @@ from backchannel.dispatch import Dispatch
 from backchannel.errors import Reject
 from backchannel.limits import Bucket, Offenders, Rates, network_of
 from backchannel.observe import CONNECTION, HANDSHAKE
+from backchannel.speech.dispatch import speaking
 
 if TYPE_CHECKING:
     from backchannel.config import Settings
@@ -151,21 +152,26 @@ class Guard:
 
         Where a user has too many connections with this one, the oldest ends, with 4005.
         """
+        kind = self._kind(ws, place)
+        if ws.speaks:
+            kind = speaking(kind)
+        dispatch = kind(hub, ws)
+        if isinstance(dispatch, Guarded):
+            dispatch.place = place
+            if place.guard is not None:  # the one that let it in: the hub may have started anew
+                place.holder = dispatch
+                place.guard.make_room(place, ws.user)
+        return dispatch
+
+    def _kind(self, ws: Connection, place: Place) -> type[Dispatch]:
         settings = self._settings
         is_rated = settings.max_messages_per_second or settings.max_bytes_per_second
         keeps = settings.touch_session and ws.session.is_extendable
         if is_rated or ws._endpoint.idle is not None:
-            dispatch: Dispatch = (KeepingMetered if keeps else Metered)(hub, ws, place)
-        elif keeps:
-            dispatch = Keeping(hub, ws, place)
-        elif place is not FREE:
-            dispatch = Guarded(hub, ws, place)
-        else:
-            return Dispatch(hub, ws)
-        if place.guard is not None:  # the one that let it in: the hub may have started anew
-            place.holder = dispatch
-            place.guard.make_room(place, ws.user)
-        return dispatch
+            return KeepingMetered if keeps else Metered
+        if keeps:
+            return Keeping
+        return Dispatch if place is FREE else Guarded
 
     def make_room(self, place: Place, user: str | None) -> None:
         """End the oldest connections of a user that has too many with the one of this place."""
@@ -209,19 +215,23 @@ class Guard:
 
 
 class Guarded(Dispatch):
-    """The dispatch of a connection that has a place to give back."""
+    """The dispatch of a connection that has a place to give back.
 
-    __slots__ = ("_place",)
+    Attributes:
+        place: its place among those of its address and its user.
+    """
 
-    def __init__(self, hub: HubCore, ws: Connection, place: Place):
+    __slots__ = ("place",)
+
+    def __init__(self, hub: HubCore, ws: Connection):
         super().__init__(hub, ws)
-        self._place = place
+        self.place = FREE
 
     def end(self, reason: CloseReason, *, refused: bool = False) -> bool:
         """End the connection; it leaves every count at once."""
         ended = super().end(reason, refused=refused)
         if ended:
-            self._place.give_back()
+            self.place.give_back()
         return ended
 
 
@@ -230,8 +240,8 @@ class Keeping(Guarded):
 
     __slots__ = ("_touch_at",)
 
-    def __init__(self, hub: HubCore, ws: Connection, place: Place):
-        super().__init__(hub, ws, place)
+    def __init__(self, hub: HubCore, ws: Connection):
+        super().__init__(hub, ws)
         self._touch_at = 0.0
 
     def feed(self, message: Frame) -> bool:
@@ -250,8 +260,8 @@ class Metered(Guarded):
 
     __slots__ = ("_bytes", "_heard_at", "_messages", "_received", "is_rated")
 
-    def __init__(self, hub: HubCore, ws: Connection, place: Place):
-        super().__init__(hub, ws, place)
+    def __init__(self, hub: HubCore, ws: Connection):
+        super().__init__(hub, ws)
         settings = hub.settings
         rate, size = settings.max_messages_per_second, settings.max_bytes_per_second
         self._messages = None if rate is None else Bucket(rate, max(1.0, rate))
@@ -342,8 +352,8 @@ class KeepingMetered(Metered):
 
     __slots__ = ("_touch_at",)
 
-    def __init__(self, hub: HubCore, ws: Connection, place: Place):
-        super().__init__(hub, ws, place)
+    def __init__(self, hub: HubCore, ws: Connection):
+        super().__init__(hub, ws)
         self._touch_at = 0.0
 
     def feed(self, message: Frame) -> bool:

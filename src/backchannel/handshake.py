@@ -140,7 +140,7 @@ async def shake_hands(
         Who is refused, and how; None lets the client in. A check that raises or takes too long
         refuses with 500 or 503 and an error id that stands in the log.
     """
-    if refused := check_origin(request, settings):
+    if refused := check_origin(request, settings) or endpoint.refuse_version(request.subprotocols):
         return refused
     callbacks = endpoint.callbacks
     asked = settings.authenticate if endpoint.authenticate is None else endpoint.authenticate

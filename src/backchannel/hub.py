@@ -19,7 +19,7 @@ from backchannel.channel import Channels, check_channel
 from backchannel.cluster import Cluster
 from backchannel.codes import check_close, meaning_of
 from backchannel.connection import CloseReason, Connection
-from backchannel.contracts import Broker, Receipt, Target, TicketStore
+from backchannel.contracts import Broker, Receipt, ResumeStore, Target, TicketStore
 from backchannel.dispatch import Dispatch
 from backchannel.endpoint import Endpoint, Endpoints, check_options
 from backchannel.expiry import Expiry
@@ -34,12 +34,14 @@ from backchannel.membership import Membership
 from backchannel.observe import HUB, LISTENER
 from backchannel.presence import Presence
 from backchannel.publishing import Publishing
+from backchannel.resume import MemoryResumes
 from backchannel.roster import Roster
 from backchannel.rules import Rules
 from backchannel.runtime import Health, Runtime
 from backchannel.session.touch import Touches
 from backchannel.session.watch import watch_sessions
 from backchannel.session.web import Session, remember
+from backchannel.speech.resumes import Resumes
 from backchannel.template import Template
 from backchannel.tickets import MemoryTickets, check_ttl, key_of, new_ticket
 
@@ -63,6 +65,7 @@ class HubCore(Publishing, Access):
         farewells: who was closed while others were on their way in.
         expiry: ends the connections whose identity holds until a time.
         tickets: those that wait to be used.
+        resumes: the sessions of v1 clients, which may be resumed.
         touches: keeps the sessions alive whose sockets are used.
         attendance: who is in the channels whose rule says presence.
         node: this node's id, new at each start.
@@ -85,13 +88,19 @@ class HubCore(Publishing, Access):
         self.expiry = Expiry()
         self.farewells = Farewells()
         self.tickets: TicketStore = broker.tickets or MemoryTickets()
+        self._resume_store: ResumeStore = broker.resumes or MemoryResumes()
         self.runtime = Runtime()
+        self.resumes = self._new_resumes()
         self.touches = Touches(functools.partial(self.runtime.keep, context=Context()))
         self.is_stopping = False
         self._leaving: Leaving | None = None
         self._watches = False
         self._starting = asyncio.Lock()
         broker.bind(self.cluster)
+
+    def _new_resumes(self) -> Resumes:
+        keep = functools.partial(self.runtime.keep, context=Context())
+        return Resumes(self._resume_store, self.settings.resume_window, keep)
 
     def _begin_membership(self) -> None:
         self._catch_ups = CatchUps(self._broker, self.roster)
@@ -323,6 +332,7 @@ class HubCore(Publishing, Access):
         self._watches = False
         self.expiry = Expiry()
         self.farewells = Farewells()
+        self.resumes = self._new_resumes()
         for endpoint in self.endpoints.all():
             endpoint.begin_anew()
         self.guard = Guard(self.settings)

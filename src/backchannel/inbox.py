@@ -78,6 +78,10 @@ class Inbox:
         """So much waits that nothing more should be read for now."""
         return len(self._items) >= FULL
 
+    def has(self, many: int) -> bool:
+        """Tell whether so many items wait."""
+        return len(self._items) >= many
+
     def put(self, item: Frame | Change | Rest) -> None:
         """Add what came in."""
         self._items.append(item)

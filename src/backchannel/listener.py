@@ -45,9 +45,13 @@ class Listener:
     One instance serves all connections of its endpoint. What belongs to one client lives on
     ``ws.state``; setting an attribute on a registered listener raises AttributeError, unless the
     class says ``shared = True``.
+
+    ``durable = ("name", …)`` names what of ``ws.state`` comes back when a client of the dialect v1
+    resumes its session, at whatever node: plain values, as they were when they were set.
     """
 
     shared: ClassVar[bool] = False
+    durable: ClassVar[tuple[str, ...]] = ()
 
     def on_handshake(self, request: Request) -> Any:
         """Before the 101. False or Reject(status, text) refuses; raising answers HTTP 500."""
@@ -84,6 +88,9 @@ class Listener:
 
     def on_lost(self, ws: Connection, channel: str) -> Any:
         """Some that was published to a channel it is in was lost; it goes on with what comes."""
+
+    def on_renew(self, ws: Connection, token: str) -> Any:
+        """A v1 client brings a newer token: return its identity, or raise. See ``ws.renew``."""
 
     def on_channel_open(self, channel: str) -> Any:
         """A channel gets its first subscriber on this node."""
@@ -188,8 +195,10 @@ class Callbacks:
     on_subscribe: Callback | None = None
     on_unsubscribe: Callback | None = None
     on_lost: Callback | None = None
+    on_renew: Callback | None = None
     on_channel_open: Callback | None = None
     on_channel_close: Callback | None = None
+    durable: tuple[str, ...] = ()
     events: Mapping[str, Callback] = field(default_factory=dict[str, Callback])
 
     membership_is_immediate: bool = field(init=False)
@@ -224,7 +233,7 @@ _PARAMETERS: Final = {
     "on_message": "ws, message", "on_invalid": "ws, error", "on_close": "ws, reason",
     "on_error": "ws, error", "on_last_close": "hub", "on_subscribe": "ws, channel",
     "on_unsubscribe": "ws, channel", "on_lost": "ws, channel",
-    "on_channel_open": "channel", "on_channel_close": "channel",
+    "on_renew": "ws, token", "on_channel_open": "channel", "on_channel_close": "channel",
 }  # fmt: skip
 
 
@@ -272,10 +281,21 @@ def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
     if message := found.get("on_message"):
         found["on_message"] = _with_decoder(message, names, kind)
     found["events"] = _read_events(listener, names)
-    if found.keys() == {"on_invalid", "events"} and not found["events"]:
+    found["durable"] = _read_durable(kind)
+    if found.keys() == {"on_invalid", "events", "durable"} and not found["events"]:
         _warn_of_foreign_names(kind)
     object.__setattr__(listener, "_sealed", True)
     return Callbacks(name=kind.__name__, where=where_defined(kind), **found)
+
+
+def _read_durable(kind: type[Listener]) -> tuple[str, ...]:
+    durable: Any = kind.durable
+    if isinstance(durable, str) or not all(isinstance(name, str) for name in durable):
+        raise ListenerError(
+            f'{kind.__name__}.durable names keys of ws.state, as in durable = ("name",), not '
+            f"{durable!r}"
+        )
+    return tuple(durable)
 
 
 def _read_function(function: Callable[..., Any], names: Mapping[str, Any]) -> Callbacks:
@@ -337,7 +357,8 @@ def read_callback(
     Raises:
         ListenerError: it does not take these, or has a yield, or is both @threaded and async.
     """
-    wanted, by_name = parameters.split(", "), dict.fromkeys(named)
+    wanted = [name for name in parameters.split(", ") if name]
+    by_name = dict.fromkeys(named)
     layers = list(_layers(function))
     label = _placed(name, layers[-1])
     try:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from backchannel.connection import Connection
     from backchannel.dispatch import Dispatch
     from backchannel.fanout import Fanout
+    from backchannel.history import Position
     from backchannel.listener import Callback
     from backchannel.roster import Roster
     from backchannel.rules import Rules
@@ -70,7 +71,9 @@ class Membership:
         """Tell whether entering would not have to wait for anything."""
         rule = self._rules.find(name) if self._rules.some else None
         if rule is not None and (
-            rule.replay or not (rule.subscribe is None or rule.subscribe.returns_at_once)
+            rule.replay
+            or (dispatch.ws.speaks and rule.keep)
+            or not (rule.subscribe is None or rule.subscribe.returns_at_once)
         ):
             return False
         return self.is_immediate(dispatch, name)
@@ -106,7 +109,11 @@ class Membership:
         if name in ws._channels:
             return True
         if self._rules.some and (rule := self._rules.find(name)) is not None:
-            if rule.replay or not (rule.subscribe is None or rule.subscribe.returns_at_once):
+            if (
+                rule.replay
+                or (ws.speaks and rule.keep)
+                or not (rule.subscribe is None or rule.subscribe.returns_at_once)
+            ):
                 return None
             if (asking := rule.subscribe) is not None:
                 answer = dispatch.call_def(asking, ws, name)
@@ -177,7 +184,9 @@ class Membership:
             return True
         return False
 
-    def _enter(self, ws: Connection, name: str) -> None:
+    def _enter(self, ws: Connection, name: str, position: Position | None = None) -> None:
+        if ws.speaks:
+            ws._entered(name, position)
         self._roster.enter(ws, name)
         self._fanout.entered(ws, name)
         if self._rules.presence:
@@ -188,6 +197,8 @@ class Membership:
     def _leave(self, ws: Connection, name: str) -> None:
         self._fanout.leaving(ws, (name,))
         self._roster.leave(ws, name)
+        if ws.speaks:
+            ws._left(name)
         if self._rules.presence:
             self._attendance.changed(ws, name)
         if TRACE.is_on:
@@ -227,7 +238,12 @@ class Membership:
         self._leave(ws, name)
 
     async def enter(
-        self, dispatch: Dispatch, name: str, missed: Missed | None = None
+        self,
+        dispatch: Dispatch,
+        name: str,
+        missed: Missed | None = None,
+        *,
+        asked: bool = False,
     ) -> Reject | None:
         """Ask the rule and on_subscribe and enter; return who refused, None when it is in.
 
@@ -235,18 +251,28 @@ class Membership:
             dispatch: the connection's.
             name: the channel.
             missed: from where on it gets what it missed, first; told what came of it.
+            asked: the client asked for it: somebody has to say yes.
         """
         ws = dispatch.ws
         if name in ws._channels:
             return None
         seen = self.rechecks
         refused = await self.ask_rule(dispatch, name) if self._rules.some else None
+        needs_yes = asked and self._rules.asking(name) is None
+        if needs_yes and dispatch.endpoint.callbacks.on_subscribe is None:
+            refused = Reject(403, f"no rule lets clients into {name!r} by themselves")
         if self._stays_out(ws, name, refused):
             return None if name in ws._channels else refused
-        return await self._enter_admitted(dispatch, name, seen, missed)
+        return await self._enter_admitted(dispatch, name, seen, missed, needs_yes=needs_yes)
 
     async def _enter_admitted(
-        self, dispatch: Dispatch, name: str, seen: int, missed: Missed | None = None
+        self,
+        dispatch: Dispatch,
+        name: str,
+        seen: int,
+        missed: Missed | None = None,
+        *,
+        needs_yes: bool = False,
     ) -> Reject | None:
         """Enter as far as the rule is concerned, which was asked after so many rechecks."""
         ws = dispatch.ws
@@ -256,9 +282,9 @@ class Membership:
             await channel.enter(self._opening(dispatch, channel))
             if name not in ws._channels:
                 on_subscribe = dispatch.endpoint.callbacks.on_subscribe
-                refused = await self.ask(dispatch, on_subscribe, name)
-            if missed is None and (replay := self._rules.replaying(name)):
-                missed = Missed(None, replay)
+                refused = await self.ask(dispatch, on_subscribe, name, needs_yes=needs_yes)
+            if missed is None:
+                missed = self._missed(ws, name)
             if refused is None and missed is not None:
                 refused, stays = await self._catch_up(dispatch, name, seen, missed)
             elif refused is None and seen != self.rechecks:
@@ -274,6 +300,25 @@ class Membership:
             if not stays:
                 await self._release(dispatch, channel)
         return refused
+
+    def _missed(self, ws: Connection, name: str) -> Missed | None:
+        if ws.speaks:
+            return ws._missed(name)
+        replay = self._rules.replaying(name)
+        return Missed(None, replay) if replay else None
+
+    async def enter_again(self, dispatch: Dispatch, name: str) -> None:
+        """Let someone who is in a channel begin anew, with its snapshot."""
+        ws = dispatch.ws
+        if name not in ws._channels or (missed := self._missed(ws, name)) is None:
+            return
+        self._fanout.leaving(ws, (name,))
+        self._roster.leave(ws, name)
+        _, stays = await self._catch_up(dispatch, name, self.rechecks, missed)
+        if not stays and name not in ws._channels:
+            if ws.reason is None:
+                ws._left(name)
+            await self.left(dispatch, name)
 
     async def _catch_up(
         self, dispatch: Dispatch, name: str, seen: int, missed: Missed
@@ -293,7 +338,7 @@ class Membership:
                         catch_up.look_again()
                 refused, seen = await self._ask_again(dispatch, name, seen), self.rechecks
             if refused is None:
-                self._enter(ws, name)
+                self._enter(ws, name, catch_up.position)
         except Exception as error:  # noqa: BLE001 - a broker may raise anything
             HUB.error("the history of %r can't be read: %r", name, error, exc_info=error)
             refused = TryLater(f"the history of {name!r} can't be read now")
@@ -336,8 +381,22 @@ class Membership:
             refused = await self.ask_rule(dispatch, name)
         return refused
 
-    async def ask(self, dispatch: Dispatch, callback: Callback | None, name: str) -> Reject | None:
-        """Ask a callback about a channel; return how it refused, None if it did not."""
+    async def ask(
+        self,
+        dispatch: Dispatch,
+        callback: Callback | None,
+        name: str,
+        *,
+        needs_yes: bool = False,
+    ) -> Reject | None:
+        """Ask a callback about a channel; return how it refused, None if it did not.
+
+        Args:
+            dispatch: the connection's.
+            callback: what is asked.
+            name: the channel.
+            needs_yes: nothing but True admits.
+        """
         default = Reject(403, f"subscription to {name!r} refused")
         if callback is None:
             return None
@@ -348,7 +407,8 @@ class Membership:
         except Exception as error:  # noqa: BLE001 - a listener may raise anything
             await dispatch.failed(callback, error)
             return default
-        return refusal(answer, default)
+        refused = refusal(answer, default)
+        return default if needs_yes and refused is None and answer is not True else refused
 
     async def _release(self, dispatch: Dispatch, channel: Channel) -> None:
         leaving = self._close_behind(dispatch, channel)

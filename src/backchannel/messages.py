@@ -9,13 +9,22 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Union, get_args, get_origin
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 import msgspec
 
 from backchannel.errors import InvalidMessage, ListenerError, UnsendableMessage
 
-__all__ = ["Decoder", "Frame", "check_size", "decoder_for", "encode", "tag_reader"]
+__all__ = [
+    "Decoder",
+    "Frame",
+    "check_size",
+    "decoder_for",
+    "encode",
+    "form_of",
+    "tag_reader",
+    "text_and_path",
+]
 
 Frame = str | bytes
 """What travels in one message: a str in a text frame, bytes in a binary one."""
@@ -45,6 +54,12 @@ def encode(message: Any) -> Frame:
     if isinstance(message, bytearray | memoryview):
         return bytes(typing.cast("bytearray", message))
     return _encode_json(message).decode()
+
+
+def form_of(message: Any) -> Literal["plain", "json"]:
+    """Tell whether ``encode`` makes JSON of a message that was none; see ``contracts.Form``."""
+    is_plain = isinstance(message, str | bytes | bytearray | memoryview)
+    return "plain" if is_plain else "json"
 
 
 def check_size(frame: Frame, limit: int) -> None:
@@ -247,7 +262,7 @@ def _json_decoder(annotation: Any, where: str) -> Decoder:
         try:
             return decode(frame)
         except msgspec.ValidationError as error:
-            text, path = _text_and_path(str(error))
+            text, path = text_and_path(str(error))
             raise InvalidMessage(text, field=path) from error
         except UnicodeDecodeError as error:
             raise InvalidMessage("not valid JSON: not UTF-8", field="$") from error
@@ -262,7 +277,7 @@ def _json_decoder(annotation: Any, where: str) -> Decoder:
 _MISSING: Final = re.compile("Object missing required field `(.+)`")
 
 
-def _text_and_path(error: str) -> tuple[str, str]:
+def text_and_path(error: str) -> tuple[str, str]:
     """Take msgspec's ``Expected `int` - at `$.age` `` or ``… - at `key` in `$.ages` `` apart.
 
     A field that is missing is named by its own path, and not by that of the object it should be in.

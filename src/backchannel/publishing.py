@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextvars import Context
 from logging import DEBUG
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,8 +18,9 @@ from backchannel.audience import Audience
 from backchannel.channel import check_channel
 from backchannel.connection import ABSENT, Connection
 from backchannel.contracts import Broker, Publication, Receipt, Target
+from backchannel.errors import BrokerUnavailable
 from backchannel.history import History, Kept, Position
-from backchannel.messages import check_size, encode
+from backchannel.messages import check_size, encode, form_of
 from backchannel.observe import HUB, excerpt
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from backchannel.config import Settings
     from backchannel.fanout import Fanout
     from backchannel.hub import HubCore
+    from backchannel.messages import Frame
     from backchannel.roster import Roster
     from backchannel.rules import Rules
     from backchannel.runtime import Runtime
@@ -138,8 +142,15 @@ class Publishing:
             frame,
             None if to is ABSENT else targets(self, to, "to"),
             () if exclude is ABSENT else targets(self, exclude, "exclude"),
+            form_of(message),
         )
         return self.runtime.do(self._publish, publication)
+
+    def publish_event(self, target: Target, frame: Frame) -> None:
+        """Send a frame of the dialect to those of an audience who speak it; nothing is kept."""
+        outcome = self._broker.publish(Publication(target, frame, form="event"), None)
+        if not isinstance(outcome, Receipt):
+            self.runtime.keep(_whatever(outcome), Context())
 
     def _publish(self, publication: Publication) -> Receipt | Outcome:
         kind, name = publication.target
@@ -150,12 +161,15 @@ class Publishing:
         """Queue a publication for this node's receivers: the end of the one delivery path."""
         if position is not None:
             self._catch_ups.hear(position, publication)
-        frame, target = publication.frame, publication.target
+        target = publication.target
+        if publication.form == "event":
+            speakers = [ws for ws in self.roster.receivers(publication) if ws.speaks]
+            return sum([ws._push(publication.frame) for ws in speakers])
         if target.kind == "channel" and publication.to is None:
             members = self.roster.members(target)
             without = self.roster.named(publication.exclude) if publication.exclude else ()
-            return self.fanout.broadcast(target.key, members, frame, without)
-        return sum([ws._push(frame) for ws in self.roster.receivers(publication)])
+            return self.fanout.broadcast(publication, members, without, position)
+        return sum([ws._take(publication, position) for ws in self.roster.receivers(publication)])
 
     async def read_history(
         self, channel: str, since: Position | None, limit: int, reader: Connection | None
@@ -174,3 +188,8 @@ class Publishing:
     def check_channel(self, name: str) -> str:
         """Return a valid channel name as this hub keeps it; see ``channel.check_channel``."""
         return check_channel(name, casefold=self.settings.casefold_channels)
+
+
+async def _whatever(outcome: Outcome) -> None:
+    with contextlib.suppress(BrokerUnavailable):
+        await outcome

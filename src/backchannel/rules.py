@@ -34,6 +34,7 @@ class Rule:
         keep: how much of their history is kept; None keeps nothing.
         replay: publications, the newest ones, that a new member gets first.
         presence: it is kept who is in them, on all nodes.
+        snapshot: makes their state, for those who enter; None where there is none.
     """
 
     pattern: NamePattern
@@ -43,6 +44,7 @@ class Rule:
     keep: Retention | None = None
     replay: int = 0
     presence: bool = False
+    snapshot: Callback | None = None
 
     def __str__(self) -> str:
         return f"{self.pattern.text!r} ({self.where})"
@@ -219,7 +221,7 @@ def check_call(pattern: object, unnamed: Sequence[object], unknown: Mapping[str,
             f"it is for: hub.rule({pattern!r}, subscribe={name}) or publish={name}"
         )
     for name in unknown:
-        known = ("subscribe", "publish", "history", "ttl", "replay", "presence")
+        known = ("subscribe", "publish", "history", "ttl", "replay", "presence", "snapshot")
         near = difflib.get_close_matches(name.removeprefix("on_"), known, n=1)
         hint = f"did you mean {near[0]}=?" if near else "it has subscribe= and publish="
         raise TypeError(f"hub.rule has no {name}=; {hint}")
@@ -235,6 +237,7 @@ def read_rule(
     ttl: object = 3600,
     replay: object = 0,
     presence: object = False,
+    snapshot: object = None,
     casefold: bool = False,
 ) -> Rule:
     """Read a rule and check it thoroughly.
@@ -248,6 +251,7 @@ def read_rule(
         ttl: seconds that each of them is kept.
         replay: publications that a new member gets first.
         presence: True keeps who is in them.
+        snapshot: makes their state.
         casefold: True when the hub ignores the case of channel names.
 
     Raises:
@@ -273,14 +277,42 @@ def read_rule(
         raise TemplateError(f"rule {text!r} fits no channel: {error}") from error
     if casefold:
         pattern = pattern.casefolded()
+    keep, last = read_retention(text, history, ttl, replay)
     return Rule(
         pattern,
         where,
         _read(subscribe, f"subscribe= of rule {text!r}", pattern),
         _read(publish, f"publish= of rule {text!r}", pattern),
-        *read_retention(text, history, ttl, replay),
+        keep,
+        last,
         _read_presence(text, presence),
+        _read_snapshot(snapshot, text, pattern, keep),
     )
+
+
+def _read_snapshot(
+    function: Any, text: str, pattern: NamePattern, keep: Retention | None
+) -> Callback | None:
+    """Read what makes the state of a channel, which is called by name alone."""
+    if function is None:
+        return None
+    label = f"snapshot= of rule {text!r}"
+    if keep is None:
+        raise ValueError(
+            f"{label}: a state belongs to a position, so that history has to be kept, as in "
+            f'hub.rule("{text}", history=100, snapshot=…)'
+        )
+    if not callable(function) or isinstance(function, type):
+        raise ListenerError(f"{label} takes a function, not {function!r}")
+    known = ("ws", *dict.fromkeys(["channel", *pattern.names]))
+    names = _names_wanted(function, label, known, skip=0)
+    callback = read_callback(function, label, "", names)
+
+    def make(ws: Any, channel: str) -> Any:
+        there = {"ws": ws, "channel": channel, **(pattern.read(channel) or {})}
+        return function(**{name: there[name] for name in names})
+
+    return dataclasses.replace(callback, function=make)
 
 
 def _read(function: Any, label: str, pattern: NamePattern) -> Callback | None:
@@ -296,19 +328,26 @@ def _read(function: Any, label: str, pattern: NamePattern) -> Callback | None:
 
 
 def _names_wanted(
-    function: Callable[..., Any], label: str, known: tuple[str, ...]
+    function: Callable[..., Any], label: str, known: tuple[str, ...], *, skip: int = 1
 ) -> tuple[str, ...]:
-    """Return what a function is to be given by name: of what there is, what it names."""
+    """Return what a function is to be given by name, of what there is.
+
+    Args:
+        function: it.
+        label: for errors.
+        known: what there is.
+        skip: how many parameters are given by position.
+    """
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         return ()  # read_callback says what is wrong
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    for one in parameters[1:]:
+    for one in parameters[skip:]:
         if one.name not in known and one.default is one.empty and one.kind not in variadic:
             raise ListenerError(
                 f"{label} has a parameter {one.name!r} that rules do not know; it is called with "
-                f"the connection and, by name, what it names of {', '.join(known)}"
+                f"{'the connection and, ' * skip}by name, what it names of {', '.join(known)}"
             )
     if any(one.kind is one.VAR_KEYWORD for one in parameters):
         return known

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from backchannel import fanout
+from backchannel.contracts import Publication, Target
 from backchannel.fanout import Encoder, Fanout
+from backchannel.history import Position
 from backchannel.roster import Roster
 from backchannel.wire.frames import Reader
 
@@ -23,9 +25,9 @@ who = st.integers(0, 3)
 class Client:
     """A connection and its link, as far as the fan-out knows them; remembers what was written."""
 
-    def __init__(self, fan, *, shares, held, deflates=False):
+    def __init__(self, fan, *, shares, held, variant=0):
         self.fan = fan
-        self.deflates = deflates  # for the way it takes; these messages are too short for it
+        self.variant = variant  # these messages are too short to be compressed in any
         self.id = id(self)
         self.user = None
         self.session = types.SimpleNamespace(id=None)
@@ -40,6 +42,11 @@ class Client:
         self.expected = []
         self.gone = False
         self.writes = 0
+
+    def _take(self, publication, position=None, channel=None):
+        enclosed = self.variant & fanout.ENCLOSED
+        frame = self.fan.enclose(publication, position) if enclosed else publication.frame
+        return self._push(frame, channel)
 
     def _push(self, message, channel=None):
         if self._held is not None:
@@ -94,12 +101,16 @@ class Turns(RuleBasedStateMachine):
         self.number = 0
         self.queued = []
 
-    @initialize(kinds=st.lists(st.tuples(*[st.booleans()] * 3), min_size=4, max_size=4))
+    @initialize(
+        kinds=st.lists(
+            st.tuples(st.booleans(), st.booleans(), st.integers(0, 3)), min_size=4, max_size=4
+        )
+    )
     def connect(self, kinds):
         self.fan = Fanout(Encoder(1024, 12), self.queued.append)
         self.clients = [
-            Client(self.fan, shares=s or n < 3, held=h, deflates=d)
-            for n, (s, h, d) in enumerate(kinds)
+            Client(self.fan, shares=s or n < 3, held=h, variant=v)
+            for n, (s, h, v) in enumerate(kinds)
         ]
         for client in self.clients:
             client.rejoin()
@@ -118,9 +129,11 @@ class Turns(RuleBasedStateMachine):
         excluded = {self.clients[n] for n in without}
         members = self.roster._channels.get(channel, {})
         receivers = [ws for ws in members if ws not in excluded]
+        position = Position("e", self.number) if channel == "b" else None
         for ws in receivers:
-            ws.expected.append(message)
-        reached = self.fan.broadcast(channel, members, message, excluded)
+            ws.expected.append(enclosed(ws, channel, message, position))
+        publication = Publication(Target("channel", channel), message)
+        reached = self.fan.broadcast(publication, members, excluded, position)
         assert reached == len(receivers)
 
     @rule(n=who)
@@ -191,6 +204,18 @@ class Turns(RuleBasedStateMachine):
                 assert client.read() == client.expected
 
 
+def enclosed(client, channel, message, position):
+    """Return what a client is to read of a message."""
+    if not client.variant & fanout.ENCLOSED:
+        return message
+    place = f'"position":"{position}",' if position else ""
+    return f'{{"type":"publication","channel":"{channel}",{place}"data":"{message}"}}'
+
+
+def said(message):
+    return Publication(Target("channel", "a"), message)
+
+
 TestTurns = Turns.TestCase
 TestTurns.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
 
@@ -203,7 +228,7 @@ async def test_many_messages_to_a_channel_are_one_write_to_each_member():
         client.rejoin()
         client._channels.add("a")
     for number in range(50):
-        assert fan.broadcast("a", members, f"{number}") == 3
+        assert fan.broadcast(said(f"{number}"), members) == 3
     await asyncio.sleep(0)
     for client in clients:
         assert client.writes == 1
@@ -220,11 +245,11 @@ async def test_a_long_flush_is_done_in_slices(monkeypatch):
     for client in clients:
         client.rejoin()
         client._channels.add("a")
-    fan.broadcast("a", members, "first")
+    fan.broadcast(said("first"), members)
     await asyncio.sleep(0)
     served = sum(client.writes for client in clients)
     assert 0 < served < 1000
-    fan.broadcast("a", members, "second")
+    fan.broadcast(said("second"), members)
     clients[-1]._push("third")
     while fan._scheduled:  # noqa: ASYNC110 - turns are the subject
         await asyncio.sleep(0)

@@ -33,6 +33,7 @@ class MemoryBroker:
     shared = False
     state = "in this process"
     tickets = None
+    resumes = None
     is_connected = True
 
     def __init__(self, moment: float = 1.0) -> None:
@@ -86,7 +87,10 @@ class MemoryBroker:
             raise RuntimeError("publish() before bind()")
         if keep is None:
             return Receipt(self._deliver(publication, None))
-        position = self._log(publication.target.key).add(publication, keep)
+        log = self._log(publication.target.key)
+        if publication.again and (position := log.find(publication.key)) is not None:
+            return Receipt(None, position)
+        position = log.add(publication, keep)
         return Receipt(self._deliver(publication, position), position)
 
     async def history(
@@ -178,6 +182,13 @@ class _Log:
             self._entries.popleft()
         self.until = now + keep.ttl + REMEMBERED
         return self._top
+
+    def find(self, key: str) -> Position | None:
+        """Return where a publication with a key stands; None where it is not kept."""
+        for back, (_, one) in enumerate(reversed(self._entries)):
+            if one.key == key:
+                return Position(self._top.epoch, self._top.offset - back)
+        return None
 
     def read(self, since: Position | None, limit: int) -> Page[Publication]:
         """Return what came after a position, or the newest."""

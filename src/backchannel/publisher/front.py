@@ -11,7 +11,7 @@ from backchannel.channel import check_channel
 from backchannel.codes import check_close
 from backchannel.connection import ABSENT
 from backchannel.contracts import Publication, Target
-from backchannel.messages import encode
+from backchannel.messages import encode, form_of
 
 if TYPE_CHECKING:
     from backchannel.publisher.plan import Plan
@@ -76,6 +76,7 @@ class Front:
             encode(message),
             None if to is ABSENT else targets(self, to, "to"),
             () if exclude is ABSENT else targets(self, exclude, "exclude"),
+            form_of(message),
         )
 
     @staticmethod

@@ -275,6 +275,7 @@ def _folded(publication: Publication, about: About) -> Publication:
         publication.frame,
         None if publication.to is None else fold(publication.to),
         fold(publication.exclude),
+        publication.form,
     )
 
 

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 from backchannel.backlog import new_backlog
 from backchannel.codes import ENDINGS
 from backchannel.connection import ABSENT, CloseReason, Connection
+from backchannel.dialect import NAME
 from backchannel.errors import Reject
 from backchannel.guard import Place
 from backchannel.handshake import going_away, shake_hands
 from backchannel.observe import CONNECTION, HANDSHAKE, new_error_id
 from backchannel.request import Request
+from backchannel.speech.connection import SpeakingConnection
 from backchannel.transport.lossy import new_socket
 from backchannel.transport.meter import begin
 from backchannel.transport.native import EXTENSION, Giver, NativeSocket, Taken
@@ -128,7 +130,8 @@ async def _serve(
         backlog, limit = new_backlog(endpoint.slow_client), hub.settings.max_outbox
         link = Outbox(send, hub.fanout, backlog, limit, hub.settings.close_timeout)
     context = copy_context()
-    ws = Connection(
+    kind = SpeakingConnection if subprotocol == NAME else Connection
+    ws = kind(
         hub, endpoint, request, link, context=context, channel=channel, subprotocol=subprotocol
     )
     dispatch = hub.guard.dispatch(hub, ws, place)

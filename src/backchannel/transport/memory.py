@@ -13,12 +13,14 @@ import msgspec
 
 from backchannel.codes import check_close
 from backchannel.connection import ABSENT, CloseReason, Connection
+from backchannel.dialect import NAME
 from backchannel.errors import ConnectionClosed, HandshakeRefused, Reject
 from backchannel.guard import Place
 from backchannel.handshake import going_away, shake_hands
 from backchannel.messages import Frame, encode
 from backchannel.request import Request, path_segments
 from backchannel.session.web import Session
+from backchannel.speech.connection import SpeakingConnection
 from backchannel.transport.asgi import choose_channel
 
 if TYPE_CHECKING:
@@ -181,14 +183,16 @@ class MemoryClient:
             channel = place.sit(request.user) or channel
         if isinstance(channel, Reject):
             raise HandshakeRefused(channel.status, channel.text)
-        ws = Connection(
+        subprotocol = endpoint.choose_subprotocol(request.subprotocols) or request.subprotocol
+        kind = SpeakingConnection if subprotocol == NAME else Connection
+        ws = kind(
             hub,
             endpoint,
             request,
             self._link,
             context=context,
             channel=channel,
-            subprotocol=endpoint.choose_subprotocol(request.subprotocols) or request.subprotocol,
+            subprotocol=subprotocol,
         )
         self._dispatch = hub.guard.dispatch(hub, ws, place)
         self._dispatch.follow(request)

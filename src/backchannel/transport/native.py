@@ -20,6 +20,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from backchannel.connection import CloseReason
+from backchannel.fanout import COMPRESSED, ENCLOSED
 from backchannel.observe import CONNECTION
 from backchannel.wire import frames
 
@@ -91,13 +92,14 @@ class NativeSocket(asyncio.Protocol):
         is_due: it will be flushed at the end of the turn.
         apart: it shares no lanes for now; see ``fanout``.
         deflates: its client takes compressed frames.
+        variant: which making of a message its client takes; see ``fanout.Sharing``.
     """
 
     __slots__ = (
         "_awaits_pong", "_closing", "_connections", "_descriptor", "_dispatch", "_drained",
         "_fanout", "_gone",
         "_hangs_up", "_has_backlog", "_paused", "_pending", "_pinged_at", "_reader", "_timer",
-        "_transport", "apart", "deflates", "is_due", "ws",
+        "_transport", "apart", "deflates", "is_due", "variant", "ws",
     )  # fmt: skip
 
     def __init__(self, taken: Taken, hub: Hub, *, deflates: bool = False):
@@ -105,6 +107,7 @@ class NativeSocket(asyncio.Protocol):
         self.is_due = False
         self.apart = True  # until its connection is open
         self.deflates = deflates
+        self.variant = COMPRESSED * deflates
         self._transport = taken.transport
         self._connections = taken.connections
         self._fanout = hub.fanout
@@ -126,6 +129,8 @@ class NativeSocket(asyncio.Protocol):
         """Start the connection's life, with what the client was too early to send."""
         self._dispatch = dispatch
         self.ws = dispatch.ws
+        if self.ws.speaks:
+            self.variant |= ENCLOSED
         self._transport.set_protocol(self)
         # resume_writing() then tells when nothing waits any more.
         self._transport.set_write_buffer_limits(high=0)

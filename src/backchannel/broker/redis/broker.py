@@ -22,6 +22,7 @@ from backchannel.broker.redis.keys import Keys
 from backchannel.broker.redis.link import pack_command
 from backchannel.broker.redis.notice import Notice
 from backchannel.broker.redis.posting import Inquiry, Keeping, Posting, Question
+from backchannel.broker.redis.resumes import RedisResumes
 from backchannel.broker.redis.roll import Roll
 from backchannel.broker.redis.tickets import RedisTickets
 from backchannel.contracts import Publication, Receipt, Target
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from backchannel.sent import Outcome
 
 __all__ = ["RedisBroker"]
+
+KEYED: Final = 3600
+"""Seconds that an earlier attempt of what has a key of its own may be ago."""
 
 PAGE_BYTES: Final = 4 * 1024 * 1024
 """Of history that is read at a time, where one publication has not more by itself."""
@@ -74,6 +78,7 @@ class RedisBroker:
         self._engine = Engine(url, timeout, self._hear, self)
         self._keys = Keys(hub)
         self.tickets = RedisTickets(self._engine, self._keys, timeout)
+        self.resumes = RedisResumes(self._engine, self._keys, timeout)
         self._roll = Roll(self._engine, self._keys, lease, moment)
         self._timeout = timeout
         self._max_unsent = max_unsent
@@ -266,10 +271,14 @@ class RedisBroker:
         if not posting.run:
             posting.run = run
         again = (1 if posting.run == run else 2) if posting.is_retry else 0
+        by, number, age = node, str(posting.number), 0
+        if key := posting.publication.key:  # its publisher may try again at another node
+            by, number, age = "", key, KEYED
+            again = max(again, int(posting.publication.again))
         return pack_command((
             "EVALSHA", self._engine.scripts["publish"], 2, *self._keys.of_history(topic),
             topic, posting.pack(node), keep.size, keep.ttl, REMEMBERED, secrets.token_hex(4),
-            run, node, posting.number, again, 0,
+            run, by, number, again, age,
         ))  # fmt: skip
 
     def _count_where_wanted(self, posting: Posting) -> None:
@@ -299,8 +308,10 @@ class RedisBroker:
         while self._waiting and (everything or self._waiting[0].until <= now):
             posting = self._waiting.popleft()
             self.unsent -= posting.size
-            what = "may have been published, or not" if posting.is_retry else "was not published"
-            posting.fail(BrokerUnavailable(f"{self._engine.shown} is away: this {what}"))
+            unsure = posting.is_retry
+            what = "may have been published, or not" if unsure else "was not published"
+            text = f"{self._engine.shown} is away: this {what}"
+            posting.fail(BrokerUnavailable(text, unsure=unsure))
         if self._engine.link is None:
             self._schedule_expiry()
         elif self._waiting:

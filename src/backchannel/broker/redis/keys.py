@@ -9,7 +9,9 @@ from backchannel.contracts import Target
 
 __all__ = ["Keys"]
 
-_LETTERS: Final = {"channel": "c", "user": "u", "session": "s", "everyone": "e"}
+_LETTERS: Final = {
+    "channel": "c", "user": "u", "session": "s", "connection": "k", "everyone": "e",
+}  # fmt: skip
 
 
 class Keys:
@@ -25,15 +27,19 @@ class Keys:
         self.prefix = f"backchannel:{hub}:"
 
     def topic(self, target: Target) -> bytes:
-        """Return what is published to for a target; one connection's are told to its node."""
+        """Return what is published to for a target; see ``heard`` for one connection."""
         key = target.key
         if target.kind == "session":  # its id may be a secret
             key = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         return f"{self.prefix}{{{_LETTERS[target.kind]}:{key}}}".encode()
 
     def heard(self, target: Target) -> bytes:
-        """Return the topic of a target's publications and questions."""
-        if target.kind == "connection":
+        """Return the topic of a target's publications and questions.
+
+        A connection's id begins with its node's, where it stays at that node for its life; those
+        that may move have a topic each.
+        """
+        if target.kind == "connection" and "." in target.key:
             return self.node(target.key.partition(".")[0])
         return self.topic(target)
 
@@ -53,6 +59,14 @@ class Keys:
             key: its hash.
         """
         return f"{self.prefix}{{t:{key.hex()}}}".encode()
+
+    def resume(self, key: bytes) -> bytes:
+        """Return where a session is that can be resumed.
+
+        Args:
+            key: its hash.
+        """
+        return f"{self.prefix}{{r:{key.hex()}}}".encode()
 
     @property
     def presence(self) -> bytes:

@@ -1,6 +1,7 @@
 """What is published to the engine's topics: one letter that says what it is, then that.
 
-``T`` a text frame, ``B`` a binary one: the common case, and as short as it can be. ``X`` a
+``T`` a text frame, ``J`` one that is JSON, ``B`` a binary one: the common case, and as short as it
+can be; ``E`` an event for a dialect. ``X`` a
 publication with its audience, and maybe with the node that wants to know how many it reached. ``Q``
 a question to all who hear the topic, ``A`` an answer. Before it stands ``@epoch.offset `` where the
 engine keeps history; the script that keeps it puts that there.
@@ -8,11 +9,11 @@ engine keeps history; the script that keeps it puts that there.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from backchannel.contracts import Publication, Target
+from backchannel.contracts import Form, Publication, Target
 from backchannel.history import Position
 
 __all__ = [
@@ -88,6 +89,7 @@ class _Addressed(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     to: tuple[Target, ...] | None
     exclude: tuple[Target, ...]
     asking: Asking | None = None
+    form: Form = "plain"
 
 
 class _Question(msgspec.Struct, array_like=True):
@@ -101,6 +103,8 @@ class _Answer(msgspec.Struct, array_like=True):
     words: Any
 
 
+_LETTERS: Final[dict[Form, bytes]] = {"plain": b"T", "json": b"J", "event": b"E"}
+_FORMS: Final[dict[bytes, Form]] = {letter: form for form, letter in _LETTERS.items()}
 _addressed = msgspec.msgpack.Decoder(_Addressed)
 _question = msgspec.msgpack.Decoder(_Question)
 _answer = msgspec.msgpack.Decoder(_Answer)
@@ -108,14 +112,12 @@ _answer = msgspec.msgpack.Decoder(_Answer)
 
 def pack(publication: Publication, asking: Asking | None = None) -> bytes:
     """Return a publication as it travels."""
-    frame = publication.frame
+    frame, form, to = publication.frame, publication.form, publication.to
     if publication.target.kind == "connection":  # its topic is that of all connections of a node
-        to: tuple[Target, ...] | None = (publication.target,)
-        return b"X" + _msgpack.encode(_Addressed(frame, to, publication.exclude, asking))
-    if publication.to is None and not publication.exclude and asking is None:
-        return b"T" + frame.encode() if isinstance(frame, str) else b"B" + frame
-    addressed = _Addressed(frame, publication.to, publication.exclude, asking)
-    return b"X" + _msgpack.encode(addressed)
+        to = (publication.target,)
+    elif to is None and not publication.exclude and asking is None:
+        return _LETTERS[form] + frame.encode() if isinstance(frame, str) else b"B" + frame
+    return b"X" + _msgpack.encode(_Addressed(frame, to, publication.exclude, asking, form))
 
 
 def opening(topic: bytes) -> bytes:
@@ -152,8 +154,8 @@ def unpack(target: Target, data: bytes) -> Publication | Heard | Question | Answ
         ValueError: nothing that any of these functions made.
     """
     kind, rest = data[:1], data[1:]
-    if kind == b"T":
-        return Publication(target, rest.decode())
+    if (form := _FORMS.get(kind)) is not None:
+        return Publication(target, rest.decode(), form=form)
     if kind == b"B":
         return Publication(target, rest)
     if kind == b"@":
@@ -180,5 +182,5 @@ def _unpack_addressed(target: Target, data: bytes) -> Heard:
     found = _addressed.decode(data)
     if not isinstance(found.frame, str | bytes):
         raise ValueError("its frame is neither text nor binary")  # noqa: TRY004 - of the data
-    publication = Publication(target, found.frame, found.to, found.exclude)
+    publication = Publication(target, found.frame, found.to, found.exclude, found.form)
     return Heard(publication, None, found.asking)

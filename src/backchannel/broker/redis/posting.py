@@ -185,7 +185,7 @@ class Keeping(Posting):
                 return
             unsure = str(reply).startswith("UNSURE")
             what = "it may have been published, or not" if unsure else "the broker refused it"
-            self.fail(BrokerUnavailable(f"{what}: {reply}"))
+            self.fail(BrokerUnavailable(f"{what}: {reply}", unsure=unsure))
             return
         epoch, offset, heard = reply
         position = Position(epoch.decode(), offset) if offset else None
@@ -261,5 +261,6 @@ class Question:
 
 def _lost() -> BrokerUnavailable:
     return BrokerUnavailable(
-        "the connection to the broker was lost while this was published: it may have been, or not"
+        "the connection to the broker was lost while this was published: it may have been, or not",
+        unsure=True,
     )

@@ -1,0 +1,82 @@
+"""What a connection that speaks v1 remembers of its conversation. Pure bookkeeping."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from backchannel.resume import Record
+
+if TYPE_CHECKING:
+    from backchannel.history import Position
+
+__all__ = ["Talk"]
+
+NOTHING_DURABLE: Final[frozenset[str]] = frozenset()
+
+
+class Talk:
+    """One conversation.
+
+    Attributes:
+        greeted: the client has said hello.
+        resumed: it goes on with an earlier session.
+        keys: what the session is kept under: by the token that the client was given; and by the one
+            it came with, until it is known that the newer one has arrived.
+        timer: ends the connection of a client that says no hello.
+        positions: the last ones that the client had of channels, until it is back in them.
+        asked: the ids of the frames that asked to enter or leave channels, until that is done.
+        last: the last id of a frame of the client.
+        pending: ids of acknowledged frames that are not done.
+        calls: what waits for the client's answers.
+        queued: ids of the client's calls that wait for their turn, with what ends them.
+        running: id of the client's call whose callback runs.
+        stopped: how that was stopped; empty where it was not.
+    """
+
+    __slots__ = (
+        "asked", "calls", "greeted", "keys", "last", "number", "pending", "positions", "queued",
+        "resumed", "running", "stopped", "timer",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.greeted = False
+        self.resumed = False
+        self.keys: tuple[bytes, ...] = ()
+        self.timer: asyncio.TimerHandle | None = None
+        self.positions: dict[str, Position] = {}
+        self.asked: dict[str, int] = {}
+        self.last = 0
+        self.pending: set[int] = set()
+        self.calls: dict[int, asyncio.Future[Any]] | None = None
+        self.number = 0
+        self.queued: dict[int, asyncio.TimerHandle | None] = {}
+        self.running = 0
+        self.stopped = ""
+
+    def stop_timer(self) -> None:
+        """Wait for no hello any more."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def go_on(self, record: Record) -> None:
+        """Take up what an earlier connection of the session remembered."""
+        self.resumed = True
+        self.last = record.last
+        self.pending = set(record.pending)
+
+    def takes(self, id_: int, *, again: bool, acknowledged: bool) -> bool | None:
+        """Tell what to do with a frame that has an id.
+
+        Returns:
+            True: do it. None: it was done already. False: its id can't be.
+        """
+        if id_ <= self.last:
+            if not again:
+                return False
+            return True if id_ in self.pending else None
+        self.last = id_
+        if acknowledged:
+            self.pending.add(id_)
+        return True

@@ -1,0 +1,330 @@
+"""A v1 connection's callbacks: frames become messages, calls and changes, each in its order.
+
+The first frame is the client's hello; until then nothing of the listener runs. What the listener
+is to do has its turn, like a message of a raw client; answers to its own calls, and what stops a
+call, do not wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+
+from backchannel.codes import ENDINGS, meaning_of
+from backchannel.connection import CloseReason
+from backchannel.contracts import Target
+from backchannel.dialect import frames
+from backchannel.dialect.content import content_of
+from backchannel.dispatch import Dispatch
+from backchannel.errors import BrokerUnavailable, CallFailed, InvalidMessage
+from backchannel.history import Position
+from backchannel.inbox import Rest, nothing
+from backchannel.messages import Frame as Message
+from backchannel.observe import CONNECTION, LISTENER, TRACE, excerpt
+from backchannel.speech.handling import Handling
+
+if TYPE_CHECKING:
+    from backchannel.dialect.talk import Talk
+    from backchannel.resume import Record
+
+__all__ = ["SpeakingDispatch", "speaking"]
+
+MANY: Final = 1024
+"""Frames that may wait for a callback that itself waits for the client; more are refused."""
+
+REPLACED: Final = CloseReason(4005, meaning_of(4005), "server")
+
+
+class SpeakingDispatch(Handling):
+    """Runs the callbacks of a connection that speaks v1."""
+
+    __slots__ = ()
+
+    @property
+    def talk(self) -> Talk:
+        """What is remembered of the conversation."""
+        return self.speaker.talk
+
+    # ── the beginning ─────────────────────────────────────────────────────────────────────────
+
+    def _begin_life(self) -> None:
+        """Wait for the client's hello."""
+        loop, seconds = self._runtime.loop, self._hub.settings.handshake_timeout
+        self.talk.timer = loop.call_later(seconds, self._miss_hello)
+
+    def _miss_hello(self) -> None:
+        self.talk.timer = None
+        self.end(CloseReason(1008, "said no hello in time", "server"), refused=True)
+
+    def _greet(self, hello: frames.Hello) -> None:
+        talk = self.talk
+        if talk.greeted:
+            self.complain("out_of_order", "hello is said once, first")
+            return
+        talk.greeted = True
+        talk.stop_timer()
+        for channel, text in hello.positions.items():
+            try:
+                talk.positions[channel] = Position.parse(text)
+            except ValueError:
+                talk.positions[channel] = Position("none", 0)  # of no history: it is lost
+        if hello.resume is not None and self._hub.resumes.window is not None:
+            self._work_on(Rest(functools.partial(self._come_back, hello.resume), nothing))
+        else:
+            self._welcome([])
+            super()._begin_life()
+
+    def _welcome(self, channels: list[str]) -> None:
+        """Say hello, before all else that the client gets."""
+        ws, settings = self.speaker, self._hub.settings
+        own = [] if ws.channel is None else [ws.channel]
+        greeting = frames.Greeting(
+            connection=ws.id,
+            resumed=ws.resumed,
+            user=ws.user,
+            resume=self._hub.resumes.begin(ws),
+            window=self._hub.resumes.window or 0,
+            channels=list(dict.fromkeys([*own, *channels])),
+            ping=settings.ping_interval,
+            max_message=settings.max_message,
+        )
+        if ws._held is not None:
+            ws._held.insert(0, frames.write(greeting))
+
+    async def _come_back(self, token: str) -> None:
+        """Go on with a session, or begin a new one where there is none."""
+        ws, resumes = self.speaker, self._hub.resumes
+        try:
+            found = await resumes.take(token, ws.endpoint, ws.user)
+        except BrokerUnavailable as error:
+            CONNECTION.warning("%s can't be resumed now: %s", ws, error)
+            self.end(CloseReason(1013, "sessions can't be read now", "server"), refused=True)
+            return
+        channels: list[str] = []
+        if found is not None:
+            key, record = found
+            await self._take_over(record)
+            ws.talk.keys = (key,)  # until the next one has arrived
+            channels = [name for name in record.channels if name != ws.channel]
+        self._welcome(channels)
+        if ws.reason is not None:
+            resumes.ended(ws, lives_on=True)
+            return
+        await self._open()
+        for name in channels:
+            await self._put_back(name)
+
+    async def _take_over(self, record: Record) -> None:
+        """Be the connection of a session; the one that was ends, and its callbacks first."""
+        ws, hub = self.speaker, self._hub
+        target = Target("connection", record.id)
+        ending = [one._dispatch for one in hub.roster.members(target)]
+        for dispatch in ending:
+            dispatch.end(REPLACED)
+        if hub.cluster.is_shared:
+            try:
+                await hub.cluster.tell(target, "others", "replace")
+            except BrokerUnavailable as error:
+                CONNECTION.debug("%s: its former connection could not be ended: %s", ws, error)
+        if ending:
+            await asyncio.wait([one.closed for one in ending], timeout=hub.grace)
+        ws.id = record.id
+        ws.talk.go_on(record)
+        for name, value in record.state.items():
+            if name in self.endpoint.callbacks.durable:
+                ws.state[name] = value
+
+    async def _put_back(self, name: str) -> None:
+        """Let the client into a channel again that it was in, if it may still be there."""
+        ws = self.speaker
+        if ws.reason is not None or name in ws._channels:
+            return
+        refused = await self._hub.membership.enter(self, name)
+        if name not in ws._channels and ws.reason is None:
+            text = refused.text if refused is not None else ""
+            ws.tell(frames.Unsubscribed(name, text=text or "refused"))
+
+    # ── what comes ────────────────────────────────────────────────────────────────────────────
+
+    def feed(self, message: Message) -> bool:
+        """Take a frame from the client; see ``Dispatch.feed``."""
+        ws = self.speaker
+        if ws.reason is not None:
+            return False
+        try:
+            frame, data = frames.read(message, "client")
+        except InvalidMessage as error:
+            self._take_invalid(error)
+            return False
+        talk = ws.talk
+        kind: type[Any] = frame.__class__
+        if kind is frames.Hello:
+            self._greet(frame)
+            return False
+        if not talk.greeted:
+            self._refuse_early()
+            return False
+        if len(talk.keys) > 1:
+            self._hub.resumes.arrived(ws)
+        if kind is frames.Message and frame.id is msgspec.UNSET:
+            return super().feed(content_of(frame.data, data))
+        if TRACE.is_on:
+            CONNECTION.debug("%s received %s", ws, excerpt(message))
+        if (at_once := _AT_ONCE.get(kind)) is not None:
+            at_once(self, frame, data)
+            return False
+        return self._queue_frame(frame, data)
+
+    def _take_invalid(self, error: InvalidMessage) -> None:
+        CONNECTION.debug("%s invalid frame: %s", self.ws, excerpt(error.text))
+        if not self.talk.greeted:
+            self._refuse_early()
+            return
+        self.complain(error.code, error.text, field=error.field)
+
+    def _refuse_early(self) -> None:
+        """End the connection of a client whose first frame is no hello."""
+        self.end(CloseReason(1008, "the first frame is hello", "server"), refused=True)
+
+    def _queue_frame(self, frame: Any, data: bytes | None) -> bool:
+        """Let a frame have its turn; tell whether nothing more should be read."""
+        talk = self.talk
+        if frame.id is not msgspec.UNSET:
+            is_kept = isinstance(frame, frames.Message | frames.Publish)
+            takes = talk.takes(frame.id, again=is_kept and frame.again, acknowledged=is_kept)
+            if takes is None:
+                self.speaker.tell(frames.Ack(frame.id))
+                return False
+            if takes is False:
+                text = f"ids count up: {talk.last} was used already"
+                self.complain("out_of_order", text, id_=frame.id)
+                return False
+        work = Rest(functools.partial(self.handle, frame, data), nothing)
+        if isinstance(frame, frames.Call):
+            self._queue_call(frame)
+        if not self._is_busy:
+            self._work_on(work)
+            return False
+        if talk.calls:  # the callback waits for an answer that has to be read
+            if self.inbox.has(MANY):
+                talk.queued.pop(cast("int", frame.id), None)
+                self.complain("too_many", f"{MANY} frames wait already", id_=frame.id)
+                return False
+            self.inbox.put(work)
+            return False
+        self.inbox.put(work)
+        return self.inbox.is_full
+
+    def _queue_call(self, frame: frames.Call) -> None:
+        """Count the time that its client waits for an answer."""
+        timer = None
+        if frame.timeout is not None:
+            loop = self._runtime.loop
+            timer = loop.call_later(frame.timeout, self.stop_call, frame.id, "timeout")
+        self.talk.queued[frame.id] = timer
+
+    # ── what does not wait for its turn ───────────────────────────────────────────────────────
+
+    def _pong(self, _frame: frames.Ping, _data: bytes | None) -> None:
+        self.speaker.tell(frames.Pong())
+
+    def _answered(self, frame: frames.Reply, data: bytes | None) -> None:
+        if (waiting := self._waiting_for(frame.id)) is not None:
+            answer: Any = data
+            if data is None:
+                answer = None if frame.data is msgspec.UNSET else msgspec.json.decode(frame.data)
+            waiting.set_result(answer)
+
+    def _refused(self, frame: frames.Error, _data: bytes | None) -> None:
+        if frame.id is msgspec.UNSET:
+            LISTENER.debug("%s says: %s %s", self.ws, frame.code, excerpt(frame.text))
+        elif (waiting := self._waiting_for(frame.id)) is not None:
+            waiting.set_exception(CallFailed(frame.code, frame.text))
+
+    def _waiting_for(self, id_: int) -> asyncio.Future[Any] | None:
+        """Return what waits for an answer; None for calls that nobody made."""
+        waiting = (self.talk.calls or {}).pop(id_, None)
+        return None if waiting is None or waiting.done() else waiting
+
+    def _cancelled(self, frame: frames.Cancel, _data: bytes | None) -> None:
+        self.stop_call(frame.id, "cancelled")
+
+    # ── what it is told, and the end ──────────────────────────────────────────────────────────
+
+    def tell_lost(self, channel: str, position: Position | None = None) -> None:
+        """Tell the client and the listener that some of a channel were lost."""
+        ws = self.speaker
+        if ws.reason is None:
+            ws._lost(channel, position)
+            rule = self._hub.rules.find(channel)
+            if rule is not None and rule.snapshot is not None:
+                again = functools.partial(self._hub.membership.enter_again, self, channel)
+                self._queue_work(Rest(again, nothing))
+        super().tell_lost(channel, position)
+
+    def _queue_work(self, work: Rest) -> None:
+        if self._is_busy:
+            self.inbox.put(work)
+        else:
+            self._work_on(work)
+
+    def end(self, reason: CloseReason, *, refused: bool = False) -> bool:
+        """End the connection; its session may live on."""
+        ws = self.speaker
+        if ws.reason is not None:
+            return False
+        talk = ws.talk
+        talk.stop_timer()
+        for timer in talk.queued.values():
+            if timer is not None:
+                timer.cancel()
+        if reason.by == "server" and reason.code in {1001, 1012} and ws._held is None:
+            ws.tell(frames.GoingAway(round(random.uniform(0, self._spread()), 3)))  # noqa: S311
+        ended = super().end(reason, refused=refused)
+        self._hub.resumes.ended(ws, lives_on=_lives_on(reason))
+        for waiting in list((talk.calls or {}).values()):
+            if not waiting.done():
+                text = f"the connection has ended with {reason.code}"
+                waiting.set_exception(CallFailed("closed", text))
+        return ended
+
+    def _spread(self) -> float:
+        """Return the seconds over which those come back who are told to go at the same time."""
+        return min(10.0, 0.25 + len(self._hub.roster.everyone) / 1000)
+
+
+def _lives_on(reason: CloseReason) -> bool | None:
+    """Tell whether the session can be resumed; None: it is another connection's already."""
+    if reason.code == REPLACED.code:
+        return None
+    ending = ENDINGS.get(reason.code)
+    return reason.code in {1005, 1006} or (ending is not None and ending.come_back is True)
+
+
+_AtOnce = Callable[[SpeakingDispatch, Any, "bytes | None"], None]
+_AT_ONCE: Final[dict[type, _AtOnce]] = {
+    frames.Ping: SpeakingDispatch._pong,
+    frames.Reply: SpeakingDispatch._answered,
+    frames.Error: SpeakingDispatch._refused,
+    frames.Cancel: SpeakingDispatch._cancelled,
+}
+
+
+_made: Final[dict[type[Dispatch], type[Dispatch]]] = {Dispatch: SpeakingDispatch}
+
+
+def speaking(kind: type[Dispatch]) -> type[Dispatch]:
+    """Return the class that does for v1 connections what another one does for raw ones.
+
+    Args:
+        kind: what keeps the connection's limits, before the frames are read.
+    """
+    if (found := _made.get(kind)) is None:
+        bases: Any = (kind, SpeakingDispatch)
+        found = _made[kind] = type(f"Speaking{kind.__name__}", bases, {"__slots__": ()})
+    return found

@@ -1,0 +1,201 @@
+"""Keeps the sessions of a hub's clients, so that who comes back goes on, at whatever node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from backchannel.errors import BrokerUnavailable
+from backchannel.observe import HUB, LISTENER
+from backchannel.resume import Record, key_of, new_token
+
+if TYPE_CHECKING:
+    from backchannel.contracts import ResumeStore
+    from backchannel.speech.connection import SpeakingConnection
+
+__all__ = ["Resumes"]
+
+AGAIN: Final = 1.0
+"""Seconds after which what could not be kept is tried again."""
+
+_Todo = tuple["SpeakingConnection | bytes | None", bool, float]
+
+
+class Resumes:
+    """What a hub keeps of its v1 connections. Where there are none, it does nothing.
+
+    What changes within a turn of the event loop is written once, at its end.
+
+    Args:
+        store: keeps it.
+        window: seconds that a session outlives its connection; None lets none do so.
+        keep: runs a coroutine in the background.
+    """
+
+    def __init__(
+        self,
+        store: ResumeStore,
+        window: float | None,
+        keep: Callable[[Coroutine[Any, Any, None]], object],
+    ):
+        self._store = store
+        self.window = window
+        self._keep = keep
+        self._live: dict[SpeakingConnection, None] = {}
+        # By key: whose it is or what is kept (None: nothing any more), whether it is new, and how
+        # long it is worth the trouble, by the monotonic clock.
+        self._todo: dict[bytes, _Todo] = {}
+        self._is_writing = False
+        self._is_beating = False
+
+    @property
+    def _life(self) -> float:
+        """Seconds that a session is kept whose connection lives, and may die with its node."""
+        return 2 * (self.window or 0)
+
+    def begin(self, ws: SpeakingConnection) -> str | None:
+        """Return the token by which a connection's session can be resumed."""
+        if self.window is None:
+            return None
+        token = new_token()
+        key = key_of(token, ws.endpoint, ws.user)
+        ws.talk.keys = (key, *ws.talk.keys)
+        self._live[ws] = None
+        for one in ws.talk.keys:
+            self._write(one, ws, new=True)
+        if not self._is_beating:
+            self._is_beating = True
+            self._keep(self._beat())
+        return token
+
+    def changed(self, ws: SpeakingConnection) -> None:
+        """Take note that what is kept of a session may be another now."""
+        if ws in self._live:
+            for key in ws.talk.keys:
+                self._write(key, ws)
+
+    def arrived(self, ws: SpeakingConnection) -> None:
+        """Take note that a client has its newer token: the one it came with is worth no more."""
+        key, *others = ws.talk.keys
+        ws.talk.keys = (key,)
+        for other in others:
+            self._write(other, None)
+
+    def ended(self, ws: SpeakingConnection, *, lives_on: bool | None) -> None:
+        """Take note that a connection has ended.
+
+        Args:
+            ws: it.
+            lives_on: its session can be resumed; None: another connection has it already.
+        """
+        if ws not in self._live:
+            return
+        del self._live[ws]
+        if lives_on is None:
+            return
+        data = self._packed(ws) if lives_on else None
+        for key in ws.talk.keys:
+            self._write(key, data)
+
+    async def take(
+        self, token: str, endpoint: str, user: str | None
+    ) -> tuple[bytes, Record] | None:
+        """Return the session of a token, and what it was kept under; None where there is none.
+
+        Raises:
+            BrokerUnavailable: that can't be known now.
+        """
+        if self.window is None:
+            return None
+        key = key_of(token, endpoint, user)
+        here = self._todo.get(key)
+        data = await self._store.take(key)
+        if here is not None and isinstance(here[0], bytes) and self._todo.get(key) is here:
+            del self._todo[key]
+            data = here[0]  # not written yet
+        elif here is not None and data is None and here[0] is not None and here[1]:
+            data = self._packed(here[0])  # type: ignore[arg-type] # a live one, new and not written
+        if data is None or (record := Record.unpack(data)) is None:
+            return None
+        for other in record.keys:
+            if other != key:
+                self._write(other, None)
+        return key, record
+
+    # ── written ───────────────────────────────────────────────────────────────────────────────
+
+    def _write(
+        self, key: bytes, what: SpeakingConnection | bytes | None, *, new: bool = False
+    ) -> None:
+        before = self._todo.get(key)
+        new = new or (before is not None and before[1])
+        until = monotonic() + (self.window or 0)
+        self._todo[key] = (what, new, until)
+        if not self._is_writing:
+            self._is_writing = True
+            self._keep(self._write_all())
+
+    async def _write_all(self) -> None:
+        try:
+            while self._todo:
+                todo, self._todo = self._todo, {}
+                try:
+                    await self._write_some(todo)
+                except BrokerUnavailable as error:
+                    HUB.debug("sessions can't be kept: %s", error)
+                    now = monotonic()
+                    late = {
+                        key: one for key, one in todo.items()
+                        if not isinstance(one[0], bytes | None) or one[2] > now
+                    }  # fmt: skip
+                    self._todo = {**late, **self._todo}
+                    await asyncio.sleep(AGAIN)
+        finally:
+            self._is_writing = False
+
+    async def _write_some(self, todo: dict[bytes, _Todo]) -> None:
+        groups: dict[tuple[float, bool], dict[bytes, bytes]] = {}
+        dropped: list[bytes] = []
+        for key, (what, new, _) in todo.items():
+            if what is None:
+                dropped.append(key)
+                continue
+            is_live = not isinstance(what, bytes)
+            data = self._packed(what) if is_live else what  # type: ignore[arg-type]
+            life = self._life if is_live else self.window or 0
+            groups.setdefault((life, new), {})[key] = data  # type: ignore[assignment]
+        for (life, new), records in groups.items():
+            await self._store.put(records, life, new=new)
+        if dropped:
+            await self._store.drop(dropped)
+
+    async def _beat(self) -> None:
+        """Keep what lives alive."""
+        try:
+            while self._live:
+                await asyncio.sleep((self.window or 0) / 2)
+                keys = [key for ws in self._live for key in ws.talk.keys]
+                try:
+                    if keys:
+                        await self._store.extend(keys, self._life)
+                except BrokerUnavailable:
+                    continue
+        finally:
+            self._is_beating = False
+
+    @staticmethod
+    def _packed(ws: SpeakingConnection) -> bytes:
+        record = ws.record()
+        try:
+            return record.pack()
+        except (TypeError, ValueError, RecursionError) as error:
+            LISTENER.error(
+                "durable state of %s can't be kept, and will not come back: %s; it is for plain "
+                "values: str, numbers, lists, dicts",
+                ws,
+                error,
+            )
+            record.state = {}
+            return record.pack()

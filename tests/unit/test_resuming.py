@@ -1,0 +1,401 @@
+"""Sessions of v1 clients that outlive their socket; docs/protocol.md, "Resume"."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import pytest
+from speaking import Speaker
+
+from backchannel import Hub, Listener, event
+
+
+class Room(Listener):
+    durable = ("name", "cart")
+
+    def on_open(self, ws):
+        ws.send({"resumed": ws.resumed, "name": ws.state.get("name"), "other": "other" in ws.state})
+
+    @event("name")
+    def name(self, ws, message: dict):
+        ws.state.name = message["name"]
+        ws.state["other"] = 1
+
+    @event("count")
+    def count(self, ws):
+        ws.hub.counted = getattr(ws.hub, "counted", 0) + 1
+
+
+def new_hub(listener=Room, **settings):
+    hub = Hub(**settings)
+    hub.add("/ws/{channel}", listener)
+    hub.add("/plain", listener)
+    hub.rule("{name}", history=20, subscribe=lambda ws: True, publish=lambda ws: True)
+    return hub
+
+
+@contextlib.asynccontextmanager
+async def back(hub, speaker, url="/ws/a", positions=None, token=None, **named):
+    """Come back with a speaker's token."""
+    token = token or speaker.greeting["resume"]
+    async with Speaker(
+        hub, url, hello={"resume": token, "positions": positions or {}}, **named
+    ) as again:
+        yield again
+
+
+async def test_a_client_that_comes_back_is_who_it_was_and_where_it_was():
+    hub = new_hub()
+    async with Speaker(hub, "/ws/a", user="ana") as ana:
+        await ana.hear("message")
+        at = (await ana.hear("subscribed"))["position"]
+        await ana.say("message", id=1, data={"type": "name", "name": "Ana"})
+        await ana.hear("ack")
+        await ana.say("subscribe", id=2, channel="b")
+        there = (await ana.hear("subscribed"))["position"]
+        await ana.drop()
+        for n in range(3):
+            await hub.broadcast("a", n)
+            await hub.broadcast("b", n)
+        async with back(hub, ana, user="ana", positions={"a": at, "b": there}) as again:
+            assert again.greeting["resumed"] is True
+            assert again.greeting["connection"] == ana.greeting["connection"]
+            assert again.greeting["channels"] == ["a", "b"]
+            assert again.greeting["resume"] != ana.greeting["resume"]
+            told = [await again.hear() for _ in range(9)]
+    assert told[0]["data"] == {"resumed": True, "name": "Ana", "other": False}
+    for channel, some in (("a", told[1:5]), ("b", told[5:])):
+        assert [one["channel"] for one in some] == [channel] * 4
+        assert [one["type"] for one in some] == ["publication"] * 3 + ["subscribed"]
+        assert [one["data"] for one in some[:3]] == [0, 1, 2]
+        assert some[3]["position"] == some[2]["position"]
+
+
+async def test_what_is_addressed_to_the_connection_reaches_it_after_it_came_back():
+    hub = new_hub()
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.drop()
+        async with back(hub, ana) as again:
+            await again.heard()
+            assert (await hub.connection(ana.greeting["connection"]).send("you")).reached == 1
+            assert (await again.hear("message"))["data"] == "you"
+
+
+@pytest.mark.parametrize(
+    "how", ["forged", "other user", "other endpoint", "used", "expired", "off"]
+)
+async def test_a_token_that_is_not_good_begins_a_new_session(how):
+    hub = new_hub(resume_window=0.01 if how == "expired" else None if how == "off" else 120)
+    async with Speaker(hub, "/ws/a", user="ana") as ana:
+        await ana.heard()
+        if how == "off":
+            assert ana.greeting["resume"] is None
+        token = "x" * 32 if how in {"forged", "off"} else ana.greeting["resume"]
+        await ana.drop()
+    user = "eve" if how == "other user" else "ana"
+    url = "/plain" if how == "other endpoint" else "/ws/a"
+    if how == "expired":
+        await asyncio.sleep(0.05)  # time is the subject
+    if how == "used":
+        async with back(hub, ana, user="ana") as second:
+            assert second.greeting["resumed"] is True
+            await second.say("ping")  # the newer one has arrived
+            await second.heard()
+            await second.drop()
+    async with back(hub, ana, url, user=user, token=token) as again:
+        assert again.greeting["resumed"] is False
+        assert again.greeting["connection"] != ana.greeting["connection"]
+    if how in {"other user", "other endpoint"}:  # and it is still worth something to whose it is
+        async with back(hub, ana, user="ana") as again:
+            assert again.greeting["resumed"] is True
+
+
+async def test_a_token_stays_good_until_the_next_one_has_arrived():
+    """The answer to a hello may be lost with the network that just came back."""
+    hub = new_hub()
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.drop()
+        async with back(hub, ana) as second:
+            await second.heard()
+            await second.drop()  # without a word: it may not have got the new one
+        async with back(hub, ana) as third:
+            assert third.greeting["resumed"] is True
+            assert third.greeting["connection"] == ana.greeting["connection"]
+        async with back(hub, second) as late:
+            assert late.greeting["resumed"] is False
+
+
+async def test_of_two_at_once_the_later_one_has_the_session():
+    hub = new_hub()
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.drop()
+    token = ana.greeting["resume"]
+    both = [Speaker(hub, "/ws/a", hello=None) for _ in range(2)]
+    for each in both:
+        await each.client.connect()
+    await asyncio.gather(*[each.say("hello", resume=token) for each in both])
+    first, second = [await each.hear("hello") for each in both]
+    assert first["connection"] == second["connection"] == ana.greeting["connection"]
+    await both[1].heard()
+    assert both[0].client.closed.code == 4005
+    assert await hub.everyone.count() == 1
+    await both[1].client.close()
+
+
+async def test_resuming_ends_the_socket_that_is_still_open():
+    closed = []
+
+    class Noted(Room):
+        def on_open(self, ws):
+            closed.append(("open", ws.resumed))
+
+        def on_close(self, ws, reason):
+            closed.append(("close", reason.code))
+
+    hub = new_hub(Noted)
+    async with Speaker(hub, "/ws/a") as ana, back(hub, ana) as again:
+        assert again.greeting["resumed"] is True
+        assert ana.client.closed.code == 4005
+        assert closed == [("open", False), ("close", 4005), ("open", True)]
+        assert await hub.everyone.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "lives"), [(1000, False), (1001, True), (4004, False), (1012, True)]
+)
+async def test_the_close_code_says_whether_the_session_lives_on(code, lives):
+    hub = new_hub()
+    async with Speaker(hub, "/ws/a") as ana:
+        if code in {1000, 1001}:
+            await ana.client.close(code)
+        else:
+            await hub.everyone.close(code)
+    async with back(hub, ana) as again:
+        assert again.greeting["resumed"] is lives
+
+
+async def test_rules_are_asked_again():
+    hub = Hub()
+    banned = set()
+    hub.add("/plain", Room)
+    hub.rule("{name}", subscribe=lambda ws, name: name not in banned)
+    async with Speaker(hub, "/plain") as ana:
+        await ana.hear("message")
+        for number, name in enumerate(("a", "b"), 1):
+            await ana.say("subscribe", id=number, channel=name)
+            await ana.hear("subscribed")
+        await ana.drop()
+        banned.add("b")
+        async with back(hub, ana, "/plain") as again:
+            await again.hear("message")
+            assert await again.hear() == {"type": "subscribed", "channel": "a"}
+            told = await again.hear("unsubscribed")
+            assert told["channel"] == "b"
+            assert "refused" in told["text"]
+            assert again.ws.channels == {"a"}
+
+
+async def test_what_was_acknowledged_is_done_once_however_often_it_is_sent():
+    hub = new_hub()
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.heard()
+        for number in (1, 2):
+            await ana.say("message", id=number, data={"type": "count"})
+        await ana.say("publish", id=3, channel="a", data="once")
+        await ana.heard()  # the acknowledgements; as if they had been lost
+        await ana.drop()
+        async with back(hub, ana) as again:
+            await again.heard()
+            for number in (1, 2):
+                await again.say("message", id=number, again=True, data={"type": "count"})
+            await again.say("publish", id=3, again=True, channel="a", data="once")
+            await again.say("message", id=4, data={"type": "count"})
+            acks = [one["id"] for one in await again.heard()]
+            assert acks == [1, 2, 3, 4]
+    assert hub.counted == 3
+    assert [kept.message for kept in await hub.channel("a").history()] == ["once"]
+
+
+async def test_what_was_cut_short_is_done_again():
+    begun = []
+
+    class Slow(Room):
+        @event("slow")
+        async def slow(self, ws):
+            begun.append(ws.id)
+            ws.send("begun")
+            await asyncio.sleep(0 if len(begun) > 1 else 60)
+
+    hub = new_hub(Slow)
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.heard()
+        await ana.say("message", id=1, data={"type": "slow"})
+        await ana.hear("message")
+        await ana.drop()
+        async with back(hub, ana) as again:
+            await again.heard()
+            await again.say("message", id=1, again=True, data={"type": "slow"})
+            await again.hear("message")
+            assert (await again.hear("ack"))["id"] == 1
+    assert len(begun) == 2
+
+
+async def test_a_publish_that_was_stored_without_anybody_knowing_appears_once():
+    """Its node died between the two: the next one finds it by its key."""
+    hub = new_hub()
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.heard()
+        await ana.say("publish", id=1, channel="a", data="once")
+        first = (await ana.heard())[-1]
+        ana.ws.talk.pending.add(1)  # as its node's last record had it
+        await ana.drop()
+        async with back(hub, ana) as again:
+            await again.heard()
+            await again.say("publish", id=1, again=True, channel="a", data="once")
+            assert await again.hear() == first
+    assert len(await hub.channel("a").history()) == 1
+
+
+async def test_state_that_is_no_plain_value_does_not_come_back_and_says_so(caplog):
+    hub = new_hub()
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.heard()
+        ana.ws.state.cart = object()
+        ana.ws.state.name = "Ana"
+        await ana.drop()
+        assert "durable state" in caplog.text
+        caplog.clear()
+        async with back(hub, ana) as again:
+            assert again.greeting["resumed"] is True
+
+
+async def test_no_token_stands_in_the_log(caplog):
+    caplog.set_level(logging.DEBUG)
+    hub = new_hub()
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.heard()
+        await ana.drop()
+        async with back(hub, ana) as again:
+            await again.heard()
+            tokens = [one.greeting["resume"] for one in (ana, again)]
+    assert not any(token in caplog.text for token in tokens)
+
+
+async def test_positions_that_are_none_are_lost_and_nothing_else_happens():
+    hub = new_hub()
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.heard()
+        await ana.drop()
+        await hub.broadcast("a", 1)
+        async with back(hub, ana, positions={"a": "nonsense", "b\0": "x", "zz": "e.1"}) as again:
+            told = [one["type"] for one in await again.heard()]
+            assert told == ["message", "lost", "subscribed"]
+
+
+# ── snapshots ─────────────────────────────────────────────────────────────────────────────────
+
+
+class Board:
+    """A document whose state and position belong together."""
+
+    def __init__(self, hub):
+        self.hub = hub
+        self.words = []
+        self.position = None
+        self.asked = 0
+        self.gate = None
+
+    async def add(self, word):
+        sent = await self.hub.broadcast("doc:1", word)
+        self.words.append(word)
+        self.position = sent.position
+
+    async def snapshot(self, channel, ws):
+        self.asked += 1
+        state = (
+            list(self.words),
+            self.position or (await self.hub.channel(channel).history()).position,
+        )
+        if self.gate is not None:
+            await self.gate.wait()
+        return state
+
+
+def new_board(history=100):
+    hub = Hub()
+    hub.add("/plain", Listener)
+    board = Board(hub)
+    hub.rule("doc:{id}", history=history, subscribe=lambda ws: True, snapshot=board.snapshot)
+    return hub, board
+
+
+async def test_the_snapshot_and_then_exactly_what_came_later():
+    hub, board = new_board()
+    await hub.start()
+    await board.add("a")
+    board.gate = asyncio.Event()
+    async with Speaker(hub, "/plain") as ana:
+        await ana.say("subscribe", id=1, channel="doc:1")
+        while not board.asked:  # noqa: ASYNC110 - until it is under way
+            await asyncio.sleep(0)
+        await board.add("b")
+        await board.add("c")
+        board.gate.set()
+        snapshot = await ana.hear("snapshot")
+        assert snapshot["data"] == ["a"]
+        assert [(await ana.hear("publication"))["data"] for _ in range(2)] == ["b", "c"]
+        await ana.hear("subscribed")
+        await board.add("d")
+        assert (await ana.hear("publication"))["data"] == "d"
+
+
+async def test_who_comes_back_in_time_needs_no_snapshot_and_who_does_not_gets_one():
+    hub, board = new_board(history=2)
+    async with Speaker(hub, "/plain") as ana:
+        await ana.say("subscribe", id=1, channel="doc:1")
+        await ana.hear("snapshot")
+        at = (await ana.hear("subscribed"))["position"]
+        await ana.drop()
+        await board.add("a")
+        async with back(hub, ana, "/plain", {"doc:1": at}) as again:
+            assert [one["type"] for one in await again.heard()] == ["publication", "subscribed"]
+            await again.drop()
+        for word in "bcd":
+            await board.add(word)
+        async with back(hub, again, "/plain", {"doc:1": at}) as third:
+            told = await third.heard()
+            assert [one["type"] for one in told] == ["lost", "snapshot", "subscribed"]
+            assert told[1]["data"] == ["a", "b", "c", "d"]
+
+
+async def test_a_snapshot_that_is_always_too_old_is_refused_and_logged(caplog):
+    hub, board = new_board(history=1)
+    await hub.start()
+    await board.add("a")
+    board.position = board.position._replace(offset=0)
+    for n in range(3):
+        await hub.broadcast("doc:1", n)
+    async with Speaker(hub, "/plain") as ana:
+        await ana.say("subscribe", id=1, channel="doc:1")
+        told = await ana.heard()
+        assert told[-1]["code"] == "refused"
+        assert "older than its history" in caplog.text
+        caplog.clear()
+
+
+async def test_a_snapshot_hook_that_returns_something_else_says_what_it_should(caplog):
+    hub = Hub()
+    hub.add("/plain", Listener)
+    hub.rule("d", history=1, subscribe=lambda ws: True, snapshot=lambda: "state")
+    async with Speaker(hub, "/plain") as ana:
+        await ana.say("subscribe", id=1, channel="d")
+        assert (await ana.heard())[-1]["code"] == "refused"
+        assert "returns (state, position), not 'state'" in caplog.text
+        caplog.clear()
+
+
+def test_a_snapshot_wants_history():
+    with pytest.raises(ValueError, match="history has to be kept"):
+        Hub().rule("d", snapshot=lambda: None)
