@@ -13,10 +13,8 @@ export class Emitter {
 
   _on(event: string, handler: (event: any) => void): () => void {
     const handlers = (this._handlers[event] ??= new Set());
-    // Of its own, so that the same function may be given twice.
-    const own = (each: unknown): void => handler(each);
-    handlers.add(own);
-    return () => void handlers.delete(own);
+    handlers.add(handler);
+    return () => void handlers.delete(handler);
   }
 
   _call(event: string, value: unknown): void {

@@ -200,7 +200,7 @@ export class Engine implements Connection {
     try {
       frame = decode(message);
     } catch {
-      return this._emit({ type: "error", code: "invalid", text: "the server sent no frame" });
+      return this._emit({ type: "error", code: "invalid", text: "that was no frame" });
     }
     const { type, id, channel, position } = frame;
     const { _positions, _inside, _pending } = this._session;
@@ -249,6 +249,8 @@ export class Engine implements Connection {
     this._left.clear();
     for (const channel of _wanted) if (!channels.includes(channel)) this._subscribe(channel);
     for (const entry of this._queue._takeAll()) this._transmit(entry);
+    // The server keeps the old token until it hears that the new one has come.
+    this._doubt(this._patience);
     // Where the server is asked to go on from a position, it says itself what is lost. For the
     // others that is said once the client is in: a state that is loaded then is none too old.
     this._unsure = new Set(

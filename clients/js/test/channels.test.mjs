@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { dice, next, opened, pair, rejection } from "./support.mjs";
 
-const kinds = (frames) => frames.filter(({ type }) => type !== "hello").map(({ type, channel, since }) => [type, channel, ...(since ? [since] : [])]);
+const kinds = (frames) => frames.filter(({ type }) => !/^(hello|ping)$/.test(type)).map(({ type, channel, since }) => [type, channel, ...(since ? [since] : [])]);
 const take = async (iterator, count) => {
   const taken = [];
   while (taken.length < count) taken.push((await iterator.next()).value.data);

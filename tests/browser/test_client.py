@@ -1,0 +1,265 @@
+"""The browser's client in a real browser, against a real hub, through a network that breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+pytest.importorskip("playwright", reason="no playwright: pip install it")
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+HERE = Path(__file__).parent
+
+SET_UP = """async ([path, file, options]) => {
+    const { connect } = await import(`/backchannel/${file}`);
+    window.connect = connect;
+    window.client = connect(path, options);
+    window.log = { states: [], messages: [], lost: [], got: [], dropped: [] };
+    client.on("state", ({ state, resumed }) => log.states.push(state + (resumed ? "+" : "")));
+    client.on("message", (message) => log.messages.push(message));
+    client.on("lost", (lost) => log.lost.push(lost));
+    client.on("dropped", ({ data }) => log.dropped.push(data));
+    client.on("publication", ({ data }) => log.got.push(data));
+    window.until = async (holds) => {
+        while (!holds()) await new Promise((then) => client.on("state", then) && setTimeout(then, 20));
+    };
+    await until(() => client.state === "open");
+}"""
+
+
+class Wire:
+    """A TCP proxy before a port: it cuts, and it can hold what the server says."""
+
+    def __init__(self, port):
+        self.target, self.writers, self.is_closed, self.accepted = port, set(), False, 0
+        self.flowing = asyncio.Event()
+        self.flowing.set()
+
+    async def start(self):
+        self.server = await asyncio.start_server(self._serve, "localhost", 0)
+        self.port = self.server.sockets[0].getsockname()[1]
+        self.url = f"http://localhost:{self.port}/"
+        return self
+
+    async def _serve(self, reader, writer):
+        self.accepted += 1
+        if self.is_closed:
+            writer.transport.abort()
+            return
+        with contextlib.suppress(OSError):
+            back, forth = await asyncio.open_connection("localhost", self.target)
+            pair = {writer, forth}
+            self.writers |= pair
+            await asyncio.gather(
+                self._pump(reader, forth, pair, held=False),
+                self._pump(back, writer, pair, held=True),
+            )
+            return
+        writer.transport.abort()
+
+    async def _pump(self, reader, writer, pair, *, held):
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                if held:
+                    await self.flowing.wait()
+                writer.write(data)
+                await writer.drain()
+        for each in pair:
+            each.close()
+        self.writers -= pair
+
+    def cut(self):
+        for writer in list(self.writers):
+            writer.transport.abort()
+
+    async def stop(self):
+        self.server.close()
+        self.flowing.set()
+        self.cut()
+        await self.server.wait_closed()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def server(make_app):
+    server = make_app(HERE / "client_app.py")
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def wire(server):
+    wire = await Wire(server.port).start()
+    yield wire
+    await wire.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def visit(wire, new_context):
+    """Open pages with a client: ``await visit(path, file=…)``; in one profile where given."""
+    problems = []
+
+    async def go(path="/ws/main", *, file="client.js", context=None, url=None, **options):
+        page = await (context or await new_context()).new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        await page.goto(url or wire.url)
+        await page.evaluate(SET_UP, [path, file, options])
+        return page
+
+    yield go
+    assert problems == []
+
+
+async def test_it_connects_sends_and_hears(visit):
+    page = await visit()
+    assert await page.evaluate("client.last.connection.length") > 10
+    assert await page.evaluate("client.call('add', { type: 'add', a: 1, b: 2 })") == 3
+    await page.evaluate("client.deliver({ some: 'json' })")
+    await page.evaluate("client.deliver(new Uint8Array([1, 10, 2]))")
+    assert await page.evaluate("[log.messages[0], [...log.messages[1]]]") == [
+        {"some": "json"},
+        [1, 10, 2],
+    ]
+
+
+async def test_calls_go_both_ways_and_can_be_cancelled(visit):
+    page = await visit()
+    await page.evaluate("void client.answer('double', (n) => 2 * n)")
+    assert await page.evaluate("client.call('ask', { type: 'ask', n: 21 })") == 42
+    name = """async () => {
+        const controller = new AbortController();
+        const waiting = client.call('wait', {}, { signal: controller.signal });
+        setTimeout(() => controller.abort());
+        return (await waiting.catch((error) => error)).name;
+    }"""
+    assert await page.evaluate(name) == "AbortError"
+    error = "client.call('nothing').catch(({ code, message }) => [code, message])"
+    code, text = await page.evaluate(error)
+    assert code == "unknown_type", text
+    late = "client.call('wait', {}, { timeout: 0.1 }).catch(({ code }) => code)"
+    assert await page.evaluate(late) == "timeout"
+
+
+async def test_two_pages_meet_in_a_channel_with_presence(visit):
+    ana, bob = await visit("/ws/main?user=ana"), await visit("/ws/main?user=bob")
+    await ana.evaluate("client.subscribe('room:1').ready")
+    joined = "new Promise((then) => client.channel('room:1').on('join', ({ user }) => then(user)))"
+    joining = asyncio.create_task(ana.evaluate(f"{joined}"))
+    await ana.evaluate("0")  # it listens
+    await bob.evaluate("client.subscribe('room:1').ready")
+    assert await joining == "bob"
+    position = await ana.evaluate("client.publish('room:1', { text: 'hi' })")
+    assert position
+    await bob.evaluate("until(() => log.got.length)")
+    assert await bob.evaluate("log.got") == [{"text": "hi"}]
+    bytes_read = """async () => {
+        const room = client.subscribe('room:1');
+        const reading = room[Symbol.asyncIterator]();
+        await room.publish(new Uint8Array([7, 10, 9]));
+        return [...(await reading.next()).value.data];
+    }"""
+    assert await bob.evaluate(bytes_read) == [7, 10, 9]
+    refused = "client.subscribe('room:secret').ready.catch(({ code, message }) => [code, message])"
+    assert (await ana.evaluate(refused))[0] == "refused"
+    present = await ana.evaluate("client.channel('room:1').presence()")
+    assert sorted(each["user"] for each in present) == ["ana", "bob"]
+    await ana.evaluate("client.channel('room:1').unsubscribe()")
+    assert await ana.evaluate("client.channel('room:1').isIn") is False
+
+
+async def test_a_snapshot_comes_first(visit):
+    page = await visit()
+    got = """async () => {
+        const state = client.subscribe('state:7');
+        return new Promise((resolve) => state.on('snapshot', ({ data }) => resolve(data)));
+    }"""
+    assert await page.evaluate(got) == {"state": "7"}
+
+
+async def test_twenty_cuts_lose_and_double_nothing(visit, wire):
+    """Two pages write and read while the network breaks: each has all, once and in order."""
+    pages = [await visit(), await visit()]
+    for page in pages:
+        await page.evaluate("client.subscribe('room:cut').ready")
+    writing = """async (name) => {
+        const all = [];
+        for (let n = 0; n < 200; n++) {
+            all.push(client.publish('room:cut', `${name} ${n}`));
+            await new Promise((then) => setTimeout(then, 10));
+        }
+        return (await Promise.all(all)).length;
+    }"""
+    tasks = [
+        asyncio.create_task(page.evaluate(writing, name))
+        for page, name in zip(pages, "ab", strict=True)
+    ]
+    for _ in range(20):
+        accepted = wire.accepted
+        wire.cut()
+        while wire.accepted == accepted:
+            await asyncio.sleep(0.05)
+    assert await asyncio.gather(*tasks) == [200, 200]
+    for page in pages:
+        await page.evaluate("until(() => log.got.length >= 400)")
+        got = await page.evaluate("log.got")
+        assert len(got) == len(set(got)) == 400
+        for name in "ab":
+            own = [text for text in got if text[0] == name]
+            assert own == [f"{name} {n}" for n in range(200)]
+        assert await page.evaluate("log.lost") == []
+        assert "open+" in await page.evaluate("log.states")
+        assert "open" not in (await page.evaluate("log.states"))[2:]
+
+
+async def test_the_server_comes_back_as_another_and_the_page_knows(visit, server):
+    """The memory broker keeps nothing over a restart: a new session, and the loss is told."""
+    page = await visit("/ws/url/1", url=server.url)
+    await page.evaluate("client.channel('url:1').ready")
+    await page.evaluate("client.deliver('before')")
+    await page.evaluate("until(() => log.got.length)")
+    await server.stop()
+    await page.evaluate("until(() => client.state === 'waiting')")
+    await page.evaluate("void client.send('meanwhile')")
+    await server.start()
+    await page.evaluate("until(() => client.state === 'open')")
+    await page.evaluate("until(() => log.got.length === 2 && log.lost.length)")
+    assert await page.evaluate("log.got") == ["before", "meanwhile"]
+    assert [lost["channel"] for lost in await page.evaluate("log.lost")] == ["url:1"]
+
+
+async def test_signed_out_it_stays_away(visit, wire):
+    page = await visit()
+    await page.evaluate("client.call('leave').catch(() => {})")
+    await page.evaluate("until(() => client.state === 'closed')")
+    assert await page.evaluate("client.last") == {
+        "state": "closed", "code": 4004, "text": "signed out", "by": "server",
+    }  # fmt: skip
+
+
+async def test_the_network_goes_and_comes_back(visit, wire):
+    page = await visit(patience=1)
+    wire.flowing.clear()  # nothing comes any more, and no one says so
+    await page.context.set_offline(True)
+    await page.evaluate("until(() => client.state === 'waiting')")
+    await page.evaluate("void client.send('written offline')")
+    wire.flowing.set()
+    await page.context.set_offline(False)
+    await page.evaluate("until(() => log.messages.length)")
+    assert await page.evaluate("log.messages") == ["written offline"]
+    assert (await page.evaluate("log.states"))[-1] == "open+"
+
+
+async def test_the_classic_script_does_the_same(new_context, wire):
+    page = await (await new_context()).new_page()
+    await page.goto(wire.url)
+    await page.add_script_tag(url="/backchannel/client.global.js")
+    got = """async () => {
+        const client = Backchannel.connect('/ws/main');
+        return client.call('add', { type: 'add', a: 2, b: 2 });
+    }"""
+    assert await page.evaluate(got) == 4
+    assert await page.evaluate("new Backchannel.BackchannelError('x', 'y') instanceof Error")
