@@ -5,7 +5,7 @@ python3 dev.py chat     set up and run the example chat at http://localhost:8888
 python3 dev.py example …  the same for any example, with what it needs; without a name: all of them
 python3 dev.py check    set up and run every check: format, lint, types, import ladder, tests
 python3 dev.py test …   only the tests, with pytest's arguments
-python3 dev.py fix      format, and mend what the linter can mend
+python3 dev.py fix      format, mend what the linter can mend, write docs/protocol/*.json
 python3 dev.py run …    `backchannel run …` from this checkout, in the folder you are in
 python3 dev.py fuzz …   fuzz the frame reader; with --runs N, --seed N, --engine random
 python3 dev.py load slow_readers|churn …  clients that never read; clients that come and die
@@ -75,7 +75,8 @@ def main(command: str = "help", *arguments: str) -> int:
     if command == "test":
         return tool("pytest", *(arguments or PARALLEL))
     if command == "fix":
-        return tool("ruff", "check", "--fix", ".") | tool("ruff", "format", ".")
+        schemas = tool("python", "-m", "backchannel.dialect", "docs/protocol")
+        return schemas | tool("ruff", "check", "--fix", ".") | tool("ruff", "format", ".")
     if command in PROGRAMS:
         return tool("python", PROGRAMS[command], *arguments)
     if command == "fuzz":

@@ -1,10 +1,21 @@
-"""A client of v1 for tests, frame by frame."""
+"""A client of v1 for tests, frame by frame; each is validated against docs/protocol's schemas."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+import jsonschema
 
 from backchannel.dialect import NAME
+
+SCHEMAS = Path(__file__).parents[2] / "docs" / "protocol"
+VALID = {
+    sender: jsonschema.Draft202012Validator(
+        json.loads((SCHEMAS / f"{sender}.schema.json").read_text(encoding="utf-8"))
+    )
+    for sender in ("client", "server")
+}
 
 
 class Speaker:
@@ -37,7 +48,9 @@ class Speaker:
         return self.client.connection
 
     async def say(self, kind, raw=None, /, **fields):
-        text = json.dumps({"type": kind, **fields})
+        frame = {"type": kind, **fields}
+        VALID["client"].validate(frame)
+        text = json.dumps(frame)
         await self.client.send(text if raw is None else text.encode() + b"\n" + raw)
 
     async def hear(self, kind=None):
@@ -53,10 +66,10 @@ class Speaker:
 
     @staticmethod
     def read(frame):
-        if isinstance(frame, bytes):
-            head, _, data = frame.partition(b"\n")
-            return {**json.loads(head), "data": data}
-        return json.loads(frame)
+        head, _, data = frame.partition(b"\n") if isinstance(frame, bytes) else (frame, "", None)
+        found = json.loads(head)
+        VALID["server"].validate(found)
+        return found if data is None else {**found, "data": data}
 
     async def drop(self):
         await self.client.drop()
