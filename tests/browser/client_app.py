@@ -24,8 +24,13 @@ def anyone(ws, id):
     return True
 
 
+async def state(channel, id):
+    history = await hub.channel(channel).history()
+    return {"state": id}, history.position
+
+
 hub.rule("room:{id}", subscribe=not_secret, publish=anyone, history=5000, presence=True)
-hub.rule("state:{id}", subscribe=anyone, history=100, snapshot=lambda ws, id: {"state": id})
+hub.rule("state:{id}", subscribe=anyone, publish=anyone, history=100, snapshot=state)
 hub.rule("url:{id}", history=1000)
 
 

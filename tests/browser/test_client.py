@@ -35,8 +35,8 @@ class Wire:
     """A TCP proxy before a port: it cuts, and it can hold what the server says."""
 
     def __init__(self, port):
-        self.target, self.writers, self.is_closed, self.accepted = port, set(), False, 0
-        self.flowing = asyncio.Event()
+        self.target, self.writers = port, set()
+        self.flowing, self.came = asyncio.Event(), asyncio.Condition()
         self.flowing.set()
 
     async def start(self):
@@ -46,10 +46,8 @@ class Wire:
         return self
 
     async def _serve(self, reader, writer):
-        self.accepted += 1
-        if self.is_closed:
-            writer.transport.abort()
-            return
+        async with self.came:
+            self.came.notify_all()
         with contextlib.suppress(OSError):
             back, forth = await asyncio.open_connection("localhost", self.target)
             pair = {writer, forth}
@@ -75,6 +73,11 @@ class Wire:
     def cut(self):
         for writer in list(self.writers):
             writer.transport.abort()
+
+    async def next(self):
+        """Wait until someone connects."""
+        async with self.came:
+            await self.came.wait()
 
     async def stop(self):
         self.server.close()
@@ -106,6 +109,8 @@ async def visit(wire, new_context):
     async def go(path="/ws/main", *, file="client.js", context=None, url=None, **options):
         page = await (context or await new_context()).new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
+        # Cut again and again, a client waits up to 20 seconds: here a hundredth of that.
+        await page.add_init_script("Math.random = () => 0.01")
         await page.goto(url or wire.url)
         await page.evaluate(SET_UP, [path, file, options])
         return page
@@ -121,7 +126,7 @@ async def test_it_connects_sends_and_hears(visit):
     await page.evaluate("client.deliver({ some: 'json' })")
     await page.evaluate("client.deliver(new Uint8Array([1, 10, 2]))")
     assert await page.evaluate("[log.messages[0], [...log.messages[1]]]") == [
-        {"some": "json"},
+        '{"some":"json"}',
         [1, 10, 2],
     ]
 
@@ -173,11 +178,13 @@ async def test_two_pages_meet_in_a_channel_with_presence(visit):
 
 async def test_a_snapshot_comes_first(visit):
     page = await visit()
+    await page.evaluate("client.publish('state:7', 'in the state already')")
     got = """async () => {
         const state = client.subscribe('state:7');
         return new Promise((resolve) => state.on('snapshot', ({ data }) => resolve(data)));
     }"""
     assert await page.evaluate(got) == {"state": "7"}
+    assert await page.evaluate("log.got") == []
 
 
 async def test_twenty_cuts_lose_and_double_nothing(visit, wire):
@@ -198,10 +205,8 @@ async def test_twenty_cuts_lose_and_double_nothing(visit, wire):
         for page, name in zip(pages, "ab", strict=True)
     ]
     for _ in range(20):
-        accepted = wire.accepted
         wire.cut()
-        while wire.accepted == accepted:
-            await asyncio.sleep(0.05)
+        await wire.next()
     assert await asyncio.gather(*tasks) == [200, 200]
     for page in pages:
         await page.evaluate("until(() => log.got.length >= 400)")

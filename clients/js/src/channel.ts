@@ -119,7 +119,7 @@ export class Channel implements Subscription {
     else if (type === "publication") {
       for (const reader of this._readers) {
         if (reader._waiting.push(event as Publication) > MOST) {
-          const text = `more than ${MOST} publications wait to be taken`;
+          const text = `more than ${MOST} publications wait`;
           this._finish(reader, new BackchannelError("too_slow", text));
         }
         reader._wake();

@@ -251,11 +251,9 @@ export class Engine implements Connection {
     for (const entry of this._queue._takeAll()) this._transmit(entry);
     // The server keeps the old token until it hears that the new one has come.
     this._doubt(this._patience);
-    // Where the server is asked to go on from a position, it says itself what is lost. For the
-    // others that is said once the client is in: a state that is loaded then is none too old.
-    this._unsure = new Set(
-      before.filter((name) => !resumed && (channels.includes(name) || !_positions.has(name))),
-    );
+    // Where the server goes on from a position, it says itself what is lost. For the others that
+    // is said once the client is in: a state that is loaded then is none too old.
+    this._unsure = new Set(before.filter((name) => !resumed && !_positions.has(name)));
     this._set(this._state);
     for (const channel of before) {
       if (!channels.includes(channel) && !_wanted.has(channel)) this._out(channel, {});
@@ -318,8 +316,8 @@ export class Engine implements Connection {
       return;
     }
     const { _resume: resume, _positions } = this._session;
-    const positions = Object.fromEntries(_positions);
-    socket.send(JSON.stringify({ type: "hello", ...(resume && { resume, positions }) }));
+    const positions = _positions.size ? Object.fromEntries(_positions) : undefined;
+    socket.send(JSON.stringify({ type: "hello", resume: resume ?? undefined, positions }));
   }
 
   /** The socket is of no use any more: come back, unless the code says not to. */

@@ -119,7 +119,7 @@ export class Server {
       channels: [...session.channels], ping: 25, max_message: 1 << 20, ...this.hello,
     });
     for (const channel of session.channels) {
-      this.#since(connection, channel, old && positions[channel]);
+      this.#since(connection, channel, positions[channel]);
       this.#subscribed(connection, channel);
     }
   }
