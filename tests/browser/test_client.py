@@ -3,121 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 pytest.importorskip("playwright", reason="no playwright: pip install it")
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-HERE = Path(__file__).parent
-
-SET_UP = """async ([path, file, options]) => {
-    const { connect } = await import(`/backchannel/${file}`);
-    window.connect = connect;
-    window.client = connect(path, options);
-    window.log = { states: [], messages: [], lost: [], got: [], dropped: [] };
-    client.on("state", ({ state, resumed }) => log.states.push(state + (resumed ? "+" : "")));
-    client.on("message", (message) => log.messages.push(message));
-    client.on("lost", (lost) => log.lost.push(lost));
-    client.on("dropped", ({ data }) => log.dropped.push(data));
-    client.on("publication", ({ data }) => log.got.push(data));
-    window.until = async (holds) => {
-        while (!holds()) await new Promise((then) => client.on("state", then) && setTimeout(then, 20));
-    };
-    await until(() => client.state === "open");
-}"""
-
-
-class Wire:
-    """A TCP proxy before a port: it cuts, and it can hold what the server says."""
-
-    def __init__(self, port):
-        self.target, self.writers = port, set()
-        self.flowing, self.came = asyncio.Event(), asyncio.Condition()
-        self.flowing.set()
-
-    async def start(self):
-        self.server = await asyncio.start_server(self._serve, "localhost", 0)
-        self.port = self.server.sockets[0].getsockname()[1]
-        self.url = f"http://localhost:{self.port}/"
-        return self
-
-    async def _serve(self, reader, writer):
-        async with self.came:
-            self.came.notify_all()
-        with contextlib.suppress(OSError):
-            back, forth = await asyncio.open_connection("localhost", self.target)
-            pair = {writer, forth}
-            self.writers |= pair
-            await asyncio.gather(
-                self._pump(reader, forth, pair, held=False),
-                self._pump(back, writer, pair, held=True),
-            )
-            return
-        writer.transport.abort()
-
-    async def _pump(self, reader, writer, pair, *, held):
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                if held:
-                    await self.flowing.wait()
-                writer.write(data)
-                await writer.drain()
-        for each in pair:
-            each.close()
-        self.writers -= pair
-
-    def cut(self):
-        for writer in list(self.writers):
-            writer.transport.abort()
-
-    async def next(self):
-        """Wait until someone connects."""
-        async with self.came:
-            await self.came.wait()
-
-    async def stop(self):
-        self.server.close()
-        self.flowing.set()
-        self.cut()
-        await self.server.wait_closed()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def server(make_app):
-    server = make_app(HERE / "client_app.py")
-    await server.start()
-    yield server
-    await server.stop()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def wire(server):
-    wire = await Wire(server.port).start()
-    yield wire
-    await wire.stop()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def visit(wire, new_context):
-    """Open pages with a client: ``await visit(path, file=…)``; in one profile where given."""
-    problems = []
-
-    async def go(path="/ws/main", *, file="client.js", context=None, url=None, **options):
-        page = await (context or await new_context()).new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        # Cut again and again, a client waits up to 20 seconds: here a hundredth of that.
-        await page.add_init_script("Math.random = () => 0.01")
-        await page.goto(url or wire.url)
-        await page.evaluate(SET_UP, [path, file, options])
-        return page
-
-    yield go
-    assert problems == []
-
 
 async def test_it_connects_sends_and_hears(visit):
     page = await visit()
@@ -220,16 +111,16 @@ async def test_twenty_cuts_lose_and_double_nothing(visit, wire):
         assert "open" not in (await page.evaluate("log.states"))[2:]
 
 
-async def test_the_server_comes_back_as_another_and_the_page_knows(visit, server):
+async def test_the_server_comes_back_as_another_and_the_page_knows(visit, client_server):
     """The memory broker keeps nothing over a restart: a new session, and the loss is told."""
-    page = await visit("/ws/url/1", url=server.url)
+    page = await visit("/ws/url/1", url=client_server.url)
     await page.evaluate("client.channel('url:1').ready")
     await page.evaluate("client.deliver('before')")
     await page.evaluate("until(() => log.got.length)")
-    await server.stop()
+    await client_server.stop()
     await page.evaluate("until(() => client.state === 'waiting')")
     await page.evaluate("void client.send('meanwhile')")
-    await server.start()
+    await client_server.start()
     await page.evaluate("until(() => client.state === 'open')")
     await page.evaluate("until(() => log.got.length === 2 && log.lost.length)")
     assert await page.evaluate("log.got") == ["before", "meanwhile"]

@@ -112,6 +112,7 @@ export class Channel implements Subscription {
       this.isIn = true;
       this._entered();
     } else if (type === "unsubscribed") {
+      if (this._isOut) return;
       this.isIn = false;
       this._isOut = true;
       this._end(error, event.text);

@@ -18,6 +18,8 @@ interface Asked {
 }
 
 interface Waiting extends Asked {
+  /** Who led when it was asked; "" for nobody. */
+  leader: string;
   resolve: (answer: Frame) => void;
   reject: (error: BackchannelError) => void;
 }
@@ -32,8 +34,10 @@ type Failure = { code: string; text: string; field?: string | undefined };
 
 /** What tabs tell each other; `from` is who says it, `to` the only one whom it is for. */
 type Note = { from: string; to?: string } & (
-  | { kind: "here"; channels: string[]; events: string[] }
-  | ({ kind: "ask"; n: number } & Asked)
+  // `knows`: it has what every tab knows of the session.
+  | { kind: "here"; channels: string[]; events: string[]; knows: boolean }
+  // `leader`: whom it is for, as the asking tab knows. Another one is asked anew.
+  | ({ kind: "ask"; n: number; leader: string } & Asked)
   | { kind: "abort"; n: number }
   | { kind: "reply"; frame: Frame; body: Body }
   | { kind: "enter"; channel: string; since?: string | undefined }
@@ -50,6 +54,9 @@ type Note = { from: string; to?: string } & (
 );
 type Unsigned<T> = T extends unknown ? Omit<T, "from"> : never;
 
+const LEADERS = /^(frame|token|sent|done)$/;
+const LATE = 100;
+
 const failureOf = ({ code, message, field }: BackchannelError): Failure => ({
   code: `${code}`,
   text: message,
@@ -60,6 +67,8 @@ class Tab implements Connection {
   private _me = crypto.randomUUID();
   private _bus: BroadcastChannel;
   private _engine: Engine | undefined;
+  /** The tab that leads: what an earlier one said and comes late is worth nothing. */
+  private _leader = "";
   private _resign: () => void = () => {};
   private _stopWaiting = new AbortController();
   private _count = 0;
@@ -87,12 +96,20 @@ class Tab implements Connection {
     this._bus.onmessage = ({ data }) => this._hear(data);
     const { locks } = navigator;
     // While this tab lives it has a lock of its own, by which the leader sees it go.
-    locks.request(this._lockOf(this._me), () => this._over).catch(() => {});
+    locks.request(this._lockOf(this._me), () => this._live()).catch(() => {});
     locks
       .request(_name, { signal: this._stopWaiting.signal }, () => this._lead())
       .catch(() => {}); // closed before its turn
     document.addEventListener("visibilitychange", this._wake);
+    addEventListener("pagehide", this._hide);
+  }
+
+  private _lives = false;
+  private _knows = false;
+  private _live(): Promise<void> {
+    this._lives = true;
     this._introduce();
+    return this._over;
   }
 
   private _end: () => void = () => {};
@@ -103,8 +120,26 @@ class Tab implements Connection {
     if (document.visibilityState === "visible") this._say({ kind: "wake" });
   };
 
+  /** Stops before the page is gone, so that nothing happens that the next leader does not hear of. */
+  private _hide = ({ persisted }: PageTransitionEvent): void => {
+    if (!persisted) this._retire(1001, "the page is going away");
+  };
+
+  private _retire(code: number, text: string): void {
+    this._say({ kind: "bye" });
+    // From here on nothing is told: what waits goes on in another tab, with the session. So the
+    // socket is not closed with 1000, which would end that.
+    this._say = () => {};
+    this._session._pending.clear();
+    this._engine?._end(code, text, "client");
+    this._show({ type: "state", state: "closed", code, text, by: "client" });
+  }
+
   _introduce(): void {
-    this._say({ kind: "here", channels: [...this._channels], events: this._events() });
+    // Not before it has its lock: who asks for that would take it to be gone.
+    if (!this._lives) return;
+    const { _channels, _knows: knows } = this;
+    this._say({ kind: "here", channels: [..._channels], events: this._events(), knows });
   }
 
   // ── what the client asks ──────────────────────────────────────────────────────────────────
@@ -124,11 +159,11 @@ class Tab implements Connection {
       signal?.addEventListener("abort", abort);
       const settled = (): void => signal?.removeEventListener("abort", abort);
       this._asked.set(n, {
-        frame, body, retry,
+        frame, body, retry, leader: this._leader,
         resolve: (answer) => (settled(), resolve(answer)),
         reject: (error) => (settled(), reject(error)),
       });
-      this._say({ kind: "ask", n, frame, body, retry });
+      this._say({ kind: "ask", n, frame, body, retry, leader: this._leader });
     });
   }
 
@@ -150,7 +185,7 @@ class Tab implements Connection {
     const n = ++this._count;
     return new Promise((resolve) => {
       const frame = { type: "unsubscribe", channel };
-      this._asked.set(n, { frame, body: undefined, resolve, reject: resolve });
+      this._asked.set(n, { frame, body: undefined, leader: this._leader, resolve, reject: resolve });
       this._say({ kind: "leave", channel, n });
     });
   }
@@ -159,15 +194,7 @@ class Tab implements Connection {
   _close(code: number, text: string): void {
     const isLast = this._tabs.size <= 1;
     if (this._engine && isLast) this._engine._close(code, text);
-    else {
-      this._say({ kind: "bye" });
-      // From here on nothing is told: what waits goes on in another tab, with the session. So the
-      // socket is not closed with 1000, which would end that.
-      this._say = () => {};
-      this._session._pending.clear();
-      this._engine?._end(code, text, "client");
-      this._show({ type: "state", state: "closed", code, text, by: "client" });
-    }
+    else this._retire(code, text);
   }
 
   // ── between tabs ──────────────────────────────────────────────────────────────────────────
@@ -181,6 +208,7 @@ class Tab implements Connection {
 
   private _hear(note: Note): void {
     if (note.to && note.to !== this._me) return;
+    if (LEADERS.test(note.kind) && this._leader && note.from !== this._leader) return;
     switch (note.kind) {
       case "frame":
         return this._show(note.frame);
@@ -196,11 +224,20 @@ class Tab implements Connection {
         return this._settle(note.n, note.answer, note.failure);
       case "inside":
         if (this._engine) return;
+        this._leader = note.from;
+        this._knows = true;
         this._session = { ...note.session, _pending: new Map() };
         this._sent = new Map(note.sent);
-        return this._show(note.state);
+        this._show(note.state);
+        return this._askAgain();
       case "leads":
-        if (note.from !== this._me) this._askAgain();
+        this._leader = note.from;
+        // Its own word comes back to it behind all that was said before.
+        if (note.from === this._me) this._begin();
+        else {
+          this._introduce();
+          this._askAgain();
+        }
         return;
       default:
         if (this._engine) this._serve(this._engine, note);
@@ -234,7 +271,8 @@ class Tab implements Connection {
     const failure = { code: "closed", text: `the connection is closed: ${code} ${text}` };
     for (const n of [...this._asked.keys()]) this._settle(n, undefined, failure);
     document.removeEventListener("visibilitychange", this._wake);
-    // What was said last still goes out.
+    removeEventListener("pagehide", this._hide);
+    this._say = () => {};
     this._bus.onmessage = null;
     this._bus.close();
     this._stopWaiting.abort();
@@ -244,22 +282,34 @@ class Tab implements Connection {
 
   /** Another tab leads now: it knows what was sent, and nothing of what only waited. */
   private _askAgain(): void {
-    this._introduce();
     const sent = new Set([...this._sent.values()].filter((s) => s.to === this._me).map((s) => s.n));
-    for (const [n, { frame, body, retry }] of this._asked) {
-      if (sent.has(n)) continue;
-      if (frame.type === "call") {
+    for (const [n, waiting] of this._asked) {
+      const { frame, body, retry, leader } = waiting;
+      if (sent.has(n) || leader === this._leader) continue;
+      waiting.leader = this._leader;
+      if (frame.type === "call" && leader) {
         const text = "the tab that held the connection was closed before the answer";
         this._settle(n, undefined, { code: "disconnected", text });
       } else if (frame.type === "unsubscribe") {
         this._say({ kind: "leave", channel: frame.channel, n });
-      } else this._say({ kind: "ask", n, frame, body, retry });
+      } else this._say({ kind: "ask", n, frame, body, retry, leader: this._leader });
     }
   }
 
   // ── leading ───────────────────────────────────────────────────────────────────────────────
 
-  private _lead(): Promise<void> {
+  private async _lead(): Promise<void> {
+    // A tab that died may have said something that is still on its way; nothing tells when not.
+    if (this._session._resume) await new Promise((then) => setTimeout(then, LATE));
+    if (this._state.state === "closed") return;
+    const echo = new BroadcastChannel(this._name);
+    echo.postMessage({ kind: "leads", from: this._me });
+    await new Promise<void>((resolve) => (this._resign = resolve));
+    echo.close();
+  }
+
+  private _begin(): void {
+    this._knows = true;
     const session = this._session;
     // Subscriptions and calls of the last leader had ids that nobody else heard of.
     if (session._resume) session._lastId += 1_000_000;
@@ -272,15 +322,15 @@ class Tab implements Connection {
       (id, entry) => this._spreadSent(id, entry),
     );
     this._tabs.set(this._me, { channels: this._channels, events: new Set(this._events()) });
-    this._say({ kind: "leads" });
-    for (const [n, { frame, body, retry }] of this._asked) {
+    for (const [n, waiting] of this._asked) {
+      const { frame, body, retry, leader } = waiting;
+      waiting.leader = this._me;
       const isSent = [...this._sent.values()].some((s) => s.to === this._me && s.n === n);
-      if (frame.type === "call" && session._resume) {
+      if (frame.type === "call" && leader) {
         const text = "the tab that held the connection was closed before the answer";
         this._settle(n, undefined, { code: "disconnected", text });
-      } else if (!isSent) this._say({ kind: "ask", n, frame, body, retry, to: this._me });
+      } else if (!isSent) this._say({ kind: "ask", n, frame, body, retry, leader: this._me });
     }
-    return new Promise((resolve) => (this._resign = resolve));
   }
 
   private _entryOf(frame: Frame, { to, n, body, retry }: Sent): Entry {
@@ -337,7 +387,7 @@ class Tab implements Connection {
     const key = "n" in note ? `${from} ${note.n}` : "";
     switch (note.kind) {
       case "here":
-        return this._welcome(from, note.channels, note.events);
+        return this._welcome(note);
       case "wake":
         return engine._wake();
       case "bye":
@@ -357,6 +407,7 @@ class Tab implements Connection {
         // It stops ringing in the others.
         return this._say({ kind: "frame", frame: { type: "cancel", id: note.frame.id! } });
       case "ask": {
+        if (note.leader !== this._me) return;
         const { n, body, retry } = note;
         const aborts = new AbortController();
         // A frame of its own: the engine writes the id into it.
@@ -371,13 +422,14 @@ class Tab implements Connection {
     }
   }
 
-  private _welcome(tab: string, channels: string[], events: string[]): void {
+  private _welcome({ from: tab, channels, events, knows }: Note & { kind: "here" }): void {
     const isNew = !this._tabs.has(tab);
     this._tabs.set(tab, { channels: new Set(channels), events: new Set(events) });
     if (!isNew || tab === this._me) return;
     navigator.locks.request(this._lockOf(tab), () => this._gone(tab));
     const { _pending, ...session } = this._session;
-    this._say({ kind: "inside", to: tab, session, sent: [...this._sent], state: this._state });
+    const sent = [...this._sent];
+    if (!knows) this._say({ kind: "inside", to: tab, session, sent, state: this._state });
     for (const channel of session._inside) this._tellInside(tab, channel);
     for (const channel of channels) this._enterFor(tab, channel);
   }
@@ -397,10 +449,11 @@ class Tab implements Connection {
   }
 
   /** Only the last one who wants to be in a channel leaves it. */
-  private async _leaveFor(tab: string, channel: string): Promise<unknown> {
+  private async _leaveFor(tab: string, channel: string): Promise<void> {
     this._tabs.get(tab)?.channels.delete(channel);
-    const isWanted = [...this._tabs.values()].some(({ channels }) => channels.has(channel));
-    return !isWanted && this._engine!._leave(channel);
+    if ([...this._tabs.values()].some(({ channels }) => channels.has(channel))) return;
+    await this._engine!._leave(channel);
+    this._say({ kind: "frame", frame: { type: "unsubscribed", channel } });
   }
 
   private _gone(tab: string): void {
