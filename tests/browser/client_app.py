@@ -40,8 +40,6 @@ class Main(Listener):
         ws.state.asked = 0
 
     def on_message(self, ws, message):
-        if message == "again":
-            return {"again": True}
         ws.send(message)
 
     @event("add")

@@ -218,7 +218,7 @@ async def visit(wire, new_context):
             return await asyncio.wait_for(evaluate(*arguments), 2 * PATIENCE)
 
         page.evaluate = soon
-        page.on("websocket", lambda socket: page.sockets.append(socket))
+        page.on("websocket", lambda socket: page.sockets.append(socket))  # noqa: PLW0108 - Playwright wants a function
         page.on("pageerror", lambda error: problems.append(str(error)))
         # Cut again and again, a client waits up to 20 seconds: here a hundredth of that.
         await page.add_init_script("Math.random = () => 0.01")

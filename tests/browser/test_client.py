@@ -10,6 +10,7 @@ pytest.importorskip("playwright", reason="no playwright: pip install it")
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+
 async def test_it_connects_sends_and_hears(visit):
     page = await visit()
     assert await page.evaluate("client.last.connection.length") > 10
