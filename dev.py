@@ -9,7 +9,7 @@ python3 dev.py fix      format, mend what the linter can mend, write docs/protoc
 python3 dev.py run …    `backchannel run …` from this checkout, in the folder you are in
 python3 dev.py fuzz …   fuzz the frame reader; with --runs N, --seed N, --engine random
 python3 dev.py load slow_readers|churn …  clients that never read; clients that come and die
-python3 dev.py chaos …  nodes, engine, clients fail at random; with --runs N, --seed N, --seconds T
+python3 dev.py chaos …  nodes, engine, clients fail at random; --runs N --seed N --results FILE
 python3 dev.py conformance …  Autobahn|Testsuite on the native transport (12 minutes)
 python3 dev.py lock     renew requirements-dev.lock from pyproject.toml
 python3 dev.py setup    only set up

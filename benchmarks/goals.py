@@ -79,6 +79,16 @@ def cost_over_best(scenario: str, of: Callable[[Run], float]) -> Value:
     return value
 
 
+def against_raw(scenario: str) -> Value:
+    """Take the median of the ratios of what v1 costs to what raw does."""
+
+    def value(measured: Measured) -> float:
+        runs = measured[scenario]
+        return statistics.median(figures.ratios(figures.cost, runs["backchannel-v1"], runs[NATIVE]))
+
+    return value
+
+
 def grown(run: Run) -> float:
     """Compare the call's time at 15,000 connected with that at 15."""
     return figures.call_time(run) / figures.call_time(run["few"])
@@ -163,6 +173,11 @@ GOALS = [
         "the same, unheard ÷ cheapest other system",
         cost_over_best("broker-publish", figures.each), 1, at_most=True,
     ),
+    Goal(
+        "Fan-out to v1 clients ÷ to raw ones, CPU a delivery",
+        against_raw("dialect-1"), 1.1, at_most=True,
+    ),
+    Goal("the same, 16 in flight", against_raw("dialect-16"), 1.1, at_most=True),
     Goal("Two nodes: publications/s ÷ fastest other", over_best("cluster-publish"), 1),
     Goal("Two nodes: fan-out 2 × 500 ÷ fastest other", over_best("cluster-fanout"), 1),
     Goal(

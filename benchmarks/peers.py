@@ -67,6 +67,12 @@ PEERS = {
         make.own,
         program=(sys.executable, "broker_path.py", "backchannel"),
     ),
+    "backchannel-v1": Peer(
+        "**Backchannel, native transport**, clients that speak v1",
+        uvicorn(sys.executable, "backchannel_app:hub", "backchannel.transport.uvicorn:Protocol"),
+        make.own,
+        dialect="v1",
+    ),
     "redis-py": Peer(
         "bare redis-py with hiredis",
         (),

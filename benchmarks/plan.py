@@ -53,6 +53,18 @@ def fanout(in_flight: int, peers: tuple[str, ...], rounds: int | None = None) ->
     )
 
 
+def dialect(in_flight: int) -> Scenario:
+    """The same fan-out to clients that speak v1, and to raw ones."""
+    return Scenario(
+        f"Fan-out 1 → 1,000 to v1 clients and to raw ones, 64 bytes, {in_flight} in flight",
+        "delivery",
+        f"fanout --path /ws/fanout/bench --clients 1000 --inflight {in_flight}",
+        (NATIVE, "backchannel-v1"),
+        (NATIVE,),
+        rounds=9,
+    )
+
+
 def echo(path: str, listener: str, peers: tuple[str, ...]) -> Scenario:
     """A hundred clients, each of which waits for its answer."""
     return Scenario(
@@ -108,6 +120,8 @@ SCENARIOS = {
     "fanout-1": fanout(1, EVERYONE, rounds=7),
     "fanout-16": fanout(16, QUICK),
     "fanout-64": fanout(64, QUICK),
+    "dialect-1": dialect(1),
+    "dialect-16": dialect(16),
     "many-publishers": Scenario(
         "64 publishers, one message in flight each, in one channel of 1,000",
         "delivery",

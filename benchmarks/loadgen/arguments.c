@@ -31,7 +31,7 @@ static const char USAGE[] =
     "  --rate R           deliveries a second, by the clock, whatever is unfinished; fanout with\n"
     "                     one publisher. Latency then counts from when a message was due\n"
     "  --size BYTES       payload of a message, 32-65536 (64), without what a dialect adds\n"
-    "  --dialect D        raw, json (the payload in a string of a JSON object) or socketio\n"
+    "  --dialect D        raw, json (the payload in a string of a JSON object), v1 or socketio\n"
     "                     (Engine.IO 4 and Socket.IO 5 packets) (raw)\n"
     "  --idle N           connections to --extra-path that hear nothing (0)\n"
     "  --storm N          connections to --extra-path as fast as they come, at most --pending\n"
@@ -92,8 +92,9 @@ static void set_dialect(const char *name)
 {
     options.socketio = !strcmp(name, "socketio");
     options.json = !strcmp(name, "json");
-    if (!options.socketio && !options.json && strcmp(name, "raw"))
-        die(2, "--dialect must be raw, json or socketio, not \"%s\"", name);
+    options.v1 = !strcmp(name, "v1");
+    if (!options.socketio && !options.json && !options.v1 && strcmp(name, "raw"))
+        die(2, "--dialect must be raw, json, v1 or socketio, not \"%s\"", name);
 }
 
 static void watch(int pid)

@@ -11,6 +11,7 @@
 
 /* RFC 6455's own example: a fixed key lets the answer be checked without SHA-1. */
 #define KEY "dGhlIHNhbXBsZSBub25jZQ=="
+#define V1 "backchannel.v1.json"
 #define ACCEPT "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 /* What Chrome sends beside. */
 #define BROWSER \
@@ -67,9 +68,10 @@ static void send_request(struct client *c)
                  (unsigned)number);
     int length = snprintf(request, sizeof request,
                           "GET %s HTTP/1.1\r\nHost: %s:%d\r\nConnection: Upgrade\r\n%s"
-                          "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+                          "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n%s"
                           "Sec-WebSocket-Key: " KEY "\r\n\r\n",
-                          path, options.host, options.port, browser);
+                          path, options.host, options.port, browser,
+                          options.v1 ? "Sec-WebSocket-Protocol: " V1 "\r\n" : "");
     if (send(c->fd, request, (size_t)length, MSG_NOSIGNAL) != length)
         die(1, "client %d: handshake: %s", number, strerror(errno));
     c->state = ASKED;
@@ -204,7 +206,9 @@ static void take_response(struct client *c)
     end[4] = 0;
     check_response(c, response);
     take(c, (size_t)(end + 4 - response));
-    if (options.socketio)
+    if (options.v1)
+        send_now(c, TEXT, "{\"type\":\"hello\"}", 16);
+    if (options.socketio || options.v1)
         c->state = GREETED;
     else
         become_open(c);
@@ -221,10 +225,32 @@ void send_now(struct client *c, int opcode, const void *payload, size_t length)
         fail("client %td: send: %s", c - clients, strerror(errno));
 }
 
+static bool begins(const unsigned char *payload, size_t length, const char *start)
+{
+    return length >= strlen(start) && !memcmp(payload, start, strlen(start));
+}
+
+/* The server's hello answers ours; where the path leads into a channel, we are in it then. */
+static void greet_v1(struct client *c, const unsigned char *payload, size_t length)
+{
+    bool leads = strstr(options.path, "/fanout/") != NULL;
+    if (c->state == GREETED && begins(payload, length, "{\"type\":\"hello\""))
+        c->state = JOINED;
+    else if (c->state != JOINED || !begins(payload, length, "{\"type\":\"subscribed\""))
+        die(1, "client %td: unexpected frame \"%.*s\"", c - clients,
+            (int)(length < 60 ? length : 60), (const char *)payload);
+    else
+        leads = false;
+    if (!leads)
+        become_open(c);
+}
+
 /* Engine.IO says `0{...}`, is asked to open the namespace with `40` and answers `40{...}`. */
 static void greet(struct client *c, const unsigned char *payload, size_t length)
 {
-    if (c->state == GREETED && length && payload[0] == '0') {
+    if (options.v1)
+        greet_v1(c, payload, length);
+    else if (c->state == GREETED && length && payload[0] == '0') {
         send_now(c, TEXT, "40", 2);
         c->state = JOINED;
     } else if (c->state == JOINED && length > 1 && !memcmp(payload, "40", 2)) {

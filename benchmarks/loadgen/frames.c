@@ -5,12 +5,41 @@
  * it again gives back the same bytes. */
 static const char *prefix(void)
 {
+    if (options.v1)
+        return "{\"type\":\"message\",\"data\":\"";
     return options.socketio ? "42[\"m\",\"" : options.json ? "{\"user\":\"ana\",\"text\":\"" : "";
 }
 
 static const char *suffix(void)
 {
-    return options.socketio ? "\"]" : options.json ? "\"}" : "";
+    return options.socketio ? "\"]" : options.json || options.v1 ? "\"}" : "";
+}
+
+/* What stands around a message that comes: elsewhere the same. */
+static const char *heard_prefix(void)
+{
+    if (!options.v1 || options.mode == ECHO)
+        return prefix();
+    return "{\"type\":\"publication\",\"channel\":\"bench\",\"data\":\"";
+}
+
+size_t heard_prefix_length(void)
+{
+    return strlen(heard_prefix());
+}
+
+size_t heard_length(size_t core)
+{
+    return strlen(heard_prefix()) + core + strlen(suffix());
+}
+
+/* Tell whether a payload is this message, as it comes. */
+bool is_heard(const unsigned char *payload, size_t length, const char *core, size_t size)
+{
+    size_t before = heard_prefix_length();
+    return length == heard_length(size) && !memcmp(payload, heard_prefix(), before) &&
+           !memcmp(payload + before, core, size) &&
+           !memcmp(payload + before + size, suffix(), strlen(suffix()));
 }
 
 size_t prefix_length(void)

@@ -43,7 +43,7 @@ enum {
     PROBE_STREAM = 0xffff,
     MAX_HEADER = 14,
     MAX_CONTROL = 125,
-    MAX_WRAP = 64,
+    MAX_WRAP = 128,
     MAX_ANSWER = 1024, /* to --ask */
     READ_BUFFER = 256 * 1024,
     EVENTS = 256,
@@ -68,7 +68,7 @@ struct options {
     int port, other_port, clients, publishers, inflight, size, timeout, server_pid;
     int channels, per_client, rooms, rate, idle, storm, pending;
     double warmup, seconds;
-    bool browser, plain, socketio, json;
+    bool browser, plain, socketio, json, v1;
 };
 
 /* One message on its way. */
@@ -139,6 +139,9 @@ void read_arguments(int argc, char **argv);
 size_t wrap(char *to, const char *core, size_t length);
 size_t prefix_length(void);
 size_t wrapped_length(size_t core);
+size_t heard_prefix_length(void);
+size_t heard_length(size_t core);
+bool is_heard(const unsigned char *payload, size_t length, const char *core, size_t size);
 size_t write_frame(unsigned char *to, int opcode, const void *payload, size_t length);
 void queue_frame(struct client *c, int opcode, const void *payload, size_t length);
 void flush(struct client *c);

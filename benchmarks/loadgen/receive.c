@@ -89,8 +89,8 @@ static struct message *find_message(struct client *c, const unsigned char *core,
         return NULL;
     }
     struct message *m = &s->window[*number % MAX_INFLIGHT];
-    if (length != wrapped_length((size_t)options.size) ||
-        memcmp(core - prefix_length(), m->payload, length) ||
+    if (!is_heard(core - heard_prefix_length(), length, m->payload + prefix_length(),
+                  (size_t)options.size) ||
         (options.mode == TARGET && m->receiver != (uint32_t)(c - clients))) {
         corrupt++;
         return NULL;
@@ -112,13 +112,13 @@ static void on_text(struct client *c, const unsigned char *payload, size_t lengt
         flush(c);
         return;
     }
-    const unsigned char *core = payload + prefix_length();
-    if (length < wrapped_length(MIN_SIZE)) {
+    const unsigned char *core = payload + heard_prefix_length();
+    if (length < heard_length(MIN_SIZE)) {
         corrupt++;
         return;
     }
     if (read_hex(core + STREAM_AT, STREAM_DIGITS, &index) && index == PROBE_STREAM) {
-        on_probe(c, core, length - (wrapped_length(0)));
+        on_probe(c, core, length - (heard_length(0)));
         return;
     }
     struct message *m = find_message(c, core, length, &s, &number);
@@ -150,7 +150,7 @@ static void on_frame(struct client *c, int opcode, const unsigned char *payload,
 static size_t read_frames(struct client *c, const unsigned char *at, size_t available,
                           uint64_t arrived)
 {
-    size_t used = 0, length, limit = wrapped_length((size_t)options.size);
+    size_t used = 0, length, limit = heard_length((size_t)options.size);
     if (phase == ASK)
         limit = limit < MAX_ANSWER ? MAX_ANSWER : limit;
     while (phase != OVER) {

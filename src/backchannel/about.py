@@ -1,9 +1,10 @@
-"""What nodes write about their hub for those who publish to it without one."""
+"""What nodes write about their hub: for those who publish to it without one, and for its nodes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
@@ -11,9 +12,9 @@ from backchannel.history import Retention
 from backchannel.rules import Rule, Rules
 from backchannel.template import NamePattern
 
-__all__ = ["FORMAT", "About"]
+__all__ = ["FORMAT", "About", "Mark"]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Which version this is of what nodes and publishers write and read: another one where
 they would misunderstand each other."""
 
@@ -28,11 +29,47 @@ class _Written(msgspec.Struct, forbid_unknown_fields=True):
     backchannel: int
     casefold: bool
     max_publication: Annotated[int, msgspec.Meta(ge=1)]
+    named: bool
+    endpoints: tuple[str, ...]
     rules: tuple[_Kept, ...]
 
 
 class _Head(msgspec.Struct):
     backchannel: int
+
+
+SHOWN: Final = 5
+"""Endpoints of a hub that an error names."""
+
+
+class Mark(NamedTuple):
+    """What tells one hub from another that has the same name.
+
+    Args:
+        endpoints: the URL templates that lead to it, in order.
+        named: its application said ``name=``, and did not leave it at the default.
+    """
+
+    endpoints: tuple[str, ...] = ()
+    named: bool = False
+
+    def may_be(self, other: Mark) -> bool:
+        """Tell whether two may be of one hub.
+
+        Not so where both have endpoints and none in common, unless both applications gave the name.
+        What variables are called makes no difference.
+        """
+        if (self.named and other.named) or not (self.endpoints and other.endpoints):
+            return True
+        return not {*map(_shape, self.endpoints)}.isdisjoint(map(_shape, other.endpoints))
+
+    def __str__(self) -> str:
+        more = len(self.endpoints) - SHOWN
+        return ", ".join(self.endpoints[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shape(template: str) -> str:
+    return re.sub(r"\{[^{}]*\}", "{}", template)
 
 
 class About:
@@ -42,17 +79,26 @@ class About:
         rules: its rules; only their patterns and what they keep is written.
         casefold: it ignores the case of channel names.
         max_publication: bytes of the largest message.
+        mark: tells it from other hubs.
     """
 
-    def __init__(self, rules: Rules, *, casefold: bool, max_publication: int):
+    def __init__(self, rules: Rules, *, casefold: bool, max_publication: int, mark: Mark):
         self.rules = rules
         self.casefold = casefold
         self.max_publication = max_publication
+        self.mark = mark
 
     def pack(self) -> bytes:
         """Return it as it is written: JSON, for people who look."""
         return msgspec.json.encode(
-            _Written(FORMAT, self.casefold, self.max_publication, tuple(_kept(self.rules)))
+            _Written(
+                FORMAT,
+                self.casefold,
+                self.max_publication,
+                self.mark.named,
+                self.mark.endpoints,
+                tuple(_kept(self.rules)),
+            )
         )
 
     @classmethod
@@ -76,7 +122,12 @@ class About:
                 rules.add(Rule(NamePattern(one.pattern, None), "the hub's", keep=keep))
         except ValueError as error:
             raise ValueError(f"it is {data[:60]!r}: {error}") from error
-        return cls(rules, casefold=written.casefold, max_publication=written.max_publication)
+        return cls(
+            rules,
+            casefold=written.casefold,
+            max_publication=written.max_publication,
+            mark=Mark(written.endpoints, written.named),
+        )
 
 
 def _kept(rules: Rules) -> Iterable[_Kept]:

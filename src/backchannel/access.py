@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Never, TypeVar
 
 from backchannel.attendance import check_callback
 from backchannel.channel import check_channel
-from backchannel.listener import written_at
 from backchannel.observe import CONNECTION, HUB
+from backchannel.places import written_at
 from backchannel.rules import astray, check_call, read_rule
 from backchannel.stepping import InContext
 
@@ -101,29 +101,24 @@ class Access:
             TemplateError: the pattern is malformed or fits no channel, has a rule already, or is
                 as specific as another one that could fit the same name.
             ListenerError: what is to be asked takes something that rules do not have to give.
-            TypeError: the pattern is no str, a number is none, or presence is no bool.
+            TypeError: the pattern is no str, a number is none, presence is no bool, or something
+                is given by no name or an unknown one.
             ValueError: a number is out of range, or more is to be replayed than is kept.
-            TypeError: the pattern is no str, or something is given by no name or an unknown one.
         """
         check_call(pattern, unnamed, unknown)
         caller = sys._getframe(1)
         where = written_at(caller.f_code.co_filename, caller.f_lineno)
-        casefold = self.settings.casefold_channels
-        self.rules.add(
-            read_rule(
-                pattern,
-                where,
-                subscribe=subscribe,
-                publish=publish,
-                history=history,
-                ttl=ttl,
-                replay=replay,
-                presence=presence,
-                snapshot=snapshot,
-                casefold=casefold,
-            )
-        )
-        if self.runtime.is_alive:  # what is kept holds for those who publish without a hub too
+        rule = read_rule(
+            pattern, where, subscribe=subscribe, publish=publish, history=history, ttl=ttl,
+            replay=replay, presence=presence, snapshot=snapshot,
+            casefold=self.settings.casefold_channels,
+        )  # fmt: skip
+        self.rules.add(rule)
+        self._announce()  # what is kept holds for those who publish without a hub too
+
+    def _announce(self) -> None:
+        """Tell others of a rule or an endpoint, where the hub runs; it is told at the start too."""
+        if self.runtime.is_alive:
             self.runtime.loop.call_soon_threadsafe(self.cluster.announce)
 
     def _warn_of_rules(self) -> None:

@@ -7,12 +7,14 @@ from typing import Any, Union
 
 from backchannel.connection import Connection
 from backchannel.contracts import Target
+from backchannel.history import Position
 from backchannel.info import Info
 from backchannel.request import user_id
 
 __all__ = [
     "Addressed",
     "Addressees",
+    "check_reading",
     "connection_target",
     "session_target",
     "targets",
@@ -68,6 +70,27 @@ def connection_target(id: str) -> Target:  # noqa: A002 - the public name
     if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"a connection id is a str, not {id!r}")
     return Target("connection", id)
+
+
+def check_reading(whom: Addressed, since: Position | str | None, limit: int) -> Position | None:
+    """Check what ``history`` of an audience was given.
+
+    Args:
+        whom: the audience.
+        since: after which position it is to be read; None is the newest.
+        limit: publications that are looked at.
+
+    Raises:
+        TypeError: it is no channel, or something is of the wrong type.
+        ValueError: ``since`` is no position, or ``limit`` is below 1.
+    """
+    if whom.target.kind != "channel":
+        raise TypeError(f"{whom!r} has no history: channels have, hub.channel(name).history()")
+    if isinstance(limit, bool) or not isinstance(limit, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"limit= is a number of publications, not {limit!r}")
+    if limit < 1:
+        raise ValueError(f"limit= is at least 1, not {limit}")
+    return None if since is None else Position.of(since)
 
 
 def targets(owner: object, value: Any, argument: str) -> tuple[Target, ...]:

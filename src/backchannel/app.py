@@ -85,6 +85,7 @@ class Hub(HubCore):
         super().__init__(checked, _broker(checked))
         self.pages = http.Pages()
         self.heartbeat = Heartbeat(checked.ping_interval, checked.ping_timeout)
+        self.is_named = "name" in settings
         self.is_split = False
 
     @property

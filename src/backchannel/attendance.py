@@ -119,7 +119,7 @@ class Attendance:
         if self._hub.is_stopping:
             return
         event = frames.Join(channel, user) if joined else frames.Leave(channel, user)
-        self._hub.publish_event(Target("channel", channel), frames.write(event))
+        self._hub._publish_event(Target("channel", channel), frames.write(event))
         if (self.on_join if joined else self.on_leave) is None:
             done()
             return

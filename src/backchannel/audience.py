@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from backchannel.addressing import Addressed, Addressees
+from backchannel.addressing import Addressed, Addressees, check_reading
 from backchannel.codes import check_close
 from backchannel.connection import ABSENT, CloseReason, Connection
 from backchannel.contracts import Receipt, Target
@@ -59,7 +59,7 @@ class Audience(Addressed):
         def close_all() -> Receipt | Outcome:
             self._hub.farewells.note(self.target, ending)
             if self._hub.cluster.is_shared:
-                return self._hub.cluster.tell(self.target, "all", "close", code, reason)
+                return self._hub.cluster.close_all(self.target, code, reason)
             return Receipt(sum(ws._dispatch.end(ending) for ws in self._members()))
 
         return self._hub.runtime.do(close_all)
@@ -125,15 +125,9 @@ class Audience(Addressed):
                 hub's.
             BrokerUnavailable: the broker does not answer.
         """
-        if self.target.kind != "channel":
-            raise TypeError(f"{self!r} has no history: channels have, hub.channel(name).history()")
-        if isinstance(limit, bool) or not isinstance(limit, int):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"limit= is a number of publications, not {limit!r}")
-        if limit < 1:
-            raise ValueError(f"limit= is at least 1, not {limit}")
+        after = check_reading(self, since, limit)
         if reader is not None and reader.hub is not self._hub:
             raise ValueError(f"reader={reader!r} belongs to another hub")
-        after = None if since is None else Position.of(since)
         return await self._hub.read_history(self.target.key, after, limit, reader)
 
     async def connections(self) -> list[Info]:

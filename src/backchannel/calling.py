@@ -51,6 +51,11 @@ class Caller(Sequence):
     def end(self, reason: CloseReason, *, refused: bool = False) -> bool:
         """End the connection."""
 
+    async def idle(self) -> None:
+        """Wait until no callback for what the client sent runs or waits."""
+        while self._is_busy and self.ws.reason is None:
+            await self._wait_until_idle()
+
     def _is_inside(self) -> bool:
         """The code that runs now was called by one of this connection's callbacks."""
         frame = current()
@@ -144,8 +149,13 @@ class Caller(Sequence):
     def _report_slow(self, callback: Callback, seconds: float) -> None:
         report_slow(callback.name, callback.where, seconds, self._hub.settings.slow_callback)
 
-    def tell_lost(self, channel: str, position: Position | None = None) -> None:  # noqa: ARG002
-        """Tell on_lost that this connection missed some of a channel; at once where it is idle."""
+    def tell_lost(self, channel: str | None, position: Position | None = None) -> None:  # noqa: ARG002
+        """Tell on_lost that this connection missed some; at once where it is idle.
+
+        Args:
+            channel: of it; None is of what was for its user, its session or everyone.
+            position: from which on it has all again, where it is known.
+        """
         callback = self.endpoint.callbacks.on_lost
         if callback is None or self.ws.reason is not None:
             return

@@ -126,7 +126,7 @@ class CatchUp:
         ready, lost = follower.learn(page)
         if lost:
             self._missed.lost = True
-            if self.ws.speaks:
+            if self.ws._speaks:
                 self.ws._lost(self.channel, follower.position)
             if self._missed.snapshot is not None:
                 await self._begin_with(self._missed.snapshot)

@@ -8,13 +8,15 @@ import functools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from backchannel.about import About
+from backchannel.about import About, Mark
 from backchannel.codes import meaning_of
 from backchannel.connection import CloseReason
 from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
+from backchannel.farewell import news_of
 from backchannel.history import Follower, Position, Retention
 from backchannel.info import packed
 from backchannel.observe import BROKER
@@ -33,6 +35,9 @@ PAGE: Final = 100
 
 AT_ONCE: Final = 64
 """Channels whose gaps are filled at the same time when the broker is back."""
+
+SLICE: Final = 0.005
+"""Seconds in which connections are told of gaps before others have their turn."""
 
 
 class Cluster:
@@ -57,6 +62,7 @@ class Cluster:
         self._held: Counter[Target] = Counter()
         self._confirming: dict[Target, asyncio.Future[None]] = {}
         self._holders: dict[Connection, tuple[Target, ...]] = {}
+        self._found = Mark()
 
     def begin_anew(self) -> None:
         """Forget what was of an earlier event loop."""
@@ -65,6 +71,7 @@ class Cluster:
         self._held.clear()
         self._confirming.clear()
         self._holders.clear()
+        self._found = Mark()
 
     # ── as the broker's node ──────────────────────────────────────────────────────────────────
 
@@ -109,21 +116,35 @@ class Cluster:
         return self._hub.rules.keeping(channel)
 
     def about(self) -> bytes:
-        """Return what whoever publishes without a hub has to know of this one."""
-        settings = self._hub.settings
+        """Return what others have to know of this hub; see ``contracts.Node``."""
+        settings, mark = self._hub.settings, self._mark
         about = About(
             self._hub.rules,
             casefold=settings.casefold_channels,
             max_publication=settings.max_publication,
+            # A hub that has no endpoints yet leaves standing what its own will be compared with.
+            mark=mark if mark.endpoints else self._found,
         )
         return about.pack()
+
+    @property
+    def _mark(self) -> Mark:
+        templates = sorted(endpoint.template.text for endpoint in self._hub.endpoints)
+        return Mark(tuple(templates), self._hub.is_named)
 
     def check_about(self, found: bytes) -> None:
         """Check what stands where ``about()`` is to be written; see ``contracts.Node``."""
         try:
-            About.read(found)
+            other = About.read(found).mark
         except ValueError as error:
-            raise BrokerUnusable(str(error)) from error
+            raise BrokerUnusable(f"is no notice that this version writes ({error})") from error
+        own = self._mark
+        if not own.may_be(other):
+            raise BrokerUnusable(
+                f"was written by a hub with the endpoints {other}, and this one has {own}: two "
+                "applications, or two versions of one that have no endpoint in common"
+            )
+        self._found = other
 
     def keep(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run something of the broker's."""
@@ -137,7 +158,23 @@ class Cluster:
         """Fill the gaps: the broker is back, and some publications may not have been heard."""
         for follower in self._followers.values():
             follower.interrupt()
+        self.keep(self._tell_of_gaps(list(self._hub.roster.everyone)))
         self.keep(self._fill_all())
+
+    async def _tell_of_gaps(self, connections: list[Connection]) -> None:
+        """Tell those who want to know that what no history has may have been missed."""
+        began = perf_counter()
+        for ws in connections:
+            dispatch = ws._dispatch
+            if dispatch.endpoint.callbacks.on_lost is None and not ws._speaks:
+                continue
+            for channel in tuple(ws._channels):
+                if channel not in self._followers:
+                    dispatch.tell_lost(channel)
+            dispatch.tell_lost(None)  # of its user, its session, everyone
+            if perf_counter() - began > SLICE:
+                await asyncio.sleep(0)
+                began = perf_counter()
 
     # ── channels ──────────────────────────────────────────────────────────────────────────────
 
@@ -172,7 +209,7 @@ class Cluster:
                 raise BrokerUnavailable(f"the history of {channel!r} can't be read")
 
     def announce(self) -> None:
-        """Tell those who publish without a hub that rules have changed."""
+        """Tell others that rules or endpoints of this hub have changed."""
         if self.is_shared:
             self._broker.about_changed()
 
@@ -290,6 +327,15 @@ class Cluster:
         asking.add_done_callback(settle)
         return outcome
 
+    def close_all(self, target: Target, code: int, reason: str) -> Outcome:
+        """Close a target's connections on all nodes, and those that are on the way in."""
+        news = news_of(target, code, reason)
+        if news is not None:
+            asking = self._broker.ask(Target("everyone"), ["others", *news])
+            # That the engine is away, the closing itself tells.
+            asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return self.tell(target, "all", "close", code, reason)
+
     def answer(self, asker: str, target: Target, words: list[Any]) -> Any:
         """Answer what a node asks; None where this one is not meant or does not understand."""
         whom, verb, *rest = words
@@ -304,6 +350,10 @@ class Cluster:
             case ["replace"]:  # another connection goes on with its session
                 ending = CloseReason(4005, meaning_of(4005), "server")
                 return sum([ws._dispatch.end(ending) for ws in list(members)])
+            case ["farewell", "user" | "session" as kind, str(key), int(code), str(reason)]:
+                closed = Target(kind, key)
+                self._hub.farewells.note(closed, CloseReason(code, reason, "server"))
+                return None
             case ["count"]:
                 return len(members)
             case ["users"]:
@@ -329,7 +379,7 @@ class Cluster:
 
 
 def _belongs_to(ws: Connection) -> tuple[Target, ...]:
-    moves = ws.id if ws.speaks else None  # others' ids name their node
+    moves = ws.id if ws._speaks else None  # others' ids name their node
     named = (("user", ws.user), ("session", ws.session.id), ("connection", moves))
     return tuple(Target(kind, key) for kind, key in named if key is not None)  # type: ignore[arg-type]
 

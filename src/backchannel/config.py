@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast, get_args
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from backchannel.contracts import Broker, Sessions
+    from backchannel.contracts import Broker
+    from backchannel.stores import Sessions
 
 __all__ = ["Settings", "SettingsOptions", "check_authenticate"]
 
@@ -42,7 +43,8 @@ class Settings:
             Valkey (``rediss://`` with TLS, ``unix:///path``), or a Broker. None keeps them in this
             process.
         name: what this hub's data is called in the broker's engine: the nodes of one hub have the
-            same name, and two hubs that share an engine have different ones.
+            same name, and two hubs that share an engine have different ones. Two that have no
+            endpoint in common are refused under one name, unless both were given it.
         broker_timeout: seconds that a publication waits for a broker that is away, and that other
             nodes have to answer.
         max_unsent: bytes of publications that may wait for the broker.

@@ -97,10 +97,9 @@ class Connection:
         latency: seconds a ping took to be answered, or None where the server does not tell.
         subprotocol: the negotiated WebSocket subprotocol, or None.
         reason: how it ended; None while it is open.
-        speaks: it speaks a dialect: what it is sent stands in frames of that.
     """
 
-    speaks: ClassVar[bool] = False
+    _speaks: ClassVar[bool] = False
 
     __slots__ = (
         "_channels", "_context", "_dispatch", "_endpoint", "_facts", "_held", "_link", "_meta",
@@ -419,7 +418,7 @@ class Connection:
         """
         return self._push(publication.frame, channel)
 
-    # What only those are told who speak a dialect; ``speaks`` is asked before.
+    # What only those are told who speak a dialect; ``_speaks`` is asked before.
 
     def _missed(self, channel: str) -> Missed | None:
         """Return what it gets first when it enters a channel; None where nothing is kept of it."""

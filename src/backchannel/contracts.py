@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -14,9 +13,8 @@ from backchannel.messages import Frame
 if TYPE_CHECKING:
     import asyncio
 
-    from backchannel.request import Request
     from backchannel.sent import Outcome
-    from backchannel.session.web import Session
+    from backchannel.stores import ResumeStore, TicketStore
 
 __all__ = [
     "Broker",
@@ -25,13 +23,8 @@ __all__ = [
     "Node",
     "Publication",
     "Receipt",
-    "ResumeStore",
-    "SessionStore",
-    "Sessions",
     "Target",
     "TargetKind",
-    "TicketHolder",
-    "TicketStore",
 ]
 
 TargetKind = Literal["channel", "user", "session", "connection", "everyone"]
@@ -137,14 +130,15 @@ class Node(Protocol):
         ...
 
     def about(self) -> bytes:
-        """Return what whoever publishes without a hub has to know of it."""
+        """Return what other nodes, and whoever publishes without a hub, have to know of it."""
         ...
 
     def check_about(self, found: bytes) -> None:
         """Check what stands where ``about()`` is to be written.
 
         Raises:
-            BrokerUnusable: no hub as this one wrote it.
+            BrokerUnusable: another hub wrote it, or none as this one. The text goes on after what
+                is checked: "was written by …".
         """
         ...
 
@@ -239,7 +233,7 @@ class Broker(Protocol):
         ...
 
     def about_changed(self) -> None:
-        """Tell those who publish without a hub ``node.about()``, which has changed.
+        """Tell others ``node.about()``, which has changed.
 
         It is told at the start too. What a node told last holds.
         """
@@ -351,60 +345,6 @@ class Broker(Protocol):
         ...
 
 
-class SessionStore(Protocol):
-    """Where a web framework keeps its sessions on the server.
-
-    Failure: each of these raises whatever it likes when the store can't be reached. In a handshake
-    that becomes 503 with Retry-After; ``ws.session`` raises SessionUnavailable.
-
-    Attributes:
-        extends: ``touch`` makes a session live longer. False where sessions end at a time that use
-            does not move, or where only writing all that one holds would move it.
-    """
-
-    @property
-    def extends(self) -> bool:  # noqa: D102 - described above
-        ...
-
-    async def load(self, key: str) -> Mapping[str, Any] | None:
-        """Return what a session holds; None when it has expired or was deleted."""
-        ...
-
-    async def save(self, key: str, changed: Mapping[str, Any], removed: Collection[str]) -> bool:
-        """Change some keys of a session and leave the others alone.
-
-        Returns:
-            False when it has expired or was deleted; it is not made anew.
-        """
-        ...
-
-    async def touch(self, key: str) -> bool:
-        """Let a session live on as if it had just been used, and leave alone what it holds.
-
-        What HTTP writes at the same time must not be lost, and one that ends at the same time
-        must not come back. Only called where ``extends`` is true.
-
-        Returns:
-            False when it has expired or was deleted.
-        """
-        ...
-
-
-class Sessions(Protocol):
-    """Finds the web session that a handshake belongs to: one for each framework.
-
-    One that also has an async ``aclose()`` is told so when the hub has stopped.
-    """
-
-    async def find(self, request: Request) -> Session:
-        """Return the session; an empty one where there is none, or it has expired.
-
-        Raises:
-            SessionUnavailable: the store does not answer.
-        """
-        ...
-
-
 class Link(Protocol):
     """One client's end of a transport, as its connection sees it.
 
@@ -446,74 +386,4 @@ class Link(Protocol):
 
     async def finished(self) -> None:
         """Wait until the close has left or was given up; only the end of a hub waits for it."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class TicketHolder:
-    """Whom a ticket lets in: plain values, so that it can travel between nodes.
-
-    Args:
-        id: the user's id.
-        expires_at: until when it holds that it is them, in seconds since the epoch; None is for
-            ever. The ticket's own time to be used is another.
-    """
-
-    id: str
-    expires_at: float | None = None
-
-
-class TicketStore(Protocol):
-    """Keeps one-time tickets until they are used: those of one hub, on all its nodes.
-
-    Failure: both may raise when the store can't be reached. A handshake is refused then: with 503
-    and Retry-After where it is BrokerUnavailable.
-    """
-
-    async def put(self, key: bytes, holder: TicketHolder, ttl: float) -> None:
-        """Keep a ticket.
-
-        Args:
-            key: a hash of it; the ticket itself is kept nowhere.
-            holder: whose it is.
-            ttl: seconds after which it is worth nothing.
-        """
-        ...
-
-    async def take(self, key: bytes) -> TicketHolder | None:
-        """Return whose ticket it is and forget it, in one step: of two that ask, one gets it.
-
-        Returns:
-            None where there is none, it was taken already, or it has expired.
-        """
-        ...
-
-
-class ResumeStore(Protocol):
-    """Keeps the sessions that clients may resume: those of one hub, on all its nodes.
-
-    Failure: each of these may raise BrokerUnavailable. Who wants to resume then is told to come
-    back later; what could not be kept is tried again.
-    """
-
-    async def put(self, records: Mapping[bytes, bytes], ttl: float, *, new: bool) -> None:
-        """Keep sessions.
-
-        Args:
-            records: what is kept, by its key.
-            ttl: seconds after which they are worth nothing.
-            new: False keeps only those that are still there: they may have been taken meanwhile.
-        """
-        ...
-
-    async def extend(self, keys: Collection[bytes], ttl: float) -> None:
-        """Keep sessions for so many seconds from now on."""
-        ...
-
-    async def drop(self, keys: Collection[bytes]) -> None:
-        """Forget sessions."""
-        ...
-
-    async def take(self, key: bytes) -> bytes | None:
-        """Return a session and forget it, in one step: of two that ask, one gets it."""
         ...

@@ -244,14 +244,6 @@ class Dispatch(Caller):
             return
         self._queue(change, first=nested)
 
-    def _queue(self, change: Change, *, first: bool) -> None:
-        if first:
-            self.inbox.wish(change)
-        else:
-            self.inbox.put(change)
-        if not self._is_busy:
-            self._start()
-
     async def settled(self) -> None:
         """Wait until no callback of this connection runs or waits."""
         while self._is_busy:
@@ -260,11 +252,6 @@ class Dispatch(Caller):
             await asyncio.wait({self._coming})
         if self.ws.reason is not None:
             await asyncio.shield(self.closed)
-
-    async def idle(self) -> None:
-        """Wait until no callback for what the client sent runs or waits."""
-        while self._is_busy and self.ws.reason is None:
-            await self._wait_until_idle()
 
     async def finish(self, work: Work) -> None:
         """Do what is not to be cut short when the connection ends: others count on it."""
@@ -391,13 +378,15 @@ class Dispatch(Caller):
             if refused := refusal(answer, Reject(403, "refused")):
                 self._refuse(refused)
                 return
-        if ws.reason is not None or self._was_told_to_go():
+        if ws.reason is not None:
             return
         if self._hub.cluster.is_shared:
             await self._hub.cluster.hold(ws)
             if ws.reason is not None:
                 self._hub.cluster.release(ws)
                 return
+        if self._was_told_to_go():  # only now, that no closing goes unheard any more
+            return
         self._hub.roster.admit(ws)
         self._hub.watch(ws.session)
         if ws.channel is not None:

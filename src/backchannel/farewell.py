@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from backchannel.connection import CloseReason, Connection
     from backchannel.contracts import Target
     from backchannel.request import Request
 
-__all__ = ["Farewells"]
+__all__ = ["Farewells", "news_of"]
 
 KEPT: Final = 4096
 """Closings that are known to whoever is on the way in meanwhile."""
+
+
+def news_of(target: Target, code: int, reason: str) -> list[Any] | None:
+    """Return what all nodes are told, before those that have someone of a target close it.
+
+    A node hears a user or a session only while it has someone of it, and not while its first
+    connection is on the way in.
+
+    Args:
+        target: who is closed.
+        code: the close code.
+        reason: the reason.
+
+    Returns:
+        Words for ``Node.answer``; None where all who are concerned hear the closing itself.
+    """
+    if target.kind not in {"user", "session"}:
+        return None
+    return ["farewell", *target, code, reason]
 
 
 class Farewells:

@@ -153,7 +153,7 @@ class Guard:
         Where a user has too many connections with this one, the oldest ends, with 4005.
         """
         kind = self._kind(ws, place)
-        if ws.speaks:
+        if ws._speaks:
             kind = speaking(kind)
         dispatch = kind(hub, ws)
         if isinstance(dispatch, Guarded):

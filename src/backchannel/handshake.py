@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from backchannel.connection import ABSENT
 from backchannel.errors import BrokerUnavailable, InvalidToken, Reject, SessionUnavailable
 from backchannel.identity import expiry_of, id_of
-from backchannel.listener import where_defined
 from backchannel.observe import HANDSHAKE, address, excerpt, new_error_id, report_slow, timed
+from backchannel.places import where_defined
 from backchannel.request import Request
 from backchannel.session.scope import in_scope
 from backchannel.session.web import NO_SESSION
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from backchannel.config import Settings
-    from backchannel.contracts import TicketStore
     from backchannel.endpoint import Endpoint
     from backchannel.listener import Callback, Callbacks
+    from backchannel.stores import TicketStore
 
 __all__ = ["check_origin", "going_away", "refusal", "shake_hands"]
 

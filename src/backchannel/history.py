@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar, overload
+
+if TYPE_CHECKING:
+    from backchannel.contracts import Publication
 
 __all__ = ["REMEMBERED", "Follower", "History", "Kept", "Page", "Position", "Retention"]
 
@@ -99,6 +102,22 @@ class History(Sequence[Kept]):
     kept: tuple[Kept, ...]
     position: Position
     lost: bool
+
+    @classmethod
+    def of(cls, page: Page[Publication], may_read: Callable[[Publication], bool]) -> History:
+        """Return what of a page is to be read by someone.
+
+        Args:
+            page: it.
+            may_read: tells of a publication that was for some only whether it is.
+        """
+        kept = tuple(
+            Kept(Position(page.top.epoch, offset), publication.frame)
+            for offset, publication in page.entries
+            if (publication.to is None and not publication.exclude) or may_read(publication)
+        )
+        last = page.entries[-1][0] if page.entries else page.top.offset
+        return cls(kept, Position(page.top.epoch, last), lost=page.lost)
 
     @overload
     def __getitem__(self, index: int) -> Kept: ...

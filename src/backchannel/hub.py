@@ -19,7 +19,7 @@ from backchannel.channel import Channels, check_channel
 from backchannel.cluster import Cluster
 from backchannel.codes import check_close, meaning_of
 from backchannel.connection import CloseReason, Connection
-from backchannel.contracts import Broker, Receipt, ResumeStore, Target, TicketStore
+from backchannel.contracts import Broker, Receipt, Target
 from backchannel.dispatch import Dispatch
 from backchannel.endpoint import Endpoint, Endpoints, check_options
 from backchannel.expiry import Expiry
@@ -42,6 +42,7 @@ from backchannel.session.touch import Touches
 from backchannel.session.watch import watch_sessions
 from backchannel.session.web import Session, remember
 from backchannel.speech.resumes import Resumes
+from backchannel.stores import ResumeStore, TicketStore
 from backchannel.template import Template
 from backchannel.tickets import MemoryTickets, check_ttl, key_of, new_ticket
 
@@ -69,11 +70,13 @@ class HubCore(Publishing, Access):
         touches: keeps the sessions alive whose sockets are used.
         attendance: who is in the channels whose rule says presence.
         node: this node's id, new at each start.
+        is_named: its application gave it a name.
     """
 
     def __init__(self, settings: Settings, broker: Broker):
         self.settings = settings
         self.node = ""
+        self.is_named = False
         self.roster = Roster()
         self.fanout = _fanout(settings)
         self.rules = Rules()
@@ -189,6 +192,7 @@ class HubCore(Publishing, Access):
         callbacks = read_listener(listener, names)
         endpoint = Endpoint(Template(template), callbacks, **options)
         self.endpoints.add(endpoint)
+        self._announce()
         return endpoint
 
     # ── what else an application asks for ─────────────────────────────────────────────────────

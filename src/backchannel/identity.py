@@ -6,8 +6,8 @@ import math
 from datetime import datetime
 from time import time
 
-from backchannel.contracts import TicketHolder
 from backchannel.request import user_id
+from backchannel.stores import TicketHolder
 
 __all__ = ["expiry_of", "holder_of", "id_of"]
 

@@ -8,12 +8,12 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from backchannel.errors import InvalidMessage, ListenerError
 from backchannel.messages import Decoder, decoder_for
 from backchannel.observe import LISTENER
+from backchannel.places import where_defined
 from backchannel.spelling import foreign_names, unknown_callbacks
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ __all__ = [
     "read_callback",
     "read_listener",
     "threaded",
-    "where_defined",
-    "written_at",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -86,8 +84,11 @@ class Listener:
     def on_unsubscribe(self, ws: Connection, channel: str) -> Any:
         """Has left a channel."""
 
-    def on_lost(self, ws: Connection, channel: str) -> Any:
-        """Some that was published to a channel it is in was lost; it goes on with what comes."""
+    def on_lost(self, ws: Connection, channel: str | None) -> Any:
+        """It missed some, or may have, of a channel it is in; it goes on with what comes.
+
+        The channel is None for what may have been for its user, its session or everyone.
+        """
 
     def on_renew(self, ws: Connection, token: str) -> Any:
         """A v1 client brings a newer token: return its identity, or raise. See ``ws.renew``."""
@@ -455,28 +456,6 @@ def _layers(function: Any) -> Iterator[Any]:
             function = call
         else:
             return
-
-
-def where_defined(thing: Any) -> str:
-    """Return file and line of a definition, the file relative to the working directory."""
-    try:
-        code: types.CodeType | None = getattr(thing, "__code__", None)
-        file = inspect.getsourcefile(thing) or (code.co_filename if code else "?")
-        line = inspect.getsourcelines(thing)[1] if isinstance(thing, type) else None
-    except (OSError, TypeError, SystemError):
-        # SystemError: CPython's parser met itself, in something the garbage collector ran.
-        return "?"
-    if line is None and code is not None:
-        line = code.co_firstlineno
-    return written_at(file, line)
-
-
-def written_at(file: str, line: int | None) -> str:
-    """Return file and line as people read them, the file relative to the working directory."""
-    path = Path(file)
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return f"{path}:{line or '?'}"
 
 
 def _check_spelling(kind: type[Listener]) -> None:

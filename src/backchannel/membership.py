@@ -72,7 +72,7 @@ class Membership:
         rule = self._rules.find(name) if self._rules.some else None
         if rule is not None and (
             rule.replay
-            or (dispatch.ws.speaks and rule.keep)
+            or (dispatch.ws._speaks and rule.keep)
             or not (rule.subscribe is None or rule.subscribe.returns_at_once)
         ):
             return False
@@ -111,7 +111,7 @@ class Membership:
         if self._rules.some and (rule := self._rules.find(name)) is not None:
             if (
                 rule.replay
-                or (ws.speaks and rule.keep)
+                or (ws._speaks and rule.keep)
                 or not (rule.subscribe is None or rule.subscribe.returns_at_once)
             ):
                 return None
@@ -185,7 +185,7 @@ class Membership:
         return False
 
     def _enter(self, ws: Connection, name: str, position: Position | None = None) -> None:
-        if ws.speaks:
+        if ws._speaks:
             ws._entered(name, position)
         self._roster.enter(ws, name)
         self._fanout.entered(ws, name)
@@ -197,7 +197,7 @@ class Membership:
     def _leave(self, ws: Connection, name: str) -> None:
         self._fanout.leaving(ws, (name,))
         self._roster.leave(ws, name)
-        if ws.speaks:
+        if ws._speaks:
             ws._left(name)
         if self._rules.presence:
             self._attendance.changed(ws, name)
@@ -302,7 +302,7 @@ class Membership:
         return refused
 
     def _missed(self, ws: Connection, name: str) -> Missed | None:
-        if ws.speaks:
+        if ws._speaks:
             return ws._missed(name)
         replay = self._rules.replaying(name)
         return Missed(None, replay) if replay else None

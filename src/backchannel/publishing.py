@@ -19,7 +19,7 @@ from backchannel.channel import check_channel
 from backchannel.connection import ABSENT, Connection
 from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable
-from backchannel.history import History, Kept, Position
+from backchannel.history import History, Position
 from backchannel.messages import check_size, encode, form_of
 from backchannel.observe import HUB, excerpt
 
@@ -146,7 +146,7 @@ class Publishing:
         )
         return self.runtime.do(self._publish, publication)
 
-    def publish_event(self, target: Target, frame: Frame) -> None:
+    def _publish_event(self, target: Target, frame: Frame) -> None:
         """Send a frame of the dialect to those of an audience who speak it; nothing is kept."""
         outcome = self._broker.publish(Publication(target, frame, form="event"), None)
         if not isinstance(outcome, Receipt):
@@ -163,7 +163,7 @@ class Publishing:
             self._catch_ups.hear(position, publication)
         target = publication.target
         if publication.form == "event":
-            speakers = [ws for ws in self.roster.receivers(publication) if ws.speaks]
+            speakers = [ws for ws in self.roster.receivers(publication) if ws._speaks]
             return sum([ws._push(publication.frame) for ws in speakers])
         if target.kind == "channel" and publication.to is None:
             members = self.roster.members(target)
@@ -176,14 +176,7 @@ class Publishing:
     ) -> History:
         """Read a channel's history; see ``Audience.history``."""
         page = await self._broker.history(channel, since, limit)
-        kept = tuple(
-            Kept(Position(page.top.epoch, offset), publication.frame)
-            for offset, publication in page.entries
-            if (publication.to is None and not publication.exclude)
-            or (reader is not None and self.roster.is_for(publication, reader))
-        )
-        last = page.entries[-1][0] if page.entries else page.top.offset
-        return History(kept, Position(page.top.epoch, last), lost=page.lost)
+        return History.of(page, lambda one: reader is not None and self.roster.is_for(one, reader))
 
     def check_channel(self, name: str) -> str:
         """Return a valid channel name as this hub keeps it; see ``channel.check_channel``."""

@@ -79,7 +79,7 @@ def key_of(token: str, endpoint: str, user: str | None) -> bytes:
 
 
 class MemoryResumes:
-    """The sessions of one process; see ``contracts.ResumeStore``."""
+    """The sessions of one process; see ``stores.ResumeStore``."""
 
     def __init__(self) -> None:
         self._kept: dict[bytes, tuple[bytes, float]] = {}

@@ -77,6 +77,15 @@ class Sequence:
         if not self._is_busy:
             self._start()
 
+    def _queue(self, change: Change, *, first: bool) -> None:
+        """Let a change have its turn: before what came in, where a callback wants it."""
+        if first:
+            self.inbox.wish(change)
+        else:
+            self.inbox.put(change)
+        if not self._is_busy:
+            self._start()
+
     def _start(self) -> None:
         self._is_busy = True
         self._runtime.runner.start(self)

@@ -9,8 +9,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from backchannel.contracts import TicketHolder
     from backchannel.request import Request
+    from backchannel.stores import TicketHolder
 
 __all__ = ["MemoryTickets", "check_ttl", "key_of", "new_ticket", "tickets_in"]
 
@@ -53,7 +53,7 @@ def check_ttl(ttl: float) -> None:
 
 
 class MemoryTickets:
-    """The tickets of one process; see ``contracts.TicketStore``.
+    """The tickets of one process; see ``stores.TicketStore``.
 
     Args:
         limit: how many may wait to be used.

@@ -10,6 +10,7 @@ import socket
 from typing import Any
 
 from ledger import Had, Ledger, Place, Said
+from people import DIRECT, Crowd, Who
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
@@ -37,27 +38,33 @@ class Client:
     """One device of a user, which talks, and goes on after whatever happens to it.
 
     Args:
-        name: its own.
-        user: whose it is.
+        who: its name, and whose it is.
         channels: what it enters.
         ports: of the nodes.
+        crowd: whom it says something to.
         ledger: told what it says and has.
         rng: decides what it does.
+
+    Attributes:
+        id: of its connection, while it has one.
+        at_home: it is not set while it stays away.
     """
 
     def __init__(
-        self, name: str, user: str, channels: list[str], ports: list[int], ledger: Ledger,
-        rng: random.Random, users: list[str],
+        self, who: Who, channels: list[str], ports: list[int], crowd: Crowd, ledger: Ledger,
+        rng: random.Random,
     ):  # fmt: skip
-        self.name, self.user, self.channels, self.ports = name, user, channels, ports
-        self.ledger, self.rng, self.users = ledger, rng, users
+        self.who, self.channels, self.ports, self.crowd = who, channels, ports, crowd
+        self.ledger, self.rng = ledger, rng
         self.known = {channel: Known() for channel in channels}
         self.socket: ClientConnection | None = None
         self.is_over = False
         self.talks = True
         self.refused: dict[str, str] = {}
-        self.reads = asyncio.Event()
+        self.reads, self.at_home = asyncio.Event(), asyncio.Event()
         self.reads.set()
+        self.at_home.set()
+        self.id: str | None = None
         self.counts: asyncio.Future[dict[str, Any]] | None = None
         self.numbers = self.times = 0
 
@@ -69,6 +76,7 @@ class Client:
     async def live(self) -> None:
         """Connect, and again, until it is over."""
         while not self.is_over:
+            await self.at_home.wait()
             with contextlib.suppress(OSError, WebSocketException, TimeoutError, EOFError):
                 await self._connection()
             self._gone()
@@ -85,12 +93,13 @@ class Client:
             async with asyncio.timeout(2):
                 await asyncio.get_running_loop().sock_connect(door, ("127.0.0.1", port))
             opening = connect(
-                f"ws://127.0.0.1:{port}/ws?user={self.user}", sock=door, proxy=None,
-                open_timeout=2, close_timeout=1, ping_interval=1, ping_timeout=2, compression=None,
+                f"ws://127.0.0.1:{port}/ws?user={self.who.user}&session={self.who.session}",
+                sock=door, proxy=None, open_timeout=2, close_timeout=1, ping_interval=1, ping_timeout=2, compression=None,
             )  # fmt: skip
             async with opening as self.socket:
                 self.ledger.figures["connections"] += 1
                 self.times += 1
+                self._note(DIRECT, Had("entered"))
                 for channel in self.channels:
                     await self._enter(channel)
                 talking = asyncio.create_task(self._talk())
@@ -104,7 +113,7 @@ class Client:
             door.close()
 
     def _gone(self) -> None:
-        self.socket = None
+        self.socket = self.id = None
         for channel, known in self.known.items():
             known.is_in = False
             self._drop_draft(channel)
@@ -130,20 +139,20 @@ class Client:
     # ── what comes ────────────────────────────────────────────────────────────────────────────
 
     def _note(self, channel: str, had: Had) -> None:
-        self.ledger.note(self.name, self.user, channel, had)
+        self.ledger.note(self.who, channel, had)
 
     async def _take(self, message: dict[str, Any]) -> None:
         match message:
             case {"id": id_, "channel": channel}:
                 self._got(channel, id_)
-            case {"accepted": id_, "position": position}:
-                self.ledger.said[id_].state = "accepted"
-                self.ledger.figures["accepted"] += 1
-                if position is not None:
-                    self.ledger.place(id_, Place.read(position))
+            case {"hello": id_}:
+                self.id = id_
+                self._note(DIRECT, Had("named", id_))
+            case {"accepted": id_, "position": position, "reached": reached}:
+                place = None if position is None else Place.read(position)
+                self.ledger.accepted(id_, place, reached)
             case {"failed": id_, "never": never}:
-                self.ledger.said[id_].state = "never" if never else "unknown"
-                self.ledger.figures["not published" if never else "maybe published"] += 1
+                self.ledger.failed(id_, never=never)
             case {"entered": channel}:
                 self._entered(channel, message)
             case {"refused": channel}:
@@ -165,6 +174,9 @@ class Client:
             await self._enter(channel)
 
     def _got(self, channel: str, id_: str) -> None:
+        if channel == DIRECT:
+            self._note(channel, Had("got", id_))
+            return
         known = self.known[channel]
         if known.draft is not None:
             known.draft.append(id_)
@@ -205,15 +217,18 @@ class Client:
             while not self.is_over:
                 await asyncio.sleep(self.rng.uniform(*PAUSE))
                 if self.talks:
-                    await self.say(self.rng.choice(self.channels), kind=self.rng.random())
+                    channel = self.rng.choice([*self.channels, DIRECT])
+                    await self.say(channel, *self.crowd.choose(channel))
 
-    async def say(self, channel: str, *, kind: float = 1.0, size: int = 0) -> str:
-        """Say something in a channel; return its id."""
-        some = self.rng.sample(self.users, 2)
+    async def say(
+        self, channel: str, to: list[str] | None = None, exclude: list[str] | None = None,
+        *, size: int = 0,
+    ) -> str:  # fmt: skip
+        """Say something in a channel, or to someone past all channels; return its id."""
         self.numbers += 1
         said = Said(
-            f"{self.name}-{self.numbers}", channel, f"{self.name}/{self.times}", self.numbers,
-            to=some if kind < 0.15 else None, exclude=some[:1] if 0.15 < kind < 0.3 else None,
+            f"{self.who.name}-{self.numbers}", channel, f"{self.who.name}/{self.times}",
+            self.numbers, to, exclude,
         )  # fmt: skip
         self.ledger.say(said)
         self.ledger.figures["said"] += 1

@@ -2,7 +2,8 @@
 
 What each client was told of a channel is one list, in its order. A stretch of it begins where the
 client entered or was told of a loss; within a stretch each publication that was for this client
-comes once, in the order of the offsets, and none is left out.
+comes once, in the order of the offsets, and none is left out. What came past all channels is a list
+too, that of ``people.DIRECT``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import collections
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from people import Who
 
 
 class Place(NamedTuple):
@@ -33,14 +36,15 @@ class Said:
         channel: where it was said.
         by: the connection that said it: over two of them there is no order.
         number: which counts up.
-        to: users whom it is for alone; None is all.
-        exclude: users whom it is not for.
+        to: addresses of those whom it is for alone; None is all.
+        exclude: addresses of those whom it is not for.
 
     Attributes:
         state: what its publisher was told: "sent" is nothing yet, then "accepted", "unknown", or
             "never" where it was not published.
         offset: where it stands, in each of the epochs.
         elsewhere: other offsets that it was seen at: it was published more than once.
+        reached: how many connections got it, as far as its publisher was told.
         epochs: more than one where an engine came back with its data.
     """
 
@@ -54,9 +58,13 @@ class Said:
     offset: int | None = None
     epochs: set[str] = field(default_factory=set)
     elsewhere: list[Place] = field(default_factory=list)
+    reached: int | None = None
 
-    def is_for(self, user: str) -> bool:
-        return (self.to is None or user in self.to) and user not in (self.exclude or ())
+    def is_for(self, addresses: frozenset[str]) -> bool:
+        """Tell whether it is for who has these addresses."""
+        return (self.to is None or not addresses.isdisjoint(self.to)) and (
+            addresses.isdisjoint(self.exclude or ())
+        )
 
 
 class Had(NamedTuple):
@@ -65,8 +73,8 @@ class Had(NamedTuple):
     Args:
         kind: "got" a publication; "entered", before what it missed; "caught up", after it; "lost"
             while it was in; "draft" for what came before the word that it has entered, which never
-            came: it does not count as had.
-        id: of what it got.
+            came: it does not count as had; "named" when it heard the id of its connection.
+        id: of what it got, or of its connection.
         lost: on entering, some were lost.
         at: up to where it has all; None where nobody knows.
     """
@@ -82,8 +90,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.said: dict[str, Said] = {}
-        self.had: dict[tuple[str, str, str], list[Had]] = collections.defaultdict(list)
-        self.users: dict[str, str] = {}
+        self.had: dict[tuple[Who, str], list[Had]] = collections.defaultdict(list)
         self.figures: collections.Counter[str] = collections.Counter()
 
     def say(self, said: Said) -> None:
@@ -98,8 +105,20 @@ class Ledger:
         said.offset = place.offset
         said.epochs.add(place.epoch)
 
-    def note(self, client: str, user: str, channel: str, had: Had) -> None:
-        self.had[client, user, channel].append(had)
+    def accepted(self, id_: str, place: Place | None, reached: int | None) -> None:
+        """Note what the publisher was told of what was published."""
+        self.said[id_].state, self.said[id_].reached = "accepted", reached
+        self.figures["accepted"] += 1
+        if place is not None:
+            self.place(id_, place)
+
+    def failed(self, id_: str, *, never: bool) -> None:
+        """Note that the publisher was told that it was not published, or that it may not be."""
+        self.said[id_].state = "never" if never else "unknown"
+        self.figures["not published" if never else "maybe published"] += 1
+
+    def note(self, who: Who, channel: str, had: Had) -> None:
+        self.had[who, channel].append(had)
         self.figures[had.kind] += 1
         self.figures["lost told"] += had.lost or had.kind == "lost"
 
@@ -115,32 +134,36 @@ class Ledger:
                 )
             if said.offset is not None:
                 stored[said.channel].append(said)
-        for (client, user, channel), had in self.had.items():
-            where = f"{client} ({user}) in {channel}"
+        for (who, channel), had in self.had.items():
+            where = f"{who.name} ({who.session}) in {channel}"
             kept = bool(stored[channel])
-            wrong += [f"{where}: {text}" for text in self._strangers(user, channel, had, kept=kept)]
-            if stored[channel]:
-                walk = _Walk(user, stored[channel], self.said)
+            wrong += [f"{where}: {text}" for text in self._strangers(who, channel, had, kept=kept)]
+            if kept:
+                walk = _Walk(who.addresses(), stored[channel], self.said)
                 wrong += [f"{where}: {text}" for text in walk.judge(had)]
             else:
                 wrong += [f"{where}: {text}" for text in self._out_of_order(had)]
+        for channel, some in stored.items():
+            wrong += [f"{channel}: {text}" for text in _misplaced(some)]
         return wrong
 
-    def _strangers(self, user: str, channel: str, had: list[Had], *, kept: bool) -> list[str]:
+    def _strangers(self, who: Who, channel: str, had: list[Had], *, kept: bool) -> list[str]:
         """What no promise allows, however much was lost.
 
         Who moves to another node, where nothing is kept, may hear there what it has heard already.
         """
-        wrong, seen = [], set()
+        wrong, seen, addresses = [], set(), who.addresses()
         for one in had:
             if one.kind == "entered" and not kept:
                 seen.clear()
+            if one.kind == "named":
+                addresses = who.addresses(one.id)
             if one.kind not in {"got", "draft"}:
                 continue
             said = self.said[one.id]
             if said.channel != channel:
                 wrong.append(f"{one.id} was for {said.channel}")
-            if not said.is_for(user):
+            if not said.is_for(addresses):
                 wrong.append(f"{one.id} was not for it: to {said.to}, without {said.exclude}")
             if said.state == "never":
                 wrong.append(f"{one.id} came, whose sender was told that it was not published")
@@ -165,6 +188,22 @@ class Ledger:
         return wrong
 
 
+def _misplaced(stored: list[Said]) -> list[str]:
+    """What one connection had stored in another order than it said it."""
+    wrong = []
+    last: dict[tuple[str, str], Said] = {}
+    for said in sorted(stored, key=lambda one: one.offset or 0):
+        for epoch in said.epochs:
+            before = last.get((epoch, said.by))
+            if before is not None and said.number < before.number:
+                wrong.append(
+                    f"{said.id} is at {said.offset} of {epoch}, after {before.id} at {before.offset} "
+                    f"of the same connection ({said.state}, {before.state})"
+                )
+            last[epoch, said.by] = said
+    return wrong
+
+
 class _Walk:
     """Goes through what one client had of one channel.
 
@@ -172,8 +211,8 @@ class _Walk:
         at: up to where it has all; None where some may be missing before what comes next.
     """
 
-    def __init__(self, user: str, stored: list[Said], said: dict[str, Said]):
-        self.user = user
+    def __init__(self, addresses: frozenset[str], stored: list[Said], said: dict[str, Said]):
+        self.addresses = addresses
         self.said = said
         self.by_epoch: dict[str, dict[int, Said]] = collections.defaultdict(dict)
         for one in stored:
@@ -242,7 +281,7 @@ class _Walk:
         missing = [
             known[offset].id
             for offset in range(self.at.offset + 1, here.offset)
-            if offset in known and known[offset].is_for(self.user)
+            if offset in known and known[offset].is_for(self.addresses)
         ]
         if missing:
             self.wrong.append(

@@ -9,10 +9,25 @@ not there any more.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import random
+
+from people import DIRECT, audience
 
 from backchannel import Connection, Hub, Listener, event
 from backchannel.errors import BrokerUnavailable
+from backchannel.request import Request
+from backchannel.session.web import Session
+
+
+class Sessions:
+    """Sessions of a framework that believes who they are said to be."""
+
+    async def find(self, request: Request) -> Session:
+        return Session({}, id=request.query.get("session"))
+
 
 hub = Hub(
     broker=os.environ["BROKER"],
@@ -22,16 +37,41 @@ hub = Hub(
     ping_interval=1.0,
     ping_timeout=2.0,
     max_outbox=128 * 1024,
+    session=Sessions(),
+    presence_lease=float(os.environ["LEASE"]),
+    presence_moment=0.3,
 )
-hub.rule("room:{name}", history=3000)
+hub.rule("room:{name}", history=3000, presence=True)
 hub.rule("short:{name}", history=15)  # so short that much is lost, and it is to be told
 ALL = 3000
 
 
+def note(joined: bool, channel: str, user: str) -> None:
+    """Write what was told where it stays, whatever becomes of this node."""
+    with open(os.environ["TOLD"], "a", encoding="utf-8") as file:  # noqa: PTH123
+        file.write(json.dumps([os.getpid(), joined, channel, user]) + "\n")
+
+
+@hub.on_join
+async def joined(channel: str, user: str) -> None:
+    note(True, channel, user)
+    await asyncio.sleep(random.uniform(0, 0.05))  # so that nodes die in the midst of it
+
+
+@hub.on_leave
+async def left(channel: str, user: str) -> None:
+    note(False, channel, user)
+    await asyncio.sleep(random.uniform(0, 0.05))
+
+
 @hub.endpoint("/ws")
 class Device(Listener):
-    def on_lost(self, ws: Connection, channel: str) -> None:
-        ws.send({"lost": channel})
+    def on_open(self, ws: Connection) -> None:
+        ws.send({"hello": ws.id})
+
+    def on_lost(self, ws: Connection, channel: str | None) -> None:
+        if channel is not None and hub.rules.keeping(channel):  # of the others nothing is promised
+            ws.send({"lost": channel})
 
     # What waits is spawned: a connection that is busy would be told of a loss only later.
 
@@ -76,25 +116,30 @@ class Device(Listener):
 
     async def _say(self, ws: Connection, message: dict) -> None:
         what = {"id": message["id"], "channel": message["channel"], "pad": "x" * message["size"]}
-        audience = {
-            key: [hub.user(user) for user in message[key]]
+        some = {
+            key: [audience(hub, address) for address in message[key]]
             for key in ("to", "exclude")
             if message[key] is not None
         }
         try:
-            sent = await hub.broadcast(message["channel"], what, **audience)
+            if message["channel"] == DIRECT:
+                (whom,) = some.pop("to")
+                sent = await whom.send(what, **some)
+            else:
+                sent = await hub.broadcast(message["channel"], what, **some)
         except BrokerUnavailable as error:
             ws.send({"failed": message["id"], "never": "was not published" in str(error)})
         else:
             position = None if sent.position is None else str(sent.position)
-            ws.send({"accepted": message["id"], "position": position})
+            ws.send({"accepted": message["id"], "position": position, "reached": sent.reached})
 
     async def _count(self, ws: Connection, channels: list[str]) -> None:
         try:
-            counts = {
-                name: [await hub.channel(name).count(), sorted(await hub.channel(name).users())]
-                for name in channels
-            }
+            counts = {name: await self._counted(name) for name in channels}
         except BrokerUnavailable:
             counts = {}
         ws.send({"counts": counts, "broker": hub.health.broker})
+
+    async def _counted(self, name: str) -> list:
+        channel = hub.channel(name)
+        return [await channel.count(), await channel.count_users(), sorted(await channel.users())]

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from redis.retry import Retry
 HERE = Path(__file__).parent
 PATIENCE = 20.0
 """Seconds that a process has to start on a busy machine."""
+
+LEASE = 3.0
+"""Seconds of ``Hub(presence_lease=…)``."""
 
 COMMANDS = (
     "--ws backchannel.transport.uvicorn:Protocol --loop uvloop",
@@ -100,11 +104,21 @@ class Engine(Program):
     @property
     def client(self) -> Redis:
         # It is asked in the turns of all that goes on: better no answer than one to wait for.
-        return Redis(port=self.port, socket_timeout=1, retry=Retry(NoBackoff(), 0))
+        return Redis(port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let nothing be written meanwhile; who writes waits."""
+        with self.client as client:
+            client.client_pause(10_000, all=False)
+        yield
+        if self.popen is not None:
+            with self.client as client:
+                client.client_unpause()
 
     def save(self) -> None:
         """Let what it has now be there after the next start."""
-        with contextlib.suppress(RedisError), self.client as client:
+        with self.client as client:
             client.save()
 
     def forget(self) -> None:
@@ -112,7 +126,7 @@ class Engine(Program):
 
     def answers(self) -> bool:
         try:
-            with self.client as client:
+            with Redis(port=self.port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
                 return bool(client.ping())
         except RedisError:
             return False
@@ -177,6 +191,10 @@ class Cable:
         writer.transport.abort()
 
     @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
     def is_whole(self) -> bool:
         return not (self.is_cut or self.is_deaf or self.is_mute)
 
@@ -204,8 +222,18 @@ class Node(Program):
                 *("--log-level", "warning", *options.split()),
             ],
             folder / f"node-{number}.log",
-            {"BROKER": f"redis://127.0.0.1:{cable.port}/0", "PYTHONUNBUFFERED": "1"},
-        )
+            {
+                "BROKER": cable.url, "LEASE": str(LEASE), "TOLD": str(folder / f"told-{number}"),
+                "PYTHONUNBUFFERED": "1",
+            },
+        )  # fmt: skip
+        self.told = folder / f"told-{number}"
+        self.killed: set[int] = set()
+
+    def kill(self) -> None:
+        if self.popen is not None:
+            self.killed.add(self.popen.pid)
+        super().kill()
 
     def listens(self) -> bool:
         assert self.popen is None or self.popen.poll() is None, self.log.read_text()[-2000:]

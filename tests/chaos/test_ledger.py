@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import summing
+from joins import Told, unbalanced
 from ledger import Had, Ledger, Place, Said
+from people import DIRECT, Crowd, Who
 
 
 def at(offset, epoch="e"):
@@ -21,6 +25,7 @@ def got(*numbers):
     return [Had("got", f"a-{n}") for n in numbers]
 
 
+ANA = Who("c1", "ana", "ana-0")
 ENTERED = Had("entered", at=at(0))
 LOST = Had("lost")
 
@@ -30,16 +35,16 @@ def judge():
     """Judge what ana had of a room in which a-1 to a-5 were said, each at its number."""
     ledger = Ledger()
     for number in range(1, 6):
-        to = ["ana"] if number == 2 else None
-        exclude = ["ana"] if number == 3 else None
+        to = ["user:ana"] if number == 2 else None
+        exclude = ["user:ana"] if number == 3 else None
         ledger.say(Said(f"a-{number}", "room", "a/1", number, to, exclude))
         ledger.place(f"a-{number}", at(number))
 
-    def decide(*had, user="ana", **states):
+    def decide(*had, who=ANA, **states):
         for id_, state in states.items():
             ledger.said[id_.replace("_", "-")].state = state
         for one in had:
-            ledger.note("c1", user, "room", one)
+            ledger.note(who, "room", one)
         return ledger.judge()
 
     decide.ledger = ledger
@@ -114,12 +119,182 @@ def test_without_history_each_connection_that_speaks_keeps_its_order():
     ledger = Ledger()
     for number, by in enumerate(["a/1", "a/1", "b/1", "a/2"]):
         ledger.say(Said(f"a-{number}", "plain", by, number, None, None))
+    cleo, dan = Who("c2", "ana", "ana-0"), Who("c3", "ana", "ana-1")
     for number in (3, 0, 2, 1):
-        ledger.note("c1", "ana", "plain", Had("got", f"a-{number}"))
+        ledger.note(ANA, "plain", Had("got", f"a-{number}"))
     assert ledger.judge() == []
-    ledger.note("c2", "ana", "plain", Had("got", "a-1"))
-    ledger.note("c2", "ana", "plain", Had("got", "a-0"))
-    assert ledger.judge() == ["c2 (ana) in plain: a-0 came after number 1 of a/1"]
+    ledger.note(cleo, "plain", Had("got", "a-1"))
+    ledger.note(cleo, "plain", Had("got", "a-0"))
+    assert ledger.judge() == ["c2 (ana-0) in plain: a-0 came after number 1 of a/1"]
     for had in (Had("entered"), *got(0, 1), Had("entered"), *got(0, 1)):
-        ledger.note("c3", "ana", "plain", had)
+        ledger.note(dan, "plain", had)
     assert len(ledger.judge()) == 1
+
+
+def test_what_is_stored_in_another_order_than_one_connection_said_it_is_told(judge):
+    judge.ledger.said["a-4"].number = 1
+    (wrong,) = judge(ENTERED, *got(1, 2, 4, 5))
+    assert "room: a-4 is at 4 of e, after a-3 at 3 of the same connection" in wrong
+    judge.ledger.said["a-4"].by = "a/2"
+    assert judge() == []
+
+
+def test_what_is_for_a_session_is_kept_for_it_alone(judge):
+    judge.ledger.said["a-4"].to = ["session:ana-1"]
+    assert judge(ENTERED, *got(1, 2, 5)) == []
+    (wrong, *_) = judge(*got(4), who=Who("c2", "ana", "ana-0"))
+    assert "a-4 was not for it: to ['session:ana-1']" in wrong
+    (wrong,) = judge(ENTERED, *got(1, 2, 5), who=Who("c3", "ana", "ana-1"))[-1:]
+    assert wrong.startswith("c3 (ana-1) in room: 1 missing between")
+    assert wrong.endswith("a-4")
+
+
+# ── past all channels ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def past():
+    """Judge what c1 had of what was said past all channels, one after the other."""
+    ledger = Ledger()
+    for number, (to, exclude) in enumerate(
+        [
+            ("user:ana", None),
+            ("session:ana-0", None),
+            ("connection:x", None),
+            ("everyone", None),
+            ("user:bob", None),
+            ("session:ana-1", None),
+            ("connection:y", None),
+            ("everyone", ["user:ana"]),
+            ("user:ana", ["session:ana-0"]),
+            ("everyone", ["connection:x"]),
+        ]
+    ):
+        ledger.say(Said(f"a-{number}", DIRECT, "a/1", number, [to], exclude))
+
+    def decide(*had):
+        for one in (Had("entered"), Had("named", "x"), *had):
+            ledger.note(ANA, DIRECT, one)
+        return ledger.judge()
+
+    decide.ledger = ledger
+    return decide
+
+
+def test_past_all_channels_whoever_it_is_for_may_have_it_or_not(past):
+    assert past(*got(0, 1, 2, 3), Had("entered"), *got(3), Had("named", "y"), *got(6, 9)) == []
+    assert past(*got(1, 3)) == []
+
+
+@pytest.mark.parametrize("number", range(4, 10))
+def test_past_all_channels_nobody_else_must_have_it(past, number):
+    (wrong,) = past(*got(number))
+    assert f"a-{number} was not for it" in wrong
+
+
+def test_past_all_channels_what_is_for_an_earlier_connection_is_not_for_the_next(past):
+    (wrong,) = past(Had("entered"), Had("named", "y"), *got(2))
+    assert "a-2 was not for it: to ['connection:x']" in wrong
+
+
+def test_past_all_channels_nothing_comes_twice_to_a_connection_nor_out_of_order(past):
+    assert any("a-0 came twice" in one for one in past(*got(0, 0)))
+    assert any("a-1 came after number 2 of a/1" in one for one in past(*got(2, 1)))
+
+
+def test_past_all_channels_what_was_not_published_must_not_come(past):
+    past.ledger.failed("a-0", never=True)
+    assert any("was told that it was not published" in one for one in past(*got(0)))
+
+
+def test_what_is_for_a_channel_must_not_come_past_it(past):
+    past.ledger.say(Said("a-20", "room", "a/1", 20, None, None))
+    assert any("a-20 was for room" in one for one in past(*got(20)))
+
+
+def test_everybody_in_the_crowd_is_chosen():
+    who = [ANA, Who("c2", "bob", "bob-0")]
+    crowd = Crowd(who, lambda: ["x"], random.Random(0))
+    chosen = [crowd.choose(DIRECT) for _ in range(200)]
+    ana_and_bob = {f"{kind}{user}{end}" for user in ("ana", "bob") for kind, end in KINDS}
+    assert {to[0] for to, _ in chosen} == {*ana_and_bob, "connection:x", "everyone"}
+    some = [crowd.choose("room") for _ in range(200)]
+    assert (
+        {to is None for to, _ in some} == {exclude is None for _, exclude in some} == {True, False}
+    )
+
+
+KINDS = [("user:", ""), ("session:", "-0")]
+
+
+# ── joins and leaves ──────────────────────────────────────────────────────────────────────────
+
+
+def told(*words, by=1):
+    return [Told(by, word == "joined", "room", "ana") for word in words]
+
+
+@pytest.mark.parametrize(
+    ("words", "there", "is_right"),
+    [
+        ([], False, True),
+        (["joined"], True, True),
+        (["joined", "left", "joined"], True, True),
+        (["left", "joined", "joined"], True, True),  # at once, on two nodes
+        (["joined", "left"], False, True),
+        ([], True, False),
+        (["joined"], False, False),
+        (["joined", "joined"], True, False),
+        (["joined", "left"], True, False),
+        (["joined", "left", "left"], False, False),
+    ],
+)
+def test_joins_and_leaves_take_turns(words, there, is_right):
+    pairs = {("room", "ana")} if there else set()
+    assert (unbalanced(told(*words), set(), pairs) == []) == is_right
+
+
+def test_what_a_node_told_that_was_killed_may_be_told_once_more():
+    pairs = {("room", "ana")}
+    twice = told("joined") + told("joined", by=2)
+    assert unbalanced(twice, {2}, pairs) == []
+    assert unbalanced(twice, {3}, pairs) != []
+    assert unbalanced(twice + told("joined"), {2}, pairs) != []
+    left = told("joined", "left", "joined") + told("left", by=2)
+    assert unbalanced(left, {2}, pairs) == []
+    assert unbalanced(told("joined", "joined") + told("left", by=2), {2}, set()) != []
+
+
+def test_a_line_that_a_node_died_over_is_left_out():
+    assert Told.read('[1, true, "room", "ana"]\n[1, fal') == told("joined")
+
+
+# ── results ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_runs_are_summed_up_from_their_file(tmp_path):
+    file = tmp_path / "runs"
+    for seed, wrong in ((1, []), (2, ["a ghost"])):
+        figures = {"got": 10, "× storm": 1}
+        summing.append(file, {"seed": seed, "seconds": 30, "figures": figures, "wrong": wrong})
+    text, is_right = summing.summed(summing.read(file))
+    assert not is_right
+    assert text.startswith("2 runs, 2 seeds, 1 minutes, from seed 1 to 2")
+    assert "20 got" in text
+    assert "2 × storm" in text
+    assert "WRONG: seed 2: a ghost" in text
+    assert summing.summed(summing.read(file)[:1])[1]
+
+
+def test_runs_without_a_run_are_not_right():
+    assert summing.summed([]) == ("no runs", False)
+
+
+def test_what_is_no_file_of_runs_is_told(tmp_path):
+    with pytest.raises(SystemExit, match="--sum takes a file that --results wrote"):
+        summing.read(tmp_path / "nothing")
+    file = tmp_path / "else"
+    for text in ("hello", "[]", "3", '{"seed": 1}'):
+        file.write_text(text)
+        with pytest.raises(SystemExit, match=r"line 1 of .* is no run, without"):
+            summing.read(file)

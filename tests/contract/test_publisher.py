@@ -11,6 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import uvloop
 from shared import WebSession
 
 from backchannel import AsyncPublisher, Hub, Listener, Publisher, UnsendableMessage
@@ -241,6 +242,62 @@ async def test_an_addressed_publication_is_kept_with_its_audience(hubs, publishe
         assert [one.message for one in kept] == ["for ana", "for all"]
 
 
+async def test_history_is_read_as_the_hub_reads_it_for_nobody_in_particular(hubs, publisher):
+    for number in range(10):
+        await hubs[number % 2].broadcast("kept:a", {"n": number})
+    await hubs[0].broadcast("kept:a", "for ana", to=hubs[0].user("ana"))
+    await hubs[0].broadcast("kept:a", b"bytes")
+    here, there = hubs[0].channel("kept:a"), publisher.channel("kept:a")
+    whole = await there.history()
+    assert whole == await here.history()
+    assert [one.message for one in whole][-3:] == ['{"n":8}', '{"n":9}', b"bytes"]
+    assert len(await there.history(limit=2)) == 1  # ana's was looked at
+    page = await there.history(since=whole[2].position, limit=3)
+    assert page == await here.history(since=whole[2].position, limit=3)
+    assert [one.message for one in page] == ['{"n":3}', '{"n":4}', '{"n":5}']
+    assert (await there.history(since=str(page.position), limit=1))[0].message == '{"n":6}'
+    lost = await there.history(since="long-ago.1")
+    assert (lost.lost, list(lost), lost.position.offset) == (True, [], 12)
+
+
+async def test_a_channel_that_nothing_is_kept_of_has_an_empty_history(hubs, publisher):
+    await hubs[0].broadcast("cars", "gone")
+    for whom in (hubs[0], publisher):
+        history = await whom.channel("cars").history()
+        assert (list(history), history.lost, history.position.offset) == ([], False, 0)
+
+
+async def test_history_is_read_also_where_the_engine_forgot_its_scripts(
+    hubs, publisher, redis_server
+):
+    await publisher.broadcast("kept:a", "1")
+    await publisher.channel("kept:a").history()
+    with redis_server.client as engine:
+        engine.script_flush()
+    assert [one.message for one in await publisher.channel("kept:a").history()] == ["1"]
+    with redis_server.client as engine:
+        engine.script_flush()
+    assert (await publisher.broadcast("kept:a", "2")).position.offset == 2
+
+
+async def test_a_history_whose_reading_was_not_answered_is_read_again(
+    hubs, make, cable, redis_server
+):
+    publisher = make(cable.url, timeout=5.0)
+    await publisher.broadcast("kept:a", "1")
+    await publisher.channel("kept:a").history()
+    cable.is_deaf = True
+    with redis_server.client as engine:
+        engine.config_resetstat()
+        reading = asyncio.ensure_future(publisher.channel("kept:a").history())
+        async with asyncio.timeout(5):
+            while "cmdstat_evalsha" not in engine.info("commandstats"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # nothing tells
+    cable.cut()
+    cable.mend()
+    assert [one.message for one in await reading] == ["1"]
+
+
 async def test_what_a_later_rule_keeps_is_kept_after_a_moment(hubs, publisher, monkeypatch):
     monkeypatch.setattr("backchannel.publisher.plan.FRESH", 0.05)
     assert (await publisher.broadcast("late", "0")).position is None
@@ -254,6 +311,7 @@ async def test_a_hub_that_ignores_case_is_met_as_its_own_calls_do(redis_server, 
     hub = new_hub(redis_server.url, casefold_channels=True)
     async with hub.test_client("/ws/KEPT:A?user=ana") as client:
         assert (await publisher.broadcast("Kept:a", "1")).position.offset == 1
+        assert [one.message for one in await publisher.channel("KEPT:a").history()] == ["1"]
         assert await publisher.channel("KEPT:a").count() == 1
         whom = publisher.channel("kepT:A")
         assert (await publisher.user("ana").send("2", exclude=whom)).reached == 0
@@ -285,6 +343,10 @@ WRONG = {
     "a reason": lambda p: p.everyone.close(1000, "x" * 124),
     "subscribe": lambda p: p.everyone.subscribe("\x00"),
     "unsubscribe": lambda p: p.everyone.unsubscribe(None),
+    "since": lambda p: p.channel("cars").history(since="tomorrow"),
+    "since 5": lambda p: p.channel("cars").history(since=5),
+    "limit 0": lambda p: p.channel("cars").history(limit=0),
+    "limit True": lambda p: p.channel("cars").history(limit=True),
 }
 
 
@@ -320,6 +382,8 @@ async def test_what_belongs_to_another_is_refused(hubs, publisher, redis_server)
         (("nonsense",), {}, ValueError, r"Publisher\('nonsense'\): .*redis://localhost:6379/0"),
         (("redis://:secret@h/x",), {}, ValueError, "number of a database"),
         ((None,), {}, TypeError, "takes a URL"),
+        (("redis+sentinel://:secret@h",), {}, ValueError, r"Publisher\('redis.*sentinels call"),
+        (("redis://h/x?password=secret",), {}, ValueError, "number of a database"),
         (("redis://h", "a b"), {}, ValueError, r"Publisher\(hub=…\)"),
         (("redis://h", None), {}, ValueError, r"Publisher\(hub=…\)"),
         (("redis://h",), {"timeout": "5"}, TypeError, r"Publisher\(timeout=…\)"),
@@ -382,7 +446,7 @@ async def test_a_wrong_password_says_so_and_does_not_show_it(hubs, make, redis_s
 # ── an engine that goes and comes back ────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("verb", ["broadcast", "kept", "send", "count", "close"])
+@pytest.mark.parametrize("verb", ["broadcast", "kept", "send", "count", "close", "history"])
 async def test_while_the_engine_is_away_each_call_says_so_in_time(make, free_port, verb):
     publisher = make(f"redis://127.0.0.1:{free_port}/0", timeout=0.5)
     call = {
@@ -391,6 +455,7 @@ async def test_while_the_engine_is_away_each_call_says_so_in_time(make, free_por
         "send": lambda: publisher.user("ana").send("x"),
         "count": publisher.everyone.count,
         "close": publisher.everyone.close,
+        "history": publisher.channel("kept:a").history,
     }[verb]
     with pytest.raises(BrokerUnavailable, match="is away"):
         await asyncio.wait_for(call(), 2)
@@ -405,6 +470,9 @@ async def test_an_engine_that_hangs_is_given_up_in_time(hubs, make, cable, chann
         await asyncio.wait_for(publisher.broadcast(channel, "x"), 2)
     with pytest.raises(BrokerUnavailable):
         await asyncio.wait_for(publisher.user("ana").count(), 2)
+    with pytest.raises(BrokerUnavailable, match="is away") as caught:
+        await asyncio.wait_for(publisher.channel(channel).history(), 2)
+    assert "published" not in str(caught.value)  # it only reads
     cable.is_deaf = False
     await publisher.broadcast(channel, "after")
 
@@ -423,6 +491,41 @@ async def test_an_engine_that_was_restarted_is_found_again(hubs, publisher, redi
         assert (await hubs[0].broadcast("kept:a", "2")).position == (after.epoch, 2)
         assert await read(client, 2) == ["1", "2"]
         assert await publisher.everyone.count() == 1
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("pool", ["_speaking", "_hearing"])
+def test_a_connection_that_is_lost_before_it_is_used_is_replaced(redis_server, loop, pool):
+    """Writing to it raises, with uvloop something that redis-py does not know."""
+
+    async def work():
+        hub = new_hub(redis_server.url)
+        await hub.start()
+        try:
+            await use()
+        finally:
+            await hub.stop()
+
+    async def use():
+        async with AsyncPublisher(redis_server.url, NAME, timeout=5.0) as publisher:
+            await publisher.broadcast("kept:a", "0")
+            connections = getattr(publisher._door, pool)
+            take = connections.get_connection
+
+            async def take_and_lose():
+                connections.get_connection = take
+                connection = await take()
+                connection._writer.transport.abort()
+                await asyncio.sleep(0)
+                return connection
+
+            connections.get_connection = take_and_lose
+            assert (await publisher.broadcast("kept:a", "1")).position.offset == 2
+            assert await publisher.everyone.count() == 0
+            assert connections.get_connection == take
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(work())
 
 
 async def test_what_was_published_and_not_confirmed_is_published_once(hubs, make, cable):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from backchannel import Hub, Listener, UnsendableMessage
+from backchannel import AsyncPublisher, Hub, Listener, UnsendableMessage
 from backchannel.about import FORMAT, About
 from backchannel.errors import BrokerUnusable
 
@@ -52,6 +52,8 @@ async def test_a_node_writes_at_the_start_what_holds(new_hub, redis_server):
         "backchannel": FORMAT,
         "casefold": True,
         "max_publication": 1000,
+        "named": True,
+        "endpoints": ["/ws/{channel}"],
         "rules": [
             {"pattern": "chat:lobby", "history": None, "ttl": None},
             {"pattern": "chat:{room}", "history": 10, "ttl": 60.0},
@@ -81,7 +83,10 @@ async def test_the_last_writer_wins_and_a_node_that_comes_back_is_none(new_hub, 
     with redis_server.client as engine:
         engine.config_resetstat()
         engine.client_kill_filter(_type="pubsub")
-        await until(lambda: engine.info("commandstats").get("cmdstat_set", {}).get("calls") == 2)
+        await until(lambda: engine.info("commandstats").get("cmdstat_get", {}).get("calls") == 2)
+        for hub in (old, new, old, new):  # what follows from what was read has been said then
+            await hub.broadcast("cars", "on it goes")
+        assert "cmdstat_set" not in engine.info("commandstats")
     assert len(notice(redis_server)["rules"]) == 1
 
 
@@ -103,11 +108,12 @@ async def test_an_engine_that_lost_it_gets_it_again(new_hub, redis_server):
         (b"\x00garbage", r"it is b'\\x00garbage'"),
         (b"{}", "it is b'{}'"),
         (b'{"backchannel": 99, "new": 1}', f"it has format 99, and this version knows {FORMAT}"),
-        (b'{"backchannel": 1, "rules": 5}', "it is b'{"),
+        (b'{"backchannel": 1, "rules": []}', f"it has format 1, and this version knows {FORMAT}"),
+        (b'{"backchannel": 2, "rules": 5}', "it is b'{"),
         (
             (
-                b'{"backchannel": 1, "casefold": false, "max_publication": 1, '
-                b'"rules": [{"pattern": "{", "history": 1, "ttl": 1.0}]}'
+                b'{"backchannel": 2, "casefold": false, "max_publication": 1, "named": true, '
+                b'"endpoints": [], "rules": [{"pattern": "{", "history": 1, "ttl": 1.0}]}'
             ),
             "malformed",
         ),
@@ -144,6 +150,130 @@ async def test_anothers_data_that_appears_later_is_reported_and_stays(new_hub, r
         await until(lambda: hub.health.problems)
         assert KEY in hub.health.problems[0]
         assert engine.get(KEY) == b"garbage"
+
+
+# ── another application's hub ─────────────────────────────────────────────────────────────────
+
+UNNAMED = "backchannel:hub:about"
+
+
+@pytest.fixture
+async def new_app(redis_server):
+    """Make hubs of applications with the given URLs; they are stopped at the end."""
+    hubs = []
+
+    def make(*templates, **settings):
+        hub = Hub(broker=redis_server.url, **settings)
+        for template in templates:
+            hub.add(template, Listener)
+        hubs.append(hub)
+        return hub
+
+    yield make
+    for hub in hubs:
+        await hub.stop()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [({}, {}), ({"name": "hub"}, {}), ({}, {"name": "hub"})],
+    ids=["both unnamed", "the first is named", "the second is named"],
+)
+async def test_another_applications_hub_under_the_same_name_is_refused(
+    new_app, redis_server, first, second
+):
+    await new_app("/shop", "/orders/{id}", **first).start()
+    with redis_server.client as engine:
+        found = engine.get(UNNAMED)
+        chat = new_app("/ws/chat/{channel}", **second)
+        with pytest.raises(BrokerUnusable) as caught:
+            await chat.start()
+        for part in (
+            redis_server.url, UNNAMED, "/orders/{id}, /shop", "/ws/chat/{channel}", "Hub(name=…)",
+        ):  # fmt: skip
+            assert part in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert engine.get(UNNAMED) == found
+        assert len(engine.client_list(_type="pubsub")) == 1
+        engine.delete(UNNAMED)  # as the error says
+    await chat.start()
+
+
+async def test_who_says_the_same_name_twice_means_it(new_app):
+    await new_app("/shop", name="both").start()
+    await new_app("/ws/chat", name="both").start()
+
+
+async def test_hubs_with_names_of_their_own_never_meet(new_app):
+    await new_app("/shop").start()
+    await new_app("/ws/chat", name="chat").start()
+
+
+async def test_nodes_of_one_hub_need_one_url_in_common(new_app, redis_server):
+    """So that in a deploy URLs come and go, one version after the other."""
+    await new_app("/old").start()
+    await new_app("/old", "/new").start()
+    await new_app("/new").start()
+    with redis_server.client as engine:
+        assert json.loads(engine.get(UNNAMED))["endpoints"] == ["/new"]
+    with pytest.raises(BrokerUnusable, match="/new"):
+        await new_app("/old").start()
+
+
+async def test_a_variable_of_another_name_is_the_same_url(new_app):
+    await new_app("/ws/{room}").start()
+    await new_app("/ws/{channel}").start()
+
+
+async def test_of_many_endpoints_a_few_are_named(new_app):
+    await new_app(*[f"/ws/{number:03}" for number in range(100)]).start()
+    with pytest.raises(BrokerUnusable, match=r"/ws/000, /ws/001, .* and 95 more") as caught:
+        await new_app("/chat").start()
+    assert "/ws/005" not in str(caught.value)
+
+
+async def test_a_hub_whose_endpoints_come_later_is_known_by_then(new_app, redis_server):
+    """Before that it leaves standing what tells others from it."""
+    await new_app("/shop").start()
+    chat = new_app(max_publication=1000)
+    await chat.start()
+    with redis_server.client as engine:
+        found = json.loads(engine.get(UNNAMED))
+        assert (found["endpoints"], found["max_publication"]) == (["/shop"], 1000)
+        await asyncio.to_thread(chat.add, "/ws/chat", Listener)
+        await until(lambda: chat.health.problems)
+        for part in (UNNAMED, "/shop", "/ws/chat", "Hub(name=…)"):
+            assert part in chat.health.problems[0]
+        assert json.loads(engine.get(UNNAMED)) == found
+
+
+async def test_endpoints_that_come_later_are_written(new_app, redis_server):
+    hub = new_app()
+    await hub.start()
+    with redis_server.client as engine:
+        assert json.loads(engine.get(UNNAMED))["endpoints"] == []
+        for number in range(3):
+            hub.add(f"/ws/{number}", Listener)
+        await until(lambda: len(json.loads(engine.get(UNNAMED))["endpoints"]) == 3)
+    with pytest.raises(BrokerUnusable, match="/ws/0, /ws/1, /ws/2"):
+        await new_app("/shop").start()
+    assert hub.health.problems == ()
+
+
+async def test_of_two_applications_that_start_at_the_same_time_one_is_refused(new_app):
+    shop, chat = new_app("/shop"), new_app("/chat")
+    done = await asyncio.gather(shop.start(), chat.start(), return_exceptions=True)
+    assert {type(one) for one in done} == {BrokerUnusable, type(None)}
+
+
+async def test_another_applications_notice_does_not_concern_publishers(new_app, redis_server):
+    hub = new_app("/shop")
+    async with hub.test_client("/shop", user="ana") as client:
+        with pytest.raises(BrokerUnusable):
+            await new_app("/chat").start()
+        async with AsyncPublisher(redis_server.url) as publisher:
+            assert (await publisher.user("ana").send("hello")).reached == 1
+        assert await client.receive() == "hello"
 
 
 # ── what is too large ─────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -455,3 +456,54 @@ async def test_whatever_happens_the_end_is_right_and_all_is_told_once(broker_nod
     if not deaths:  # what a node was told just before it died may be told again
         assert {pair for pair, count in balance.items() if count} == wanted, seed
         assert set(balance.values()) <= {0, 1}, seed
+
+
+async def test_whoever_comes_or_goes_after_an_engine_came_back_with_older_data_is_told_of(
+    node, redis_server, told
+):
+    """Its numbers begin anew with those that the node was told already."""
+    one = await node(redis_server.url)
+    async with visit(one, "ana"):
+        assert await told.next() == ["ana joined"]
+        with redis_server.client as client:
+            older = {key: client.dump(key) for key in client.scan_iter()}
+        for user in ("bob", "cleo"):
+            async with visit(one, user):
+                assert await told.next() == [f"{user} joined"]
+            assert await told.next() == [f"{user} left"]
+        await go_back_to(older, redis_server, one)
+        async with visit(one, "dan"):
+            assert await told.next() == ["dan joined"]
+        assert await told.next() == ["dan left"]
+    assert await told.next() == ["ana left"]
+
+
+async def test_who_was_there_has_not_joined_where_the_engine_came_back_with_older_data(
+    node, redis_server, told
+):
+    one, two = await node(redis_server.url), await node(redis_server.url)
+    async with visit(one, "ana"):
+        assert await told.next() == ["ana joined"]
+        with redis_server.client as client:
+            older = {key: client.dump(key) for key in client.scan_iter()}
+        async with visit(two, "bob"), visit(one, "cleo"):
+            assert await told.next(2) == ["bob joined", "cleo joined"]
+            await go_back_to(older, redis_server, one, two)
+            await told.nothing_until(functools.partial(visit, one), "eve")
+            for hub in (one, two):
+                assert sorted(await hub.channel("room:a").users()) == ["ana", "bob", "cleo"]
+        assert await told.next(2) == ["bob left", "cleo left"]
+    assert await told.next() == ["ana left"]
+
+
+async def go_back_to(older, redis_server, *hubs):
+    """Give the engine what it had before, as a failover to a replica that was late does."""
+    links = [hub._broker._engine.link for hub in hubs]
+    with redis_server.client as client:
+        client.flushall()
+        for key, data in older.items():
+            client.restore(key, 0, data)
+    for hub, link in zip(hubs, links, strict=True):
+        cut(hub._broker)
+        await until_anew(hub._broker, link)
+        await until(lambda hub=hub: is_back(hub))

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from backchannel import Hub, Listener
+from backchannel import AsyncPublisher, Hub, Listener, Publisher
 from backchannel.errors import BrokerUnavailable, BrokerUrlError
 
 
@@ -141,6 +141,99 @@ async def test_nodes_follow_the_master(replicated, hubs):
         assert await there.receive() == "kept too"
         assert after.epoch != before.epoch  # what the replica did not have may be lost
         assert (await one.channel("kept:cars").history(since=before)).lost
+
+
+class Blocking:
+    """A blocking publisher, with the calls of the async one that are needed here."""
+
+    def __init__(self, url, **options):
+        self.inner = Publisher(url, "chat", **options)
+
+    async def broadcast(self, *args):
+        return await asyncio.to_thread(self.inner.broadcast, *args)
+
+    async def count(self):
+        return await asyncio.to_thread(self.inner.everyone.count)
+
+    async def history(self, channel):
+        return await asyncio.to_thread(self.inner.channel(channel).history)
+
+    async def aclose(self):
+        self.inner.close()
+
+
+class Awaiting(AsyncPublisher):
+    def __init__(self, url, **options):
+        super().__init__(url, "chat", **options)
+
+    async def count(self):
+        return await self.everyone.count()
+
+    async def history(self, channel):
+        return await self.channel(channel).history()
+
+
+@pytest.fixture
+async def publishers(replicated):
+    both = [kind(replicated.url, timeout=30) for kind in (Blocking, Awaiting)]
+    yield both
+    for publisher in both:
+        await publisher.aclose()
+
+
+@pytest.mark.timeout(90)
+async def test_publishers_follow_the_master(replicated, hubs, publishers):
+    hub = await hubs(replicated.url)
+    async with hub.test_client("/ws/kept:cars") as client:
+        for publisher in publishers:
+            assert (await publisher.broadcast("kept:cars", "before")).position
+            assert await client.receive() == "before"
+            assert await publisher.count() == 1
+
+        await asyncio.to_thread(replicated.kill, replicated.master)
+        publishing = [one.broadcast("kept:cars", "after") for one in publishers]
+        positions = {sent.position for sent in await asyncio.gather(*publishing)}
+        assert len(positions) == 2
+        async with asyncio.timeout(40):
+            while "connected" not in hub.health.broker:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.02)
+        for publisher in publishers:
+            await publisher.broadcast("kept:cars", "at last")
+            # What came before the hub was back is of an epoch that it did not know.
+            while (heard := await client.receive()) != "at last":
+                assert heard == "after"
+            kept = [one.message for one in await publisher.history("kept:cars")]
+            assert kept.count("after") == 2
+            assert await publisher.count() == 1
+            await publisher.aclose()  # and it may be used again
+            assert await publisher.count() == 1
+
+
+@pytest.mark.parametrize("kind", [Blocking, Awaiting])
+async def test_publishers_name_sentinels_that_do_not_answer_or_know_the_master(
+    replicated, free_port, kind
+):
+    for port, service in ((free_port, "chat"), (replicated.sentinel, "caht")):
+        publisher = kind(f"redis+sentinel://127.0.0.1:{port}/{service}", timeout=0.5)
+        said = f"none of the sentinels 127.0.0.1:{port} answers and knows a master '{service}'"
+        with pytest.raises(BrokerUnavailable, match=f"is away: {said}") as caught:
+            await asyncio.wait_for(publisher.broadcast("cars", "x"), 3)
+        assert len(str(caught.value)) < 250
+        await publisher.aclose()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+sentinel://:secret@h:1/chat?sentinel_password=secret",
+        "redis+sentinel://h:1/chat?db=0&password=secret",
+        "redis://h:1/0?password=secret",
+    ],
+)
+def test_no_password_of_a_url_is_shown(url):
+    for shown in (Hub(broker=url).health.broker, repr(Publisher(url)), repr(AsyncPublisher(url))):
+        assert "h:1" in shown
+        assert "secret" not in shown
 
 
 async def test_sentinels_that_do_not_answer_or_know_the_master_are_named(replicated, free_port):

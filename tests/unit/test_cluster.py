@@ -51,3 +51,20 @@ async def test_a_second_device_is_welcome_only_when_its_user_is_heard():
         await task
         assert device.received() == ["welcome"]
     await hub.stop()
+
+
+async def test_who_signs_out_while_her_user_is_not_heard_yet_does_not_come_in():
+    broker = Confirming()
+    hub = Hub(broker=broker)
+    hub.add("/ws", Listener)
+    client = hub.test_client("/ws", user="ana")
+    coming = asyncio.create_task(client.connect())
+    while ANA not in broker.listening:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await hub.user("ana").close(4004, "signed out")
+    broker.listening[ANA].set_result(None)
+    await coming
+    assert client.closed.code == 4004
+    assert not hub.cluster._held
+    assert not hub.farewells._coming
+    await hub.stop()

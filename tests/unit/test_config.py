@@ -7,7 +7,7 @@ import typing
 
 import pytest
 
-from backchannel import contracts
+from backchannel import contracts, stores
 from backchannel.config import Settings, SettingsOptions
 
 NUMBERS = [f.name for f in dataclasses.fields(Settings) if f.type in {"int", "float"}]
@@ -49,7 +49,7 @@ def test_each_setting_is_explained():
 
 
 def test_the_settings_types_can_be_resolved_by_tools():
-    scope = {"Broker": contracts.Broker, "Sessions": contracts.Sessions}
+    scope = {"Broker": contracts.Broker, "Sessions": stores.Sessions}
     assert typing.get_type_hints(Settings, localns=scope)["max_message"] is int
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from backchannel import Listener, event, threaded
 from backchannel.errors import InvalidMessage, ListenerError
-from backchannel.listener import _PARAMETERS, Callbacks, read_listener, where_defined
+from backchannel.listener import _PARAMETERS, Callbacks, read_listener
+from backchannel.places import where_defined
 
 CALLBACKS = list(_PARAMETERS)
 

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Any, Self
 from backchannel.addressing import (
     Addressed,
     Addressees,
+    check_reading,
     connection_target,
     session_target,
     user_target,
 )
 from backchannel.channel import check_channel
 from backchannel.cluster import told
+from backchannel.codes import check_close
 from backchannel.connection import ABSENT
 from backchannel.contracts import Receipt, Target
 from backchannel.info import Info, unpacked
-from backchannel.publisher.front import Front, checked_close
+from backchannel.publisher.front import Front
 from backchannel.sent import Sent
 
 if TYPE_CHECKING:
+    from backchannel.history import History, Position
     from backchannel.publisher.doors import AwaitingDoor
 
 __all__ = ["AsyncPublisher", "AsyncPublisherAudience"]
@@ -32,7 +35,8 @@ class AsyncPublisher(Front):
     loop, in which many tasks may use it; without an event loop use Publisher.
 
     Args:
-        url: the engine that the hub's nodes have as their broker: ``redis://localhost:6379/0``.
+        url: the engine that the hub's nodes have as their broker: ``redis://localhost:6379/0``,
+            ``redis+sentinel://…`` too.
         hub: the hub's name, ``Hub(name=…)``.
         timeout: seconds that a call may take, with all attempts to reach the engine and all nodes'
             answers.
@@ -50,7 +54,7 @@ class AsyncPublisher(Front):
         super().__init__(url, hub, timeout, max_connections)
         from backchannel.publisher.doors import AwaitingDoor  # noqa: PLC0415 - an extra
 
-        self._door: AwaitingDoor = AwaitingDoor(url, self._patience, max_connections)
+        self._door: AwaitingDoor = AwaitingDoor(self._address, self._patience, max_connections)
 
     async def __aenter__(self) -> Self:
         """Return it; it connects when it is used."""
@@ -183,7 +187,11 @@ class AsyncPublisherAudience(Addressed):
         Raises:
             ValueError: a code that can't be sent, or a reason that is too long.
         """
-        return await self._do(*checked_close(code, reason))
+        check_close(code, reason)
+        publisher = self._publisher
+        closing = publisher._plan.close(self.target, code, reason)
+        answers = told(self.target, *await publisher._door.run(closing))
+        return Sent(Receipt(sum(answers)))
 
     async def subscribe(self, channel: str) -> Sent:
         """Let every connection in this audience enter a channel, each asked by ``on_subscribe``.
@@ -219,6 +227,23 @@ class AsyncPublisherAudience(Addressed):
         """Return the ids of the users in this audience, each once."""
         answers = await self._publisher._ask(self.target, "users")
         return list(dict.fromkeys(user for users in answers for user in users))
+
+    async def history(self, *, since: Position | str | None = None, limit: int = 100) -> History:
+        """Return what was published to this channel, as far as a rule of the hub has kept it.
+
+        What was for some only (``to=``, ``exclude=``) is not there: a publisher is nobody's.
+
+        Args:
+            since: what came after this position, from the oldest; None is the newest.
+            limit: publications that are looked at.
+
+        Raises:
+            TypeError: this audience is no channel, or a ``since`` or ``limit`` of the wrong type.
+            ValueError: ``since`` is no position, or ``limit`` is below 1.
+        """
+        after = check_reading(self, since, limit)
+        reading = self._publisher._plan.history(self.target, after, limit)
+        return await self._publisher._door.run(reading)
 
     def belongs_to(self, owner: object) -> bool:
         """Tell whether this audience was made by a publisher."""

@@ -11,13 +11,9 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
-import redis
-import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
@@ -27,9 +23,9 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
-from redis.retry import Retry
 
 from backchannel.errors import BrokerUnusable
+from backchannel.publisher.pools import AwaitingPools, BlockingPools, away
 from backchannel.publisher.steps import (
     RUN,
     Command,
@@ -41,6 +37,9 @@ from backchannel.publisher.steps import (
     Pause,
     Work,
 )
+
+if TYPE_CHECKING:
+    from backchannel.broker.redis.door import Address
 
 __all__ = ["AwaitingDoor", "BlockingDoor"]
 
@@ -71,13 +70,13 @@ class _Door:
     """What both doors have in common.
 
     Args:
-        url: where the engine is; checked already.
+        address: where the engine is.
         patience: seconds that connecting may take.
         connections: of each kind at most.
     """
 
-    def __init__(self, url: str, patience: float, connections: int):
-        self._url = url
+    def __init__(self, address: Address, patience: float, connections: int):
+        self._address = address
         self._options: dict[str, Any] = {
             "max_connections": connections,
             "timeout": patience,
@@ -112,12 +111,10 @@ class BlockingDoor(_Door):
     See ``_Door`` for the arguments.
     """
 
-    def __init__(self, url: str, patience: float, connections: int):
-        super().__init__(url, patience, connections)
-        options: dict[str, Any] = {**self._options, "retry": Retry(NoBackoff(), 0)}
-        pool: Any = redis.BlockingConnectionPool
-        self._speaking: Any = pool.from_url(url, **options)
-        self._hearing: Any = pool.from_url(url, **options)
+    def __init__(self, address: Address, patience: float, connections: int):
+        super().__init__(address, patience, connections)
+        self._pools = BlockingPools(address, self._options)
+        self._speaking, self._hearing = self._pools.speaking, self._pools.hearing
 
     def run(self, work: Work[T]) -> T:
         """Do what there is to do; returns and raises what it does."""
@@ -136,8 +133,7 @@ class BlockingDoor(_Door):
 
     def close(self) -> None:
         """Close all connections; they are opened again when need be."""
-        self._speaking.disconnect()
-        self._hearing.disconnect()
+        self._pools.close()
 
     def _take(self, step: _Step) -> Any:
         match step:
@@ -163,7 +159,7 @@ class BlockingDoor(_Door):
         except _REFUSALS as error:
             raise BrokerUnusable(_refused(error)) from error
         except (RedisError, OSError) as error:
-            raise NotSent(str(error)) from error
+            raise NotSent(away(self._address, error)) from error
 
     def _command(self, words: tuple[Any, ...], seconds: float) -> Any:
         connection = self._open(self._speaking)
@@ -223,12 +219,10 @@ class AwaitingDoor(_Door):
     See ``_Door`` for the arguments.
     """
 
-    def __init__(self, url: str, patience: float, connections: int):
-        super().__init__(url, patience, connections)
-        options: dict[str, Any] = {**self._options, "retry": AsyncRetry(NoBackoff(), 0)}
-        pool: Any = redis.asyncio.BlockingConnectionPool
-        self._speaking: Any = pool.from_url(url, **options)
-        self._hearing: Any = pool.from_url(url, **options)
+    def __init__(self, address: Address, patience: float, connections: int):
+        super().__init__(address, patience, connections)
+        self._pools = AwaitingPools(address, self._options)
+        self._speaking, self._hearing = self._pools.speaking, self._pools.hearing
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self, work: Work[T]) -> T:
@@ -260,8 +254,7 @@ class AwaitingDoor(_Door):
 
     async def aclose(self) -> None:
         """Close all connections; it may be used in another event loop then."""
-        await self._speaking.aclose()
-        await self._hearing.aclose()
+        await self._pools.aclose()
         self._loop = None
 
     async def _take(self, step: _Step) -> Any:
@@ -282,20 +275,26 @@ class AwaitingDoor(_Door):
         await connection.send_command("INFO", "replication", check_health=False)
         self._note_run(connection, await connection.read_response())
 
-    @staticmethod
-    async def _open(pool: Any) -> Any:
+    async def _open(self, pool: Any) -> Any:
         try:
             return await pool.get_connection()
         except _REFUSALS as error:
             raise BrokerUnusable(_refused(error)) from error
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, RuntimeError) as error:  # uvloop's, see _say
+            raise NotSent(away(self._address, error)) from error
+
+    @staticmethod
+    async def _say(connection: Any, *words: Any) -> None:
+        try:
+            await connection.send_command(*words, check_health=False)
+        except RuntimeError as error:  # what uvloop says of a transport that is closed
             raise NotSent(str(error)) from error
 
     async def _command(self, words: tuple[Any, ...], seconds: float) -> Any:
         connection = await self._open(self._speaking)
         try:
             async with asyncio.timeout(seconds):
-                await connection.send_command(*self._words(connection, words), check_health=False)
+                await self._say(connection, *self._words(connection, words))
                 return await connection.read_response(timeout=math.inf)
         except BaseException as error:
             if _is_spoilt(error):
@@ -309,7 +308,7 @@ class AwaitingDoor(_Door):
         connection = await self._open(self._hearing)
         try:
             async with asyncio.timeout(seconds):
-                await connection.send_command("SUBSCRIBE", topic, check_health=False)
+                await self._say(connection, "SUBSCRIBE", topic)
                 await connection.read_response(timeout=math.inf)
         except BaseException as error:
             await connection.disconnect(nowait=True)
@@ -335,10 +334,10 @@ class AwaitingDoor(_Door):
         connection = inbox.connection
         try:
             if inbox.is_good:
-                await connection.send_command("UNSUBSCRIBE", check_health=False)
+                await self._say(connection, "UNSUBSCRIBE")
                 while (await connection.read_response())[0] != b"unsubscribe":
                     pass
-        except (RedisError, OSError):
+        except (RedisError, OSError, NotSent):
             inbox.is_good = False
         except BaseException:
             inbox.is_good = False

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from backchannel.addressing import Addressees, targets
 from backchannel.channel import check_channel
-from backchannel.codes import check_close
 from backchannel.connection import ABSENT
 from backchannel.contracts import Publication, Target
 from backchannel.messages import encode, form_of
 
 if TYPE_CHECKING:
+    from backchannel.broker.redis.door import Address
     from backchannel.publisher.plan import Plan
 
-__all__ = ["Front", "checked_close"]
+__all__ = ["Front"]
 
 
 class Front:
@@ -45,10 +45,10 @@ class Front:
             raise ImportError(
                 f'{self._name} needs redis and hiredis: pip install "backchannel[redis]" ({error})'
             ) from error
-        _, self._shown = read_url(url, f"{self._name}({{}})")
+        self._address: Address = read_url(url, f"{self._name}({{}})")
         self._hub = hub
         self._patience = min(timeout / 2, 2.0)
-        self._plan: Plan = Plan(self._shown, hub, timeout, self._patience)
+        self._plan: Plan = Plan(self._address.shown, hub, timeout, self._patience)
 
     def _check(self, hub: object, timeout: object, max_connections: object) -> None:
         if not isinstance(hub, str) or not re.fullmatch(r"[\w.-]{1,64}", hub):
@@ -84,10 +84,4 @@ class Front:
         return Target("channel", check_channel(name))
 
     def __repr__(self) -> str:
-        return f"<{self._name} to hub {self._hub!r} at {self._shown}>"
-
-
-def checked_close(code: int, reason: str) -> tuple[str, int, str]:
-    """Return what asks nodes to close connections; see ``Audience.close`` for what it raises."""
-    check_close(code, reason)
-    return "close", code, reason
+        return f"<{self._name} to hub {self._hub!r} at {self._address.shown}>"

@@ -8,7 +8,7 @@ from importlib.resources import files
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from backchannel.about import About
 from backchannel.broker.redis import parcel
@@ -16,7 +16,8 @@ from backchannel.broker.redis.keys import Keys
 from backchannel.channel import check_channel
 from backchannel.contracts import Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
-from backchannel.history import REMEMBERED, Position
+from backchannel.farewell import news_of
+from backchannel.history import REMEMBERED, History, Position
 from backchannel.messages import check_size
 from backchannel.publisher.steps import (
     RUN,
@@ -41,7 +42,10 @@ FRESH: Final = 5.0
 BACK_OFF: Final = (0.05, 1.0)
 """Seconds before the second attempt, and at most between two."""
 
-_SCRIPT: Final = files("backchannel.broker.redis").joinpath("publish.lua").read_text()
+_SCRIPTS: Final = {
+    name: files("backchannel.broker.redis").joinpath(f"{name}.lua").read_text()
+    for name in ("publish", "history")
+}
 
 
 class Plan:
@@ -61,7 +65,7 @@ class Plan:
         self._timeout = timeout
         self._patience = patience
         self._about: tuple[float, About] | None = None
-        self._hash = ""
+        self._hashes: dict[str, str] = {}
 
     def publish(self, publication: Publication) -> Work[Receipt]:
         """Publish, in one step with keeping it where a rule of the hub says so.
@@ -104,6 +108,44 @@ class Plan:
 
         return (yield from self._ask(target, pack, deadline))
 
+    def close(self, target: Target, code: int, reason: str) -> Work[tuple[list[Any], int]]:
+        """Ask all nodes to close a target, and whoever of it is on the way in; see ``ask``."""
+        news = news_of(target, code, reason)
+        if news is not None:
+            deadline = monotonic() + self._timeout
+            yield from self._read_about(deadline)
+            everyone = Target("everyone")
+            nobody = parcel.Asking(secrets.token_hex(8), 0)  # whose answers nobody hears
+            data = parcel.pack_question(everyone, nobody, ["all", *news])
+            yield from self._tell(self._keys.heard(everyone), data, deadline)
+        return (yield from self.ask(target, "close", code, reason))
+
+    def history(self, target: Target, since: Position | None, limit: int) -> Work[History]:
+        """Read what was kept of a channel, as far as it was for everyone.
+
+        Args:
+            target: the channel.
+            since: after which position; None is the newest.
+            limit: publications that are looked at.
+
+        Raises:
+            BrokerUnavailable: the engine does not answer.
+            BrokerUnusable: it knows no such hub.
+        """
+        deadline = monotonic() + self._timeout
+        about = yield from self._read_about(deadline)
+        target = _folded_target(target, about)
+        keep = about.rules.keeping(target.key)
+        ttl = REMEMBERED if keep is None else keep.ttl
+        hash_ = yield from self._loaded("history", deadline)
+        words = (
+            "EVALSHA", hash_, 2, *self._keys.of_history(self._keys.topic(target)),
+            *(since or ("", "")), limit, ttl, secrets.token_hex(4), RUN, REMEMBERED, 0,
+            parcel.PAGE_BYTES,
+        )  # fmt: skip
+        reply = yield from self._try(lambda _: words, deadline, changes=False)
+        return History.of(parcel.unpack_page(target, reply), lambda _: False)
+
     # ── what holds for the hub ────────────────────────────────────────────────────────────────
 
     def _read_about(self, deadline: float) -> Work[About]:
@@ -111,7 +153,7 @@ class Plan:
         if self._about is not None and monotonic() < self._about[0]:
             return self._about[1]
         words = ("GET", self._keys.about)
-        data = yield from self._try(lambda _: words, deadline, may_repeat=True)
+        data = yield from self._try(lambda _: words, deadline, changes=False)
         if data is None:
             raise BrokerUnusable(
                 f"{self._shown} knows no hub {self._hub!r}: none of its nodes has started with "
@@ -135,23 +177,29 @@ class Plan:
         topic, data = self._keys.heard(publication.target), parcel.pack(publication)
         id_, epoch = secrets.token_hex(8), secrets.token_hex(4)
         began = monotonic()
-        if not self._hash:
-            load = ("SCRIPT", "LOAD", _SCRIPT)
-            self._hash = (yield from self._try(lambda _: load, deadline, may_repeat=True)).decode()
+        hash_ = yield from self._loaded("publish", deadline)
         repeated = False
 
         def words(is_retry: bool) -> tuple[Any, ...]:
             nonlocal repeated
             repeated = is_retry
             return (
-                "EVALSHA", self._hash, 2, *self._keys.of_history(topic),
+                "EVALSHA", hash_, 2, *self._keys.of_history(topic),
                 topic, data, keep.size, keep.ttl, REMEMBERED, epoch, RUN, "", id_, int(is_retry),
                 monotonic() - began,
             )  # fmt: skip
 
-        began_epoch, offset, heard = yield from self._try(words, deadline, may_repeat=True)
+        began_epoch, offset, heard = yield from self._try(words, deadline)
         reached = None if heard or repeated else 0
         return Receipt(reached, Position(began_epoch.decode(), offset))
+
+    def _loaded(self, name: str, deadline: float) -> Work[str]:
+        """Return by which hash a script is called, which the engine has been told."""
+        if name not in self._hashes:
+            load = ("SCRIPT", "LOAD", _SCRIPTS[name])
+            reply = yield from self._try(lambda _: load, deadline, changes=False)
+            self._hashes[name] = reply.decode()
+        return self._hashes[name]
 
     def _tell(self, topic: bytes, data: bytes, deadline: float) -> Work[int]:
         """Publish what is not kept; return how many nodes heard it."""
@@ -181,14 +229,19 @@ class Plan:
     def _listen(self, topic: bytes, deadline: float) -> Work[Any]:
         return (
             yield from self._attempts(
-                lambda _: Listen(topic, deadline - monotonic()), deadline, may_repeat=True
+                lambda _: Listen(topic, deadline - monotonic()), deadline, changes=False
             )
         )
 
     # ── attempts ──────────────────────────────────────────────────────────────────────────────
 
     def _try(
-        self, words: Callable[[bool], tuple[Any, ...]], deadline: float, *, may_repeat: bool
+        self,
+        words: Callable[[bool], tuple[Any, ...]],
+        deadline: float,
+        *,
+        may_repeat: bool = True,
+        changes: bool = True,
     ) -> Work[Any]:
         """Send a command until it is answered, where that can't do it twice.
 
@@ -196,6 +249,7 @@ class Plan:
             words: makes the command; is given whether it may have been done already.
             deadline: until when, by ``monotonic``.
             may_repeat: it may be sent again after it was sent and not answered.
+            changes: it publishes something, so that an error has to say whether it did.
         """
 
         def make(is_retry: bool) -> Command:
@@ -203,16 +257,17 @@ class Plan:
 
         while True:
             try:
-                return (yield from self._attempts(make, deadline, may_repeat=may_repeat))
+                return (
+                    yield from self._attempts(
+                        make, deadline, may_repeat=may_repeat, changes=changes
+                    )
+                )
+            except NoScriptError:  # the engine has been restarted, or is another one
+                self._hashes.clear()
+                for name in _SCRIPTS:
+                    yield from self._loaded(name, deadline)
             except ResponseError as error:
                 text = str(error)
-                if text.startswith("NOSCRIPT"):  # the engine has been restarted
-                    yield from self._attempts(
-                        lambda _: Command(("SCRIPT", "LOAD", _SCRIPT), self._timeout),
-                        deadline,
-                        may_repeat=True,
-                    )
-                    continue
                 if text.startswith("UNSURE"):
                     raise BrokerUnavailable(self._unsure()) from error
                 if text.startswith("WRONGTYPE"):
@@ -223,7 +278,12 @@ class Plan:
                 raise BrokerUnavailable(f"{self._shown} refused it: {text}") from error
 
     def _attempts(
-        self, make: Callable[[bool], Command | Listen], deadline: float, *, may_repeat: bool
+        self,
+        make: Callable[[bool], Command | Listen],
+        deadline: float,
+        *,
+        may_repeat: bool = True,
+        changes: bool = True,
     ) -> Work[Any]:
         wait, longest = BACK_OFF
         is_retry = False
@@ -237,7 +297,8 @@ class Plan:
                     raise BrokerUnavailable(self._unsure()) from error
                 problem, is_retry = error, True
             if monotonic() + wait + self._patience > deadline:
-                text = self._unsure() if is_retry else f"{self._shown} is away: {problem}"
+                may_be = is_retry and changes
+                text = self._unsure() if may_be else f"{self._shown} is away: {problem}"
                 raise BrokerUnavailable(text) from problem
             yield Pause(wait)
             wait = min(2 * wait, longest)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import msgspec
 
-from backchannel.contracts import SessionStore
 from backchannel.observe import HUB
+from backchannel.stores import SessionStore
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

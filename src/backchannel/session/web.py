@@ -12,7 +12,7 @@ from backchannel.errors import SessionReadOnly, SessionUnavailable
 from backchannel.observe import HANDSHAKE
 
 if TYPE_CHECKING:
-    from backchannel.contracts import SessionStore
+    from backchannel.stores import SessionStore
 
 __all__ = [
     "NO_SESSION",

@@ -63,7 +63,7 @@ class SpeakingConnection(Connection):
         talk: what is remembered of the conversation.
     """
 
-    speaks: ClassVar[bool] = True
+    _speaks: ClassVar[bool] = True
 
     __slots__ = ("talk",)
 

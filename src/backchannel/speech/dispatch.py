@@ -256,13 +256,13 @@ class SpeakingDispatch(Handling):
 
     # ── what it is told, and the end ──────────────────────────────────────────────────────────
 
-    def tell_lost(self, channel: str, position: Position | None = None) -> None:
+    def tell_lost(self, channel: str | None, position: Position | None = None) -> None:
         """Tell the client and the listener that some of a channel were lost."""
         ws = self.speaker
         if ws.reason is None:
             ws._lost(channel, position)
-            rule = self._hub.rules.find(channel)
-            if rule is not None and rule.snapshot is not None:
+            rule = None if channel is None else self._hub.rules.find(channel)
+            if channel is not None and rule is not None and rule.snapshot is not None:
                 again = functools.partial(self._hub.membership.enter_again, self, channel)
                 self._queue_work(Rest(again, nothing))
         super().tell_lost(channel, position)

@@ -12,8 +12,8 @@ from backchannel.observe import HUB, LISTENER
 from backchannel.resume import Record, key_of, new_token
 
 if TYPE_CHECKING:
-    from backchannel.contracts import ResumeStore
     from backchannel.speech.connection import SpeakingConnection
+    from backchannel.stores import ResumeStore
 
 __all__ = ["Resumes"]
 

@@ -20,10 +20,11 @@ from typing import Any
 
 import pytest
 
-from backchannel.contracts import Broker, Publication, Receipt, Target, TicketHolder
+from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.errors import BrokerUnusable
 from backchannel.history import Page, Position, Retention
 from backchannel.sent import Outcome
+from backchannel.stores import TicketHolder
 from backchannel.testing.attendance import PresenceContract
 
 __all__ = ["BrokerContract", "RecordingNode"]
@@ -89,7 +90,7 @@ class RecordingNode:
     def check_about(self, found: bytes) -> None:
         """Take only what one of its kind wrote."""
         if found != self.about():
-            raise BrokerUnusable(f"{found!r} is not of a recording node")
+            raise BrokerUnusable(f"is {found!r}, not of a recording node")
 
     def outcome(self) -> Outcome:
         """Return one that reports nothing."""

@@ -129,7 +129,7 @@ class NativeSocket(asyncio.Protocol):
         """Start the connection's life, with what the client was too early to send."""
         self._dispatch = dispatch
         self.ws = dispatch.ws
-        if self.ws.speaks:
+        if self.ws._speaks:
             self.variant |= ENCLOSED
         self._transport.set_protocol(self)
         # resume_writing() then tells when nothing waits any more.

@@ -43,9 +43,6 @@ __all__ = ["RedisBroker"]
 KEYED: Final = 3600
 """Seconds that an earlier attempt of what has a key of its own may be ago."""
 
-PAGE_BYTES: Final = 4 * 1024 * 1024
-"""Of history that is read at a time, where one publication has not more by itself."""
-
 
 class RedisBroker:
     """Carries publications between the nodes of one hub.
@@ -426,19 +423,12 @@ class RedisBroker:
         keep = self._node.keeping(channel)
         ttl = REMEMBERED if keep is None else keep.ttl
         try:
-            epoch, top, lost, *entries = await self._engine.evaluate(
+            reply = await self._engine.evaluate(
                 "history", 2,
                 *self._keys.of_history(self._keys.topic(target)),
                 epoch, offset, limit, ttl, secrets.token_hex(4), self._engine.run, REMEMBERED,
-                int(had), PAGE_BYTES,
+                int(had), parcel.PAGE_BYTES,
             )  # fmt: skip
         except hiredis.ReplyError as error:
             raise BrokerUnavailable(f"the history of {channel!r} can't be read: {error}") from error
-        found: list[tuple[int, Publication]] = []
-        for number, data in zip(entries[::2], entries[1::2], strict=True):
-            heard = parcel.unpack(target, data)
-            if isinstance(heard, parcel.Heard):
-                heard = heard.publication
-            if isinstance(heard, Publication):
-                found.append((number, heard))
-        return Page(Position(epoch.decode(), top), tuple(found), bool(lost))
+        return parcel.unpack_page(target, reply)

@@ -18,9 +18,25 @@ from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Door", "Opened", "read_url"]
+__all__ = ["Address", "Door", "Opened", "read_url"]
 
 _NEEDED: Final = {"Redis": (6, 2), "Valkey": (7, 2)}
+
+
+class Address(NamedTuple):
+    """Where an engine is.
+
+    Args:
+        url: the engine's; of a master that sentinels know its host is no one's.
+        shown: as it was given, without passwords, for people.
+        options: what redis-py reads in it.
+        sentinels: who knows where the master is; None where the URL says it.
+    """
+
+    url: str
+    shown: str
+    options: dict[str, Any]
+    sentinels: Sentinels | None
 
 
 class Opened(NamedTuple):
@@ -52,14 +68,9 @@ class Door:
     """
 
     def __init__(self, url: str):
-        self.shown = _hidden(url)
-        self._sentinels: Sentinels | None = None
-        if (scheme := url.partition("://")[0]) in SCHEMES:
-            sentinels, url = read_sentinels(url, f"Hub(broker={self.shown!r})")
-            tls = _tls(dict(parse_url(url))) if SCHEMES[scheme] == "rediss" else None
-            self._sentinels = sentinels._replace(tls=tls)
-        self.is_watched = self._sentinels is not None
-        options, _ = read_url(url, "Hub(broker={})")
+        _, self.shown, options, sentinels = read_url(url, "Hub(broker={})")
+        self._sentinels = sentinels and sentinels._replace(tls=_tls(options))
+        self.is_watched = sentinels is not None
         self._path: str | None = options.get("path")
         self._host: str = options.get("host") or "localhost"
         self._port: int = options.get("port") or 6379
@@ -158,20 +169,19 @@ class Door:
             raise BrokerUnusable(f"{self.shown} is {kind} {have}: {needed} or newer is needed")
 
 
-def read_url(url: str, call: str) -> tuple[dict[str, Any], str]:
+def read_url(url: str, call: str) -> Address:
     """Read where an engine is.
 
     Args:
-        url: ``redis://user:password@host:6379/0``, ``rediss://…`` for TLS, ``unix:///path?db=0``.
+        url: see ``Door``.
         call: how it was given, with ``{}`` for the URL, for the error.
 
-    Returns:
-        What redis-py reads in it; and the URL without its password, for people.
-
     Raises:
-        ValueError: it is no such URL.
+        BrokerUrlError: it is no such URL.
     """
-    shown = _hidden(url)
+    shown, sentinels = _hidden(url), None
+    if url.partition("://")[0] in SCHEMES:
+        sentinels, url = read_sentinels(url, call.format(repr(shown)))
     try:
         options: dict[str, Any] = dict(parse_url(url))
         parts = urlsplit(url)
@@ -181,7 +191,7 @@ def read_url(url: str, call: str) -> tuple[dict[str, Any], str]:
     if parts.scheme != "unix" and parts.path.strip("/") and "db" not in options:
         where = call.format(repr(shown))
         raise BrokerUrlError(f"{where}: the path is the number of a database, such as /0")
-    return options, shown
+    return Address(url, shown, options, sentinels)
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
@@ -199,4 +209,5 @@ def _facts(info: Any) -> dict[str, str]:
 
 
 def _hidden(url: str) -> str:
-    return re.sub(r"//([^@/]*?)(:[^@/]*)?@", lambda found: f"//{found[1]}:…@", url)
+    url = re.sub(r"//([^@/]*?)(:[^@/]*)?@", lambda found: f"//{found[1]}:…@", url)
+    return re.sub(r"(?<=password=)[^&]*", "…", url)

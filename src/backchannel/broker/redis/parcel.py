@@ -14,9 +14,10 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from backchannel.contracts import Form, Publication, Target
-from backchannel.history import Position
+from backchannel.history import Page, Position
 
 __all__ = [
+    "PAGE_BYTES",
     "Answer",
     "Asking",
     "Heard",
@@ -27,7 +28,11 @@ __all__ = [
     "pack_answer",
     "pack_question",
     "unpack",
+    "unpack_page",
 ]
+
+PAGE_BYTES: Final = 4 * 1024 * 1024
+"""Of history that is read at a time, where one publication has not more by itself."""
 
 _msgpack = msgspec.msgpack.Encoder()
 
@@ -176,6 +181,24 @@ def unpack(target: Target, data: bytes) -> Publication | Heard | Question | Answ
         answered = _answer.decode(rest)
         return Answer(answered.number, answered.words)
     raise ValueError(f"it starts with {kind!r}")
+
+
+def unpack_page(target: Target, reply: list[Any]) -> Page[Publication]:
+    """Read what ``history.lua`` returns.
+
+    Args:
+        target: the channel.
+        reply: it.
+    """
+    epoch, top, lost, *entries = reply
+    found: list[tuple[int, Publication]] = []
+    for number, data in zip(entries[::2], entries[1::2], strict=True):
+        heard = unpack(target, data)
+        if isinstance(heard, Heard):
+            heard = heard.publication
+        if isinstance(heard, Publication):
+            found.append((number, heard))
+    return Page(Position(epoch.decode(), top), tuple(found), bool(lost))
 
 
 def _unpack_addressed(target: Target, data: bytes) -> Heard:

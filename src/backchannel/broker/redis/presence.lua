@@ -13,6 +13,7 @@ local at_once = 1000  -- of anything, so that others are not kept waiting
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local nodes, fences, leaving = key .. "nodes", key .. "fences", key .. "leaving"
+local given = key .. "given"  -- the newest number that each node was told
 local held, stale, due = key .. "held:", key .. "stale:", key .. "due:"
 
 local function tell(joined, channel, user)
@@ -82,6 +83,7 @@ local function sweep()
     local left = at_once
     for _, other in ipairs(redis.call("ZRANGEBYSCORE", nodes, "-inf", "(" .. now)) do
         redis.call("HDEL", fences, other)
+        redis.call("HDEL", given, other)
         for _, packed in ipairs(redis.call("LRANGE", due .. other, 0, -1)) do
             local _, joined, channel, user = unpack(cmsgpack.unpack(packed))
             tell(joined, channel, user)
@@ -114,6 +116,12 @@ if not is_new and now - last > lease * 2 / 3 then
     end
 end
 redis.call("SET", key .. "heard", now)
+-- An engine that came back with older data gives no number to a node that it was told already.
+local is_older = verb == "enroll" and redis.call("HEXISTS", fences, node) == 1
+    and tonumber(redis.call("HGET", given, node) or 0) < seen
+if verb == "enroll" and tonumber(redis.call("GET", key .. "number") or 0) < seen then
+    redis.call("SET", key .. "number", ARGV[6])
+end
 redis.call("ZADD", nodes, now + lease, node)
 if ARGV[8] == "1" then
     sweep()
@@ -122,9 +130,9 @@ end
 
 -- ── what it wants ──
 local answer = {}
-if verb == "enroll" then  -- whether it comes back, a name for this run of data
+if verb == "enroll" then  -- whether it comes back, a name for this run of data; is it older data
     redis.call("SET", key .. "epoch", ARGV[10], "NX")
-    answer = {redis.call("INCR", key .. "fence"), redis.call("GET", key .. "epoch")}
+    answer = {redis.call("INCR", key .. "fence"), redis.call("GET", key .. "epoch"), is_older and 1 or 0}
     redis.call("HSET", fences, node, answer[1])
     redis.call("SUNIONSTORE", stale .. node, stale .. node, held .. node)
     redis.call("DEL", held .. node)
@@ -164,6 +172,9 @@ for _, packed in ipairs(redis.call("LRANGE", mine, 0, at_once - 1)) do
     if cmsgpack.unpack(packed)[1] > seen then
         news[#news + 1] = packed
     end
+end
+if #news > 0 then
+    redis.call("HSET", given, node, cmsgpack.unpack(news[#news])[1])
 end
 local wait = -1
 for _, set_ in ipairs({nodes, leaving}) do

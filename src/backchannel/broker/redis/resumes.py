@@ -20,7 +20,7 @@ __all__ = ["RedisResumes"]
 
 
 class RedisResumes:
-    """The sessions of all nodes of a hub; see ``contracts.ResumeStore``.
+    """The sessions of all nodes of a hub; see ``stores.ResumeStore``.
 
     Args:
         engine: has them.

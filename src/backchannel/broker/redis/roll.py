@@ -205,10 +205,12 @@ class Roll:
     async def _enroll(self) -> None:
         """Get a fencing number, and announce everything anew."""
         comes_back = self._epoch != ""
-        fence, epoch = await self._call("enroll", int(comes_back), secrets.token_hex(8))
-        lost = comes_back and epoch.decode() != self._epoch
+        said = await self._call("enroll", int(comes_back), secrets.token_hex(8))
+        fence, epoch, is_older = said
+        is_new = comes_back and epoch.decode() != self._epoch
+        lost = is_new or bool(is_older)
         self._fence, self._epoch = fence, epoch.decode()
-        if lost:  # its numbers begin anew
+        if is_new:  # its numbers begin anew
             self._seen = self._done = self._confirmed = 0
             self._open.clear()
         self._dirty = dict.fromkeys(self._node.attending(), False)

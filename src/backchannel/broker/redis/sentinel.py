@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import hiredis
 
@@ -97,7 +97,7 @@ def read_sentinels(url: str, where: str) -> tuple[Sentinels, str]:
         raise BrokerUrlError(f"{where}: the path is what sentinels call the master; {_LOOKS}")
     query: dict[str, Any] = parse_qs(parts.query)
     password = query.pop("sentinel_password", [None])[0]
-    rest = "&".join(f"{name}={value}" for name, values in query.items() for value in values)
+    rest = urlencode(query, doseq=True)
     master = f"{SCHEMES[parts.scheme]}://{user}{at}master.invalid/{db or 0}?{rest}"
     return Sentinels(addresses, unquote(service), password), master
 

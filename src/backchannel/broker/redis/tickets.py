@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 import msgspec
 
-from backchannel.contracts import TicketHolder
 from backchannel.errors import BrokerUnavailable
+from backchannel.stores import TicketHolder
 
 if TYPE_CHECKING:
     from backchannel.broker.redis.engine import Engine
@@ -20,7 +20,7 @@ __all__ = ["RedisTickets"]
 
 
 class RedisTickets:
-    """The tickets of all nodes of a hub; see ``contracts.TicketStore``.
+    """The tickets of all nodes of a hub; see ``stores.TicketStore``.
 
     Args:
         engine: has them.

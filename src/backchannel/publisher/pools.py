@@ -1,0 +1,132 @@
+"""redis-py's pools of connections, to one engine or to the master that sentinels name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import redis
+import redis.asyncio
+import redis.asyncio.sentinel
+import redis.sentinel
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+if TYPE_CHECKING:
+    from backchannel.broker.redis.door import Address
+
+__all__ = ["AwaitingPools", "BlockingPools", "away"]
+
+MASTER_NOT_FOUND: Final = (
+    redis.sentinel.MasterNotFoundError,
+    redis.asyncio.sentinel.MasterNotFoundError,
+)
+
+NOT_OF_A_MASTER: Final = ("host", "port", "path", "connection_class")
+"""What a URL says of where an engine is, or how it is spoken to; sentinels say the former."""
+
+
+class _MasterPool(redis.sentinel.SentinelConnectionPool, redis.BlockingConnectionPool):
+    """Each connection that is opened asks where the master is; who waits for one waits its turn."""
+
+
+class _AwaitingMasterPool(
+    redis.asyncio.sentinel.SentinelConnectionPool,
+    redis.asyncio.BlockingConnectionPool,
+):
+    """The same in an event loop."""
+
+
+class BlockingPools:
+    """Pools for threads.
+
+    Args:
+        address: where the engine is.
+        options: how connections are made; of each pool, and of those to sentinels as far as it is
+            about them.
+
+    Attributes:
+        speaking: for publishing.
+        hearing: for waiting for answers.
+    """
+
+    def __init__(self, address: Address, options: dict[str, Any]):
+        options = {**options, "retry": Retry(NoBackoff(), 0)}
+        self._masters: Any = None
+        pool: Any
+        if (sentinels := address.sentinels) is None:
+            pool = redis.BlockingConnectionPool
+            self.speaking: Any = pool.from_url(address.url, **options)
+            self.hearing: Any = pool.from_url(address.url, **options)
+        else:
+            theirs, masters = _of_sentinels(address, options)
+            sentinel: Any = redis.sentinel.Sentinel
+            self._masters = sentinel(sentinels.addresses, sentinel_kwargs=theirs)
+            pool = _MasterPool
+            self.speaking = pool(sentinels.service, self._masters, **masters)
+            self.hearing = pool(sentinels.service, self._masters, **masters)
+
+    def close(self) -> None:
+        """Close all connections; they are opened again when need be."""
+        self.speaking.disconnect()
+        self.hearing.disconnect()
+        for sentinel in self._masters.sentinels if self._masters else ():
+            sentinel.connection_pool.disconnect()
+
+
+class AwaitingPools:
+    """Pools for an event loop; see ``BlockingPools``."""
+
+    def __init__(self, address: Address, options: dict[str, Any]):
+        options = {**options, "retry": AsyncRetry(NoBackoff(), 0)}
+        self._masters: Any = None
+        pool: Any
+        if (sentinels := address.sentinels) is None:
+            pool = redis.asyncio.BlockingConnectionPool
+            self.speaking: Any = pool.from_url(address.url, **options)
+            self.hearing: Any = pool.from_url(address.url, **options)
+        else:
+            theirs, masters = _of_sentinels(address, options)
+            sentinel: Any = redis.asyncio.sentinel.Sentinel
+            self._masters = sentinel(sentinels.addresses, sentinel_kwargs=theirs)
+            pool = _AwaitingMasterPool
+            self.speaking = pool(sentinels.service, self._masters, **masters)
+            self.hearing = pool(sentinels.service, self._masters, **masters)
+
+    async def aclose(self) -> None:
+        """Close all connections; they may be opened again in another event loop."""
+        await self.speaking.aclose()
+        await self.hearing.aclose()
+        for sentinel in self._masters.sentinels if self._masters else ():
+            await sentinel.connection_pool.disconnect()
+
+
+def away(address: Address, error: Exception) -> str:
+    """Return why no connection could be opened; redis-py names sentinels at length."""
+    if address.sentinels is None or not isinstance(error, MASTER_NOT_FOUND):
+        return str(error)
+    named = ", ".join(f"{host}:{port}" for host, port in address.sentinels.addresses)
+    return f"none of the sentinels {named} answers and knows a master {address.sentinels.service!r}"
+
+
+def _of_sentinels(
+    address: Address, options: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return how connections to sentinels are made, and how those to the master."""
+    sentinels = address.sentinels
+    assert sentinels is not None  # noqa: S101 - for type checkers
+    said = dict(address.options)
+    is_tls = "connection_class" in said
+    for name in NOT_OF_A_MASTER:
+        said.pop(name, None)
+    # Half the time for all of them, one after the other, so that the master has the rest.
+    seconds = options["socket_timeout"] / 2 / len(sentinels.addresses)
+    theirs = {
+        **{name: value for name, value in said.items() if name.startswith("ssl_")},
+        "ssl": is_tls,
+        "password": sentinels.password,
+        "socket_connect_timeout": seconds,
+        "socket_timeout": seconds,
+        "retry": options["retry"],
+    }
+    return theirs, {**options, **said, "ssl": is_tls}
