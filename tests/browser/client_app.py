@@ -16,22 +16,22 @@ hub = Hub(
 hub.page("/", str(Path(__file__).with_name("client_page.html")))
 
 
-def not_secret(ws, id):
-    return Reject(403, "not for you") if id == "secret" else True
+def not_secret(ws, name):
+    return Reject(403, "not for you") if name == "secret" else True
 
 
-def anyone(ws, id):
+def anyone(ws, name):
     return True
 
 
-async def state(channel, id):
+async def state(channel, name):
     history = await hub.channel(channel).history()
-    return {"state": id}, history.position
+    return {"state": name}, history.position
 
 
-hub.rule("room:{id}", subscribe=not_secret, publish=anyone, history=5000, presence=True)
-hub.rule("state:{id}", subscribe=anyone, publish=anyone, history=100, snapshot=state)
-hub.rule("url:{id}", history=1000)
+hub.rule("room:{name}", subscribe=not_secret, publish=anyone, history=5000, presence=True)
+hub.rule("state:{name}", subscribe=anyone, publish=anyone, history=100, snapshot=state)
+hub.rule("url:{name}", history=1000)
 
 
 @hub.endpoint("/ws/main")
@@ -59,7 +59,7 @@ class Main(Listener):
         ws.close(4004, "signed out")
 
 
-@hub.endpoint("/ws/url/{id}", channel="url:{id}")
+@hub.endpoint("/ws/url/{name}", channel="url:{name}")
 class ByUrl(Listener):
     def on_message(self, ws, message):
         ws.broadcast(message)

@@ -25,7 +25,7 @@ __all__ = ["FOLDER", "SCRIPTS", "TYPES", "Script", "answer", "asked", "read"]
 
 FOLDER: Final = Path(__file__).parents[1] / "static"
 SCRIPTS: Final = ("client.js", "client.global.js", "tabs.js")
-"""As a module, as a classic script, and one socket for all tabs, a module that imports the first."""
+"""A module, the same as a classic script, and one socket for all tabs, which imports the first."""
 TYPES: Final = ("client.d.ts", "tabs.d.ts")
 """For TypeScript; not served, since browsers have no use for them."""
 
