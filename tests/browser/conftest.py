@@ -148,6 +148,7 @@ class Wire:
         return self
 
     async def _serve(self, reader, writer):
+        self.writers.add(writer)  # so that it is cut also before the other end is there
         async with self.came:
             self.came.notify_all()
         with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -160,3 +161,43 @@ async def test_the_classic_script_does_the_same(new_context, wire):
     }"""
     assert await page.evaluate(got) == 4
     assert await page.evaluate("new Backchannel.BackchannelError('x', 'y') instanceof Error")
+
+
+async def test_the_node_is_killed_and_another_goes_on_with_the_session(
+    make_app, redis_server, wire, visit
+):
+    """What was sent as it died is there once; the page notices nothing but the gap."""
+    app = Path(__file__).with_name("client_app.py")
+    nodes = [make_app(app, BROKER=redis_server.url) for _ in range(2)]
+    for node in nodes:
+        await node.start()
+    wire.target = nodes[0].port
+    page = await visit()
+    await page.evaluate("client.subscribe('room:kill').ready")
+    connection = await page.evaluate("client.last.connection")
+    writing = """async () => {
+        const all = [];
+        for (let n = 0; n < 100; n++) {
+            all.push(client.publish('room:kill', n));
+            await new Promise((then) => setTimeout(then, 5));
+        }
+        return (await Promise.allSettled(all)).map(({ status, reason }) => reason?.code ?? status);
+    }"""
+    task = asyncio.create_task(page.evaluate(writing))
+    await page.evaluate("until(() => log.got.length > 20)")
+    wire.target = nodes[1].port
+    nodes[0].process.kill()
+    outcomes = await task
+    await page.evaluate("client.deliver('fence')")
+    got = await page.evaluate("log.got")
+    assert await page.evaluate("client.last") == {
+        "state": "open", "connection": connection, "user": None, "resumed": True,
+    }  # fmt: skip
+    assert len(got) == len(set(got))
+    done = {n for n, outcome in enumerate(outcomes) if outcome == "fulfilled"}
+    assert done <= set(got)
+    assert set(outcomes) <= {"fulfilled", "unsure"}
+    assert got == sorted(got)
+    assert await page.evaluate("log.lost") == []
+    await nodes[0].rest
+    await nodes[1].stop()
