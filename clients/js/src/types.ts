@@ -93,7 +93,8 @@ export interface Publication<D = any> {
 
 /** Publications of a channel may be missing here: load its state anew. */
 export interface Lost {
-  channel: string;
+  /** None: messages may be missing that were for this client, its user, its session or everyone. */
+  channel?: string;
   position?: string;
 }
 

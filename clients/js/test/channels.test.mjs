@@ -244,6 +244,13 @@ test("lost by the server: its position is the one to go on from", async (t) => {
   assert.deepEqual(server.newest.frames[0].positions, undefined);
 });
 
+test("what was lost of no channel is told without one", async (t) => {
+  const { server, client } = await pair(t);
+  await opened(client);
+  server.newest.send({ type: "lost" });
+  assert.equal((await next(client, "lost")).channel, undefined);
+});
+
 test("left while there is no connection, it is left after the resume", async (t) => {
   dice(t, 0);
   const { server, client } = await pair(t);
