@@ -26,7 +26,7 @@ from backchannel.publishing import Publishing
 from backchannel.request import path_segments
 from backchannel.session.server import ServerSessions
 from backchannel.template import Template
-from backchannel.transport import asgi, health, http
+from backchannel.transport import asgi, health, http, scripts
 from backchannel.transport.lifespan import serve_lifespan, wrap_lifespan
 from backchannel.transport.memory import MemoryClient
 from backchannel.workers import count_workers
@@ -128,10 +128,12 @@ class Hub(HubCore):
             raise ValueError(f"unknown ASGI scope type {scope['type']!r}")
 
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.settings.health_pages and not self.pages.find(scope):
-            page = health.asked(scope)
-            if page is not None:
+        if not self.pages.find(scope):
+            if page := self._health_page(scope):
                 await health.answer(page, [self], scope, send)
+                return
+            if script := self._script(scope):
+                await scripts.answer(script, scope, send)
                 return
 
         async def answer(scope: Scope, _: Receive, send: Send) -> None:
@@ -217,9 +219,14 @@ class Hub(HubCore):
             return True
         if scope["type"] != "http":
             return False
-        return self.pages.find(scope) is not None or (
-            self.settings.health_pages and health.asked(scope) is not None
-        )
+        own = self.pages.find(scope) or self._health_page(scope) or self._script(scope)
+        return own is not None
+
+    def _health_page(self, scope: Scope) -> str | None:
+        return health.asked(scope) if self.settings.health_pages else None
+
+    def _script(self, scope: Scope) -> str | None:
+        return scripts.asked(scope) if self.settings.client_scripts else None
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncGenerator[None]:  # noqa: ARG002 - Starlette passes it

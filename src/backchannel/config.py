@@ -100,6 +100,8 @@ class Settings:
         casefold_channels: True makes channel names case-insensitive.
         health_pages: True answers ``/healthz`` and ``/readyz`` below the hub's mount, or in front
             of the app that it wraps.
+        client_scripts: True answers ``/backchannel/client.js``, ``client.global.js`` and
+            ``tabs.js`` beside it: the browser's client. False leaves those paths alone.
         debug: True shows tracebacks and near misses to clients, admits any port of localhost as
             origin, and makes blocking calls inside callbacks raise. Never in production.
 
@@ -143,6 +145,7 @@ class Settings:
     slow_callback: float = 0.020
     casefold_channels: bool = False
     health_pages: bool = False
+    client_scripts: bool = True
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -247,6 +250,7 @@ class SettingsOptions(TypedDict, total=False):
     slow_callback: float
     casefold_channels: bool
     health_pages: bool
+    client_scripts: bool
     debug: bool
 
 

@@ -7,6 +7,7 @@ contexts, which share nothing, like profiles. So these tests run in one event lo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -111,3 +112,120 @@ class App:
 def make_app():
     """Make the App of an example: ``make_app("chat.py")``; a name and value are its environment."""
     return App
+
+
+# ── the browser's client ──────────────────────────────────────────────────────────────────────
+
+SET_UP = """async ([path, file, options]) => {
+    const { connect } = await import(`/backchannel/${file}`);
+    window.connect = connect;
+    window.client = connect(path, options);
+    window.log = { states: [], messages: [], lost: [], got: [], dropped: [] };
+    client.on("state", ({ state, resumed }) => log.states.push(state + (resumed ? "+" : "")));
+    client.on("message", (message) => log.messages.push(message));
+    client.on("lost", (lost) => log.lost.push(lost));
+    client.on("dropped", ({ data }) => log.dropped.push(data));
+    client.on("publication", ({ data }) => log.got.push(data));
+    window.until = async (holds) => {
+        while (!holds()) await new Promise((then) => client.on("state", then) && setTimeout(then, 20));
+    };
+    await until(() => client.state === "open");
+}"""
+
+
+class Wire:
+    """A TCP proxy before a port: it cuts, and it can hold what the server says."""
+
+    def __init__(self, port):
+        self.target, self.writers = port, set()
+        self.flowing, self.came = asyncio.Event(), asyncio.Condition()
+        self.flowing.set()
+
+    async def start(self):
+        self.server = await asyncio.start_server(self._serve, "localhost", 0)
+        self.port = self.server.sockets[0].getsockname()[1]
+        self.url = f"http://localhost:{self.port}/"
+        return self
+
+    async def _serve(self, reader, writer):
+        self.writers.add(writer)  # so that it is cut also before the other end is there
+        async with self.came:
+            self.came.notify_all()
+        with contextlib.suppress(OSError):
+            back, forth = await asyncio.open_connection("localhost", self.target)
+            pair = {writer, forth}
+            self.writers |= pair
+            await asyncio.gather(
+                self._pump(reader, forth, pair, held=False),
+                self._pump(back, writer, pair, held=True),
+            )
+            return
+        writer.transport.abort()
+
+    async def _pump(self, reader, writer, pair, *, held):
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                if held:
+                    await self.flowing.wait()
+                writer.write(data)
+                await writer.drain()
+        for each in pair:
+            each.close()
+        self.writers -= pair
+
+    def cut(self):
+        for writer in list(self.writers):
+            writer.transport.abort()
+
+    async def next(self):
+        """Wait until someone connects."""
+        async with self.came:
+            await self.came.wait()
+
+    async def stop(self):
+        self.server.close()
+        self.flowing.set()
+        self.cut()
+        await self.server.wait_closed()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def client_server(make_app):
+    """Serve the hub of client_app.py."""
+    server = make_app(Path(__file__).with_name("client_app.py"))
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def wire(client_server):
+    """Put a breakable network before it."""
+    wire = await Wire(client_server.port).start()
+    yield wire
+    await wire.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def visit(wire, new_context):
+    """Open pages with a client: ``await visit(path, file=…)``; in one profile where given."""
+    problems = []
+
+    async def go(path="/ws/main", *, file="client.js", context=None, url=None, **options):
+        page = await (context or await new_context()).new_page()
+        evaluate, page.sockets = page.evaluate, []
+
+        async def soon(*arguments):
+            return await asyncio.wait_for(evaluate(*arguments), 2 * PATIENCE)
+
+        page.evaluate = soon
+        page.on("websocket", lambda socket: page.sockets.append(socket))  # noqa: PLW0108 - Playwright wants a function
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        # Cut again and again, a client waits up to 20 seconds: here a hundredth of that.
+        await page.add_init_script("Math.random = () => 0.01")
+        await page.goto(url or wire.url)
+        await page.evaluate(SET_UP, [path, file, options])
+        return page
+
+    yield go
+    assert problems == []

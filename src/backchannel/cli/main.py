@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from backchannel import __version__
+from backchannel.cli.client import client
 from backchannel.cli.doctor import doctor
 from backchannel.cli.run import run
 
@@ -19,3 +20,4 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(doctor)
+main.add_command(client)

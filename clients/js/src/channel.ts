@@ -1,0 +1,166 @@
+import type { Connection } from "./engine.js";
+import { BackchannelError } from "./errors.js";
+import { type Frame, toBody } from "./frames.js";
+import type { Present, Publication, Subscription, SubscriptionEvents } from "./types.js";
+
+const MOST = 10_000;
+
+type Handlers = Record<string, Set<(event: any) => void> | undefined>;
+
+/** Functions to call, by what happened. */
+export class Emitter {
+  private _handlers: Handlers = {};
+
+  _on(event: string, handler: (event: any) => void): () => void {
+    const handlers = (this._handlers[event] ??= new Set());
+    handlers.add(handler);
+    return () => void handlers.delete(handler);
+  }
+
+  _call(event: string, value: unknown): void {
+    for (const handler of [...(this._handlers[event] ?? [])]) {
+      try {
+        handler(value);
+      } catch (error) {
+        // The application's own mistake: shown as one, and nothing else stops for it.
+        setTimeout(() => {
+          throw error;
+        });
+      }
+    }
+  }
+}
+
+/** Publishes; resolves with the position, if any. */
+export async function publish(
+  connection: Connection,
+  channel: string,
+  data: unknown,
+  retry?: boolean,
+): Promise<string | undefined> {
+  const asked = connection._ask({ type: "publish", id: 0, channel }, toBody(data), retry);
+  return (await asked).position;
+}
+
+/** What waits for one `for await`. */
+interface Reader {
+  _waiting: Publication[];
+  _wake: () => void;
+  _ended: boolean;
+  _error?: Error;
+}
+
+export class Channel implements Subscription {
+  isIn = false;
+  ready!: Promise<void>;
+  /** The application left it, and the server may not know yet. */
+  _left = false;
+  private _isOut = true;
+  private _emitter = new Emitter();
+  private _readers = new Set<Reader>();
+  private _entered!: () => void;
+  private _refused!: (error: Error) => void;
+
+  constructor(
+    readonly channel: string,
+    private _connection: Connection,
+    /** The connection is over for good. */
+    private _isOver: () => boolean,
+  ) {
+    this._renew();
+  }
+
+  /** It is entered, maybe again: then `ready` is another promise. */
+  _renew(): void {
+    if (!this._isOut) return;
+    this._isOut = this._left = false;
+    this.ready = new Promise((resolve, reject) => {
+      this._entered = resolve;
+      this._refused = reject;
+    });
+    // Who does not look at `ready` hears of it otherwise.
+    this.ready.catch(() => {});
+  }
+
+  on<E extends keyof SubscriptionEvents<any>>(
+    event: E,
+    handler: (event: SubscriptionEvents<any>[E]) => void,
+  ): () => void {
+    return this._emitter._on(event, handler);
+  }
+
+  publish(data: unknown, { retry }: { retry?: boolean } = {}): Promise<string | undefined> {
+    return publish(this._connection, this.channel, data, retry);
+  }
+
+  async presence(): Promise<Present[]> {
+    const { channel } = this;
+    return (await this._connection._ask({ type: "presence", id: 0, channel })).users;
+  }
+
+  async unsubscribe(): Promise<void> {
+    const left = this._connection._leave(this.channel);
+    this._take({ type: "unsubscribed", channel: this.channel });
+    this._left = true;
+    await left;
+  }
+
+  /** Takes a frame of this channel. */
+  _take({ type, error, ...event }: Frame): void {
+    if (type === "subscribed") {
+      this._renew();
+      this.isIn = true;
+      this._entered();
+    } else if (type === "unsubscribed") {
+      if (this._isOut) return;
+      this.isIn = false;
+      this._isOut = true;
+      this._end(error, event.text);
+    } else if (this._left) return;
+    else if (type === "publication") {
+      for (const reader of this._readers) {
+        if (reader._waiting.push(event as Publication) > MOST) {
+          const text = `more than ${MOST} publications wait`;
+          this._finish(reader, new BackchannelError("too_slow", text));
+        }
+        reader._wake();
+      }
+    }
+    this._emitter._call(type, event);
+  }
+
+  /** Nothing comes any more. */
+  _end(error?: Error, text = "it was left"): void {
+    this._refused(error ?? new BackchannelError("refused", text));
+    for (const reader of this._readers) this._finish(reader, error);
+  }
+
+  private _finish(reader: Reader, error?: Error): void {
+    this._readers.delete(reader);
+    reader._ended = true;
+    if (error) reader._error = error;
+    reader._wake();
+  }
+
+  [Symbol.asyncIterator](): AsyncIterator<Publication, undefined> {
+    // From now on, not from the first `next()`.
+    const reader: Reader = { _waiting: [], _wake: () => {}, _ended: this._isOver() };
+    this._readers.add(reader);
+    const next = async (): Promise<IteratorResult<Publication, undefined>> => {
+      while (!reader._waiting.length) {
+        if (reader._error) throw reader._error;
+        if (reader._ended) return { done: true, value: undefined };
+        await new Promise<void>((resolve) => (reader._wake = resolve));
+      }
+      return { done: false, value: reader._waiting.shift()! };
+    };
+    return {
+      next,
+      return: async () => {
+        this._finish(reader);
+        reader._waiting = [];
+        return { done: true, value: undefined };
+      },
+    };
+  }
+}

@@ -1,0 +1,155 @@
+import { Channel, Emitter, publish } from "./channel.js";
+import { type Connection, Engine, errorOf } from "./engine.js";
+import { BackchannelError } from "./errors.js";
+import { type Frame, toBody } from "./frames.js";
+import type { Client, Connect, Options, StateChange } from "./types.js";
+
+type Handler = (data: any, more: { signal: AbortSignal }) => unknown;
+
+/** What an application has in its hands, in front of whatever connection it uses. */
+export class Front implements Client<any> {
+  last: StateChange = { state: "connecting" };
+  _connection: Connection;
+  _answers = new Map<string, Handler>();
+  private _emitter = new Emitter();
+  private _channels = new Map<string, Channel>();
+  private _answering = new Map<number, AbortController>();
+
+  /**
+   * @param connect makes the connection, which gives its frames to the function.
+   * @param _changed is told when what `answer` can answer has changed.
+   */
+  constructor(
+    options: Options,
+    connect: (emit: (frame: Frame) => void) => Connection,
+    private _changed: () => void = () => {},
+  ) {
+    this._connection = connect((frame) => this._take(frame));
+    if (options.onLost) this.on("lost", options.onLost);
+  }
+
+  get state() {
+    return this.last.state;
+  }
+
+  on(event: string, handler: (event: any) => void): () => void {
+    return this._emitter._on(event, handler);
+  }
+
+  send(data: unknown): void {
+    this._connection._tell({ type: "message" }, toBody(data), (error) =>
+      this._emitter._call("dropped", { data, error }),
+    );
+  }
+
+  async deliver(data: unknown, { retry }: { retry?: boolean } = {}): Promise<void> {
+    await this._connection._ask({ type: "message", id: 0 }, toBody(data), retry);
+  }
+
+  publish(channel: string, data: unknown, { retry }: { retry?: boolean } = {}) {
+    return publish(this._connection, channel, data, retry);
+  }
+
+  async call(
+    event: string,
+    data?: unknown,
+    { timeout = 30, signal }: { timeout?: number; signal?: AbortSignal } = {},
+  ): Promise<any> {
+    const frame = { type: "call", id: 0, event, timeout };
+    return (await this._connection._ask(frame, toBody(data), false, signal)).data;
+  }
+
+  answer(event: string, handler: Handler): () => void {
+    this._answers.set(event, handler);
+    this._changed();
+    return () => {
+      if (this._answers.get(event) === handler) this._answers.delete(event);
+      this._changed();
+    };
+  }
+
+  channel(name: string): Channel {
+    let channel = this._channels.get(name);
+    if (!channel) {
+      channel = new Channel(name, this._connection, () => this.state === "closed");
+      this._channels.set(name, channel);
+    }
+    return channel;
+  }
+
+  subscribe(name: string, { since }: { since?: string } = {}): Channel {
+    const channel = this.channel(name);
+    channel._renew();
+    this._connection._enter(name, since);
+    return channel;
+  }
+
+  close(code = 1000, text = ""): void {
+    this._connection._close(code, text);
+  }
+
+  /** Takes what the connection brings. */
+  _take(frame: Frame): void {
+    const { type, channel, ...rest } = frame;
+    if (type === "state") this._become(rest as StateChange);
+    else if (type === "call") this._answer(frame);
+    else if (type === "cancel") this._answering.get(frame.id!)?.abort();
+    else if (type === "error") this._emitter._call("error", errorOf(frame));
+    else if (type === "message") this._emitter._call("message", frame.data);
+    else {
+      if (channel) this.channel(channel)._take(frame);
+      if (/^(publication|lost)$/.test(type)) this._emitter._call(type, { channel, ...rest });
+    }
+  }
+
+  private _become(change: StateChange): void {
+    this.last = change;
+    for (const channel of this._channels.values()) {
+      channel.isIn = false;
+      if (change.state === "closed") channel._end(undefined, "the connection is closed");
+    }
+    if (change.state !== "open") {
+      for (const each of this._answering.values()) each.abort();
+      this._answering.clear();
+    }
+    this._emitter._call(change.state, change);
+    this._emitter._call("state", change);
+  }
+
+  private async _answer({ id, event, data }: Frame): Promise<void> {
+    const handler = this._answers.get(event);
+    const controller = new AbortController();
+    const { signal } = controller;
+    this._answering.set(id!, controller);
+    let answer: Frame;
+    let body;
+    try {
+      if (!handler) throw new BackchannelError("unknown_type", `nothing answers ${event} here`);
+      body = toBody(await handler(data, { signal }));
+      answer = { type: "reply", id: id! };
+    } catch (error) {
+      const { code = "failed", message = `${error}` } = error as Partial<BackchannelError>;
+      answer = { type: "error", id: id!, code: `${code}`, text: message };
+    }
+    // Nobody waits any more, or the connection was lost: ids are worth nothing in another one.
+    if (signal.aborted) return;
+    this._answering.delete(id!);
+    this._connection._reply(answer, body);
+  }
+}
+
+export function locate(url: string | URL): URL {
+  const { location } = globalThis;
+  const found = new URL(url, location?.href);
+  found.protocol = found.protocol.replace(/^http/, "ws");
+  found.hash = "";
+  if (!/^wss?:$/.test(found.protocol)) {
+    throw new TypeError(`${url} is no address of a WebSocket: ws:, wss: or relative to the page`);
+  }
+  return found;
+}
+
+export const connect = ((url: string | URL, options: Options = {}) => {
+  const located = locate(url);
+  return new Front(options, (emit) => new Engine(located, options, emit));
+}) as Connect;

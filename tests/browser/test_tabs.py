@@ -1,0 +1,172 @@
+"""Several tabs share one socket, and hand it over, in a real browser against a real hub."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+pytest.importorskip("playwright", reason="no playwright: pip install it")
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+@pytest.fixture
+def new_tab(visit, new_context):
+    """Open tabs of one browser."""
+    made = {}
+
+    async def make(path="/ws/main", **options):
+        made["context"] = context = made.get("context") or await new_context()
+        return await visit(path, file="tabs.js", context=context, **options)
+
+    return make
+
+
+def sockets(*tabs):
+    return [len(tab.sockets) for tab in tabs]
+
+
+async def test_three_tabs_have_one_socket_and_all_hear_everything(new_tab):
+    tabs = [await new_tab() for _ in range(3)]
+    assert sockets(*tabs) == [1, 0, 0]
+    ids = {await tab.evaluate("client.last.connection") for tab in tabs}
+    assert len(ids) == 1
+    for tab in tabs:
+        await tab.evaluate("client.subscribe('room:1').ready")
+    for n, tab in enumerate(tabs):
+        assert await tab.evaluate(f"client.publish('room:1', {n})")
+    for tab in tabs:
+        await tab.evaluate("until(() => log.got.length === 3)")
+        assert await tab.evaluate("log.got") == [0, 1, 2]
+    assert await tabs[1].evaluate("client.call('add', { type: 'add', a: 1, b: 2 })") == 3
+    code = "client.call('nothing').catch((e) => [e.code, e.name, e instanceof Error])"
+    assert await tabs[2].evaluate(code) == ["unknown_type", "BackchannelError", True]
+    await tabs[1].evaluate("client.deliver(new Uint8Array([1, 2]))")
+    for tab in tabs:
+        await tab.evaluate("until(() => log.messages.length)")
+        assert await tab.evaluate("[...log.messages[0]]") == [1, 2]
+    late = "client.call('wait', {}, { timeout: 0.1 }).catch(({ code }) => code)"
+    assert await tabs[1].evaluate(late) == "timeout"
+    aborted = """client.call('wait', {}, { signal: AbortSignal.timeout(50) })
+        .catch(({ name }) => name)"""
+    assert await tabs[1].evaluate(aborted) == "TimeoutError"
+    refused = "client.subscribe('room:secret').ready.catch(({ code }) => code)"
+    assert await tabs[1].evaluate(refused) == "refused"
+
+
+async def test_the_next_tab_goes_on_with_the_session_and_nothing_is_lost_or_doubled(new_tab):
+    tabs = [await new_tab() for _ in range(4)]
+    for tab in tabs:
+        await tab.evaluate("client.subscribe('room:over').ready")
+    connection = await tabs[3].evaluate("client.last.connection")
+    writing = """async (name) => {
+        const all = [];
+        for (let n = 0; n < 120; n++) {
+            all.push(client.publish('room:over', `${name} ${n}`));
+            await new Promise((then) => setTimeout(then, 10));
+        }
+        return (await Promise.all(all)).length;
+    }"""
+    tasks = [asyncio.create_task(tabs[n].evaluate(writing, str(n))) for n in (2, 3)]
+    for leader in tabs[:2]:
+        again = "new Promise((then) => client.on('open', ({ resumed }) => then(resumed)))"
+        taken = asyncio.create_task(tabs[3].evaluate(again))
+        await tabs[3].evaluate("until(() => log.got.length > 10)")
+        await leader.close()
+        assert await taken is True
+    assert await asyncio.gather(*tasks) == [120, 120]
+    assert sockets(*tabs) == [1, 1, 1, 0]
+    for tab in tabs[2:]:
+        await tab.evaluate("until(() => log.got.length >= 240)")
+        got = await tab.evaluate("log.got")
+        assert len(got) == len(set(got)) == 240
+        assert [text for text in got if text[0] == "2"] == [f"2 {n}" for n in range(120)]
+        assert await tab.evaluate("log.lost") == []
+        assert await tab.evaluate("client.last.connection") == connection
+
+
+async def test_close_in_one_tab_is_its_own_and_the_last_one_ends_the_session(new_tab):
+    first, second, third = [await new_tab() for _ in range(3)]
+    for tab in (first, second):
+        await tab.evaluate("client.subscribe('room:1').ready")
+    connection = await second.evaluate("client.last.connection")
+    await first.evaluate("client.close()")
+    assert await first.evaluate("client.state") == "closed"
+    await second.evaluate("until(() => log.states.at(-1) === 'open+')")
+    assert await second.evaluate("client.last.connection") == connection
+    await third.evaluate("client.publish('room:1', 'still here')")
+    await second.evaluate("until(() => log.got.length)")
+    assert await first.evaluate("log.got") == []
+    assert await first.evaluate("client.deliver(1).catch(({ code }) => code)") == "closed"
+    await second.evaluate("client.close()")
+    await third.evaluate("until(() => log.states.filter((each) => each === 'open+').length === 2)")
+    await third.evaluate("client.close()")
+    fresh = await new_tab()
+    assert await fresh.evaluate("client.last.resumed") is False
+    assert await fresh.evaluate("client.last.connection") != connection
+
+
+async def test_a_channel_is_left_when_the_last_tab_leaves_it(new_tab):
+    first, second = [await new_tab() for _ in range(2)]
+    for tab in (first, second):
+        await tab.evaluate("client.subscribe('room:1').ready")
+    await first.evaluate("client.channel('room:1').unsubscribe()")
+    await second.evaluate("client.publish('room:1', 'one')")
+    await second.evaluate("until(() => log.got.length)")
+    assert await first.evaluate("client.channel('room:1').isIn") is False
+    await second.close()  # the leader sees it go, and leaves for it
+    third = await new_tab()
+    left = """async () => {
+        const inside = client.channel('room:1').isIn;
+        await client.publish('room:1', 'two');
+        await client.deliver('fence');
+        return [inside, log.got];
+    }"""
+    await first.evaluate("until(() => !log.got.includes('two'))")
+    assert (await third.evaluate(left))[1] == []
+
+
+async def test_the_servers_calls_ring_in_tabs_that_can_answer(new_tab):
+    first, second, third = [await new_tab() for _ in range(3)]
+    await second.evaluate("void client.answer('double', (n) => 2 * n)")
+    assert await first.evaluate("client.call('ask', { type: 'ask', n: 21 })") == 42
+    ringing = """void client.answer('double', (n, { signal }) => new Promise((resolve) => {
+        signal.addEventListener('abort', () => { window.stopped = true; });
+        window.reply = resolve;
+    }))"""
+    await second.evaluate(ringing)
+    await third.evaluate(ringing)
+    asked = asyncio.create_task(first.evaluate("client.call('ask', { type: 'ask', n: 1 })"))
+    for tab in (second, third):
+        await tab.evaluate("until(() => window.reply)")
+    await third.evaluate("reply('from the third')")
+    assert await asked == "from the third"
+    await second.evaluate("until(() => window.stopped)")
+
+
+async def test_signed_out_all_tabs_are_closed_and_a_new_one_begins_anew(new_tab):
+    first, second = [await new_tab() for _ in range(2)]
+    await second.evaluate("client.call('leave').catch(() => {})")
+    for tab in (first, second):
+        await tab.evaluate("until(() => client.state === 'closed')")
+        assert await tab.evaluate("client.last.code") == 4004
+    third = await new_tab()
+    assert sockets(first, second, third) == [1, 0, 1]
+
+
+async def test_the_network_breaks_for_all_at_once(new_tab, wire):
+    first, second = [await new_tab() for _ in range(2)]
+    await second.evaluate("client.subscribe('room:1').ready")
+    wire.cut()
+    await second.evaluate("client.publish('room:1', 'over the gap')")
+    await second.evaluate("until(() => log.got.length)")
+    for tab in (first, second):
+        await tab.evaluate("until(() => log.states.at(-1) === 'open+')")
+
+
+async def test_without_locks_each_tab_has_its_own_socket(visit, new_context):
+    context = await new_context()
+    await context.add_init_script("delete Navigator.prototype.locks")
+    tabs = [await visit(file="tabs.js", context=context) for _ in range(2)]
+    assert sockets(*tabs) == [1, 1]
