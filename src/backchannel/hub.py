@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import secrets
-import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +31,7 @@ from backchannel.leaving import Leaving
 from backchannel.listener import read_listener
 from backchannel.membership import Membership
 from backchannel.observe import HUB, LISTENER
+from backchannel.places import names_of_caller
 from backchannel.presence import Presence
 from backchannel.publishing import Publishing
 from backchannel.resume import MemoryResumes
@@ -137,7 +137,7 @@ class HubCore(Publishing, Access):
                 '@hub.endpoint takes the URL, as in @hub.endpoint("/ws/chat/{channel}")'
             )
         check_options(options, "hub.endpoint", template)
-        names = _names_of_caller(2)
+        names = names_of_caller(2)
 
         def bind(target: T) -> T:
             self._add(template, target, names, options)
@@ -167,7 +167,7 @@ class HubCore(Publishing, Access):
             TypeError, ValueError: an option has no such value.
         """
         check_options(options, "hub.add", template)
-        self._add(template, listener, _names_of_caller(2), options)
+        self._add(template, listener, names_of_caller(2), options)
 
     def replace(self, template: str, listener: object) -> None:
         """Swap the listener of an endpoint; its connections stay and meet the new one next.
@@ -186,7 +186,7 @@ class HubCore(Publishing, Access):
             raise LookupError(
                 f"no endpoint {template!r} to replace the listener of; known: {known}"
             )
-        endpoint.callbacks = read_listener(listener, _names_of_caller(2))
+        endpoint.callbacks = read_listener(listener, names_of_caller(2))
 
     def _add(
         self, template: str, listener: object, names: Mapping[str, Any], options: dict[str, Any]
@@ -494,9 +494,3 @@ class HubCore(Publishing, Access):
 
 def _fanout(settings: Settings) -> Fanout:
     return Fanout(Encoder(settings.compress_above or 0, settings.deflate_window))
-
-
-def _names_of_caller(depth: int) -> Mapping[str, Any]:
-    """Return the locals where an endpoint is defined, for annotations that name local classes."""
-    frame = sys._getframe(depth)
-    return {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["where_defined", "written_at"]
+__all__ = ["names_of_caller", "where_defined", "written_at"]
 
 
 def where_defined(thing: Any) -> str:
@@ -30,3 +32,9 @@ def written_at(file: str, line: int | None) -> str:
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     return f"{path}:{line or '?'}"
+
+
+def names_of_caller(depth: int) -> Mapping[str, Any]:
+    """Return the locals where an endpoint is defined, for annotations that name local classes."""
+    frame = sys._getframe(depth)
+    return {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
