@@ -52,6 +52,7 @@ class Crew:
         self.failures: list[str] = []
         self.missed = self.doubled = self.lost = self.retries = self.deliveries = 0
         self.not_resumed = 0
+        self.last_reason = ""
         self._awaited = 0
         self._all = asyncio.Event()
 
@@ -77,7 +78,10 @@ class Crew:
             async with asyncio.timeout(seconds):
                 await self._all.wait()
         except TimeoutError:
-            self.fail(f"{self._awaited} clients were not there after {seconds:g} s")
+            self.fail(
+                f"{self._awaited} clients were not there after {seconds:g} s; {self.retries} "
+                f"attempts had failed, the last since: {self.last_reason}"
+            )
         self.check()
 
     def check(self) -> None:
@@ -103,7 +107,7 @@ class Client(asyncio.Protocol):
         self.room = room
         self.number = self.resumed = self.whole = self.attempt = 0
         self.is_settled = self.is_open = self.is_new = False
-        self.rest = b""
+        self.rest, self.refusal = b"", ""
         self.tag = b"%02d" % room
         self.asking = (
             f"GET {self.request.format(room=f'{room:02}')} HTTP/1.1\r\nHost: bench\r\n"
@@ -122,7 +126,7 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport) -> None:
         self.transport = transport
-        self.rest, self.is_open = b"", False
+        self.rest, self.is_open, self.refusal = b"", False, ""
         transport.write(self.asking)
 
     def connection_lost(self, exc) -> None:
@@ -139,6 +143,7 @@ class Client(asyncio.Protocol):
             wait = crew.pause + random.uniform(0, crew.spread)
         else:
             crew.retries += 1
+            crew.last_reason = self.refusal or f"{why}"
             wait = random.uniform(0, min(20, 0.5 * 2**self.attempt))
         self.attempt += 1
         self.is_settled = False
@@ -193,6 +198,7 @@ class Client(asyncio.Protocol):
 
     def refused(self, text: str) -> None:
         """Take a refusal: one while coming back is a reason to come again."""
+        self.refusal = text
         if not self.crew.comes_back:
             self.crew.fail(text)
         self.transport.abort()
