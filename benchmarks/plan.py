@@ -117,7 +117,7 @@ def resume(title: str, how: str, *others: str) -> Scenario:
     """5,000 clients in 50 rooms, into which 200 others publish 100 messages a second."""
     title = f"5,000 clients in 50 rooms {title}, beside 200 others"
     peers = ("backchannel-run-v1", "backchannel-v1", *others)
-    return Scenario(title, "comeback", f"program comeback {how}", peers, others, rounds=3)
+    return Scenario(title, "comeback", f"program comeback {how}", peers, rounds=3)
 
 
 CROWD = "crowd --browser --path /ws/room/{n} --rooms 1500 --clients"
@@ -269,9 +269,7 @@ SCENARIOS = {
         "come back at once when their node was killed", "kill", "socketio-recovery"
     ),
     "resume-jitter": resume("come back within 500 ms when their node was killed", "jitter"),
-    "resume-cut": resume(
-        "are cut off, and come back to another node after a second", "cut", "socketio-recovery"
-    ),
+    "resume-cut": resume("are cut off, and come back to another node after a second", "cut"),
     "resume-kept": Scenario(
         "Sessions of clients that are away, kept in the process",
         "kept",
