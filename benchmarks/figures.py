@@ -12,6 +12,7 @@ Runs = dict[str, list[Run]]  # of each peer, in the order of the rounds
 Measured = dict[str, Runs]  # of each scenario
 
 SUSTAINED = 0.98  # of the rate that was asked for
+WHOLE = ("not_resumed", "lost", "missed", "doubled")  # of v1, all of them are 0
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,21 @@ def each(run: Run) -> float:
     return run["cpu_s"] * 1e6 / run["count"]
 
 
+def resuming_cost(run: Run) -> float:
+    """Microseconds of the node's CPU time for a client that came back."""
+    return run["server_cpu_s"] * 1e6 / run["clients"]
+
+
+def resuming_engine_cost(run: Run) -> float:
+    """Microseconds of the engine's."""
+    return run["engine_cpu_s"] * 1e6 / run["clients"]
+
+
+def session_bytes(run: Run) -> float:
+    """Bytes that a session takes whose client is away."""
+    return run["bytes"] / run["count"]
+
+
 def handled(unit: str, plural: str) -> list[Figure]:
     """Return the figures of a server that does as much as it can."""
     return [
@@ -167,6 +183,25 @@ KINDS: dict[str, list[Figure]] = {
         Figure("messages/s", lambda run: run["count"] / run["seconds"], ",.0f"),
         Figure("ms until all had all", lambda run: 1000 * run["seconds"], ",.0f"),
     ],
+    "comeback": [
+        Figure("s until half were whole", lambda run: run["half_s"], ".2f"),
+        Figure("until all were", lambda run: run["seconds"], ".2f", 1),
+        Figure("CPU µs a client", resuming_cost, ",.0f", 1),
+        Figure("Valkey, CPU µs a client", resuming_engine_cost, ",.0f"),
+        Figure("not resumed", lambda run: run["not_resumed"], ",.0f"),
+        Figure("told of a loss", lambda run: run["lost"], ",.0f"),
+        Figure("missed, untold", lambda run: run["missed"], ",.0f"),
+        Figure("doubled", lambda run: run["doubled"], ",.0f"),
+        Figure("attempts that failed", lambda run: run["retries"], ",.0f"),
+        Figure("the others: p50 ms", p50, ".1f"),
+        Figure("p99 ms", p99, ".1f", 1),
+        Figure("p99 ms before", lambda run: run["p99_before_us"] / 1000, ".1f"),
+    ],
+    "kept": [Figure("bytes of the process a session", session_bytes, ",.0f")],
+    "kept-engine": [
+        Figure("bytes of Valkey a session", session_bytes, ",.0f"),
+        Figure("of it, by `MEMORY USAGE` of its key", lambda run: run["record_bytes"], ",.0f"),
+    ],
     "latency": [
         Figure("delivered %", sustained, ".0f"),
         Figure("p50 ms", p50, ".2f"),
@@ -179,6 +214,7 @@ KINDS: dict[str, list[Figure]] = {
         Figure("of it, as plain TCP", plain_bytes, ",.0f"),
         Figure("over plain TCP", over_plain_bytes, ",.0f"),
     ],
+    "weight": [Figure("bytes a connection", connection_bytes, ",.0f", 1)],
     "membership": [
         Figure("channels", channels, ",.0f"),
         Figure("bytes a membership", membership_bytes, ",.0f"),
@@ -214,6 +250,8 @@ def check(kind: str, run: Run) -> str | None:
     server = run.get("server")
     if kind == "membership" and not server["came"] == server["channels"] > 0:
         return f"not every channel had its on_subscribe: {server}"
+    if kind == "comeback" and run["dialect"] == "v1" and any(run[key] for key in WHOLE):
+        return f"not all were whole again: { {key: run[key] for key in WHOLE} }"
     if kind == "pairs" and not server["came"] == server["left"] == 100 * run["total_messages"]:
         return f"not every pair was told of: {server}, {run['total_messages']} messages"
     if kind == "target" and server["calls"] != run["total_messages"]:

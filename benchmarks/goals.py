@@ -178,6 +178,16 @@ GOALS = [
         against_raw("dialect-1"), 1.1, at_most=True,
     ),
     Goal("the same, 16 in flight", against_raw("dialect-16"), 1.1, at_most=True),
+    Goal(
+        "5,000 v1 clients whose node was killed: seconds until all are whole again",
+        own("resume-kill", lambda run: run["seconds"], "backchannel-run-v1"), 10,
+        at_most=True, form=".1f", unit=" s",
+    ),
+    Goal(
+        "the same, p99 of deliveries to others meanwhile",
+        own("resume-kill", figures.p99, "backchannel-run-v1"), 100, at_most=True, form=".1f",
+        unit=" ms",
+    ),
     Goal("Two nodes: publications/s ÷ fastest other", over_best("cluster-publish"), 1),
     Goal("Two nodes: fan-out 2 × 500 ÷ fastest other", over_best("cluster-fanout"), 1),
     Goal(

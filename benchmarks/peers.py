@@ -73,6 +73,23 @@ PEERS = {
         make.own,
         dialect="v1",
     ),
+    "backchannel-run-v1": Peer(
+        "**Backchannel, `backchannel run`**, clients that speak v1",
+        (*f"{sys.executable} -m backchannel run backchannel_app.py --port {{port}}".split(),),
+        make.own,
+        dialect="v1",
+    ),
+    "backchannel-v1-brief": Peer(
+        "the same with `resume_window=None`",
+        (
+            *("env", "NO_RESUME=1"),
+            *uvicorn(
+                sys.executable, "backchannel_app:hub", "backchannel.transport.uvicorn:Protocol"
+            ),
+        ),
+        make.own,
+        dialect="v1",
+    ),
     "redis-py": Peer(
         "bare redis-py with hiredis",
         (),
@@ -133,6 +150,13 @@ PEERS = {
         dialect="socketio",
         warm_up=1,
         program=("node", "broker_path.js", str(make.MODULES)),
+    ),
+    "socketio-recovery": Peer(
+        "Socket.IO (Node), connection state recovery",
+        ("env", "RECOVERY=1", "node", "socketio_app.js", "{port}", str(make.MODULES)),
+        make.node_peers,
+        dialect="socketio",
+        warm_up=1,
     ),
     "nchan": Peer("Nchan (nginx)", ("sh", "-c", NCHAN), make.nchan),
     "tomcat": Peer("Tomcat, JSR-356", JAVA, make.tomcat, warm_up=2.5),

@@ -113,6 +113,13 @@ def across(title: str, kind: str, load: str) -> Scenario:
     return Scenario(title, kind, load, CLUSTERS, CLUSTERS[1:], nodes=2)
 
 
+def resume(title: str, how: str, *others: str) -> Scenario:
+    """5,000 clients in 50 rooms, into which 200 others publish 100 messages a second."""
+    title = f"5,000 clients in 50 rooms {title}, beside 200 others"
+    peers = ("backchannel-run-v1", "backchannel-v1", *others)
+    return Scenario(title, "comeback", f"program comeback {how}", peers, rounds=3)
+
+
 CROWD = "crowd --browser --path /ws/room/{n} --rooms 1500 --clients"
 HANDSHAKES = "handshakes --browser --path /ws/room/{n} --clients"
 # The part of a name before its first dash is its group: "fanout" stands for all of them.
@@ -165,6 +172,14 @@ SCENARIOS = {
         # Fewer, since some servers end after five seconds what has not shaken hands.
         before=(("plain", f"{CROWD} 5000 --plain"),),
         rounds=1,
+    ),
+    "memory-v1": Scenario(
+        "Idle memory of 15,000 connections that speak v1, with sessions that can be resumed",
+        "weight",
+        f"{CROWD} 15000",
+        (NATIVE, "backchannel-v1", "backchannel-v1-brief"),
+        (NATIVE,),
+        rounds=3,
     ),
     "memberships-100k": memberships(100),
     "memberships-1m": memberships(1000),
@@ -248,6 +263,25 @@ SCENARIOS = {
         "catch-up",
         "program catch-up",
         (NATIVE,),
+        rounds=3,
+    ),
+    "resume-kill": resume(
+        "come back at once when their node was killed", "kill", "socketio-recovery"
+    ),
+    "resume-jitter": resume("come back within 500 ms when their node was killed", "jitter"),
+    "resume-cut": resume("are cut off, and come back to another node after a second", "cut"),
+    "resume-kept": Scenario(
+        "Sessions of clients that are away, kept in the process",
+        "kept",
+        "program kept alone",
+        ("backchannel-v1",),
+        rounds=3,
+    ),
+    "resume-engine": Scenario(
+        "Sessions of clients that are away, kept in Valkey",
+        "kept-engine",
+        "program kept engine",
+        ("backchannel-v1",),
         rounds=3,
     ),
 }

@@ -21,7 +21,7 @@ SHORT = {
     "limit-send": "C loop", "socketify": "uWebSockets", "starlette": "Starlette",
     "starlette-msgspec": "Starlette+msgspec", "picows": "picows", "ws": "Node ws",
     "redis-py": "redis-py", "python-socketio": "python-socketio", "channels": "Channels",
-    "socketio-node": "Socket.IO", "backchannel-native": "raw",
+    "socketio-node": "Socket.IO", "socketio-recovery": "Socket.IO", "backchannel-native": "raw",
 }  # fmt: skip
 
 

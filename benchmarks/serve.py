@@ -85,18 +85,50 @@ def program_run(name: str, peer: str) -> Run:
     """Run a peer's own program beside a Valkey; return what it counted."""
     what = SCENARIOS[name].load.removeprefix("program ")
     with contextlib.ExitStack() as stack:
-        broker, _ = stack.enter_context(valkey(make.BUILD / f"{name}.valkey.log"))
+        broker, engine = stack.enter_context(valkey(make.BUILD / f"{name}.valkey.log"))
         command, core = [*PEERS[peer].program, what], 0
-        if what == "catch-up":  # the program is the clients
-            log = make.BUILD / f"{name}.{peer}.log"
-            pid, port = stack.enter_context(serving(peer, log, broker))
-            command, core = [sys.executable, "catch_up.py", str(port), str(pid)], 1
+        if (program := what.split()[0]) in CLIENTS:  # the program is the clients
+            core = 1
+            command = [sys.executable, *CLIENTS[program](stack, name, peer, broker, engine)]
         with start(command, core, stdout=subprocess.PIPE, broker=broker) as program:
             output, complaint = program.communicate()
     if program.returncode:
         raise FailedError(f"{peer}: {complaint.strip()[-2000:]}")
     run: Run = json.loads(output)
     return run
+
+
+def catch_up(
+    stack: contextlib.ExitStack, name: str, peer: str, broker: str, _engine: int
+) -> list[str]:
+    """Start a server; return the command of its clients."""
+    pid, port = stack.enter_context(serving(peer, make.BUILD / f"{name}.{peer}.log", broker))
+    return ["catch_up.py", str(port), str(pid)]
+
+
+def come_back(
+    stack: contextlib.ExitStack, name: str, peer: str, broker: str, engine: int
+) -> list[str]:
+    """Start two nodes; return the command of the clients that lose the first of them."""
+    nodes = []
+    for which in ("", ".other"):
+        log = make.BUILD / f"{name}.{peer}{which}.log"
+        pid, port = stack.enter_context(serving(peer, log, broker))
+        nodes += [str(port), str(pid)]
+    how = SCENARIOS[name].load.split()[-1]
+    arguments = [PEERS[peer].dialect, how, "--engine", str(engine), "--nodes", *nodes]
+    return ["comeback.py", *arguments]
+
+
+def kept(stack: contextlib.ExitStack, name: str, peer: str, broker: str, _engine: int) -> list[str]:
+    """Start a server, with a broker of its own or of several nodes; return its clients' command."""
+    shared = SCENARIOS[name].load.endswith("engine")
+    log = make.BUILD / f"{name}.{peer}.log"
+    pid, port = stack.enter_context(serving(peer, log, broker if shared else None))
+    return ["kept.py", str(port), str(pid), *([broker] if shared else [])]
+
+
+CLIENTS = {"catch-up": catch_up, "comeback": come_back, "kept": kept}
 
 
 def tail(log: Path) -> str:

@@ -230,19 +230,21 @@ static bool begins(const unsigned char *payload, size_t length, const char *star
     return length >= strlen(start) && !memcmp(payload, start, strlen(start));
 }
 
-/* The server's hello answers ours; where the path leads into a channel, we are in it then. */
+/* The server's hello answers ours, and names the channel that the path leads into, where it does: the
+ * client is in it when it was told `subscribed`. */
 static void greet_v1(struct client *c, const unsigned char *payload, size_t length)
 {
-    bool leads = strstr(options.path, "/fanout/") != NULL;
-    if (c->state == GREETED && begins(payload, length, "{\"type\":\"hello\""))
+    static const char nowhere[] = "\"channels\":[]", somewhere[] = "\"channels\":[\"";
+    bool is_hello = c->state == GREETED && begins(payload, length, "{\"type\":\"hello\"");
+    if (is_hello && memmem(payload, length, somewhere, sizeof somewhere - 1))
         c->state = JOINED;
-    else if (c->state != JOINED || !begins(payload, length, "{\"type\":\"subscribed\""))
+    else if (is_hello && memmem(payload, length, nowhere, sizeof nowhere - 1))
+        become_open(c);
+    else if (c->state == JOINED && begins(payload, length, "{\"type\":\"subscribed\""))
+        become_open(c);
+    else
         die(1, "client %td: unexpected frame \"%.*s\"", c - clients,
             (int)(length < 60 ? length : 60), (const char *)payload);
-    else
-        leads = false;
-    if (!leads)
-        become_open(c);
 }
 
 /* Engine.IO says `0{...}`, is asked to open the namespace with `40` and answers `40{...}`. */
@@ -330,14 +332,20 @@ void handle_events(struct timespec patience)
 /* Open connections, so many at a time: no server's backlog is tested here. */
 void connect_range(int first, int count, int pending)
 {
-    int started = 0, goal = opened_count + count, before = opened_count;
-    uint64_t deadline = now() + CONNECT_SECONDS * SECOND;
+    int started = 0, goal = opened_count + count, before = opened_count, seen = before;
+    uint64_t began = now(), deadline = began + CONNECT_SECONDS * SECOND, progress = began;
     while (opened_count < goal) {
         while (started < count && started - (opened_count - before) < pending)
             start_connecting(first + started++);
         handle_events((struct timespec){.tv_nsec = 20000000});
-        if (phase == OVER || now() > deadline)
-            die(1, "only %d of %d clients connected in %d s%s%s", opened_count - before, count,
-                CONNECT_SECONDS, first_failure() ? ": " : "", first_failure() ? first_failure() : "");
+        if (opened_count != seen) {
+            seen = opened_count;
+            progress = now();
+        }
+        if (phase == OVER || now() > deadline ||
+            now() > progress + (uint64_t)options.timeout * SECOND)
+            die(1, "only %d of %d clients connected in %.0f s%s%s", opened_count - before, count,
+                (double)(now() - began) / SECOND, first_failure() ? ": " : "",
+                first_failure() ? first_failure() : "");
     }
 }

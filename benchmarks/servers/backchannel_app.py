@@ -17,8 +17,10 @@ def who_is_it(request):
     return None  # as for everyone at the servers that this is compared with
 
 
-several = {"broker": os.environ["BROKER"], "name": "bench"} if "BROKER" in os.environ else {}
-hub = Hub(authenticate=who_is_it, **several)
+settings = {"broker": os.environ["BROKER"], "name": "bench"} if "BROKER" in os.environ else {}
+if "NO_RESUME" in os.environ:
+    settings["resume_window"] = None
+hub = Hub(authenticate=who_is_it, **settings)
 
 
 @hub.endpoint("/ws/fanout/{channel}")
@@ -97,6 +99,17 @@ class Resume(Listener):
         if not await entering or entering.lost:
             ws.close(4000, "something is lost")
         return None
+
+
+hub.rule("live:{room}", history=1000)
+
+
+@hub.endpoint("/ws/live/{room}", channel="live:{room}")
+class Live(Listener):
+    """Rooms whose members miss nothing when they come back."""
+
+    def on_message(self, ws, message: str):
+        ws.broadcast(message)
 
 
 class Addressed(Listener):

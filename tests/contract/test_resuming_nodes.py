@@ -183,6 +183,50 @@ async def test_while_the_engine_is_away_who_comes_back_is_told_to_come_later(hub
         redis_server.start()
 
 
+@contextlib.asynccontextmanager
+async def looked_up_slowly(hub, speaker, server):
+    """Come back at a time when the engine takes commands and does not do them, until the end."""
+    again = Speaker(hub, "/ws/a", hello=None)
+    await again.client.connect()
+    with server.client as client:
+        client.client_pause(60_000, all=False)
+        try:
+            await again.say("hello", resume=speaker.greeting["resume"])
+            async with asyncio.timeout(5):
+                # Nothing tells when the engine has the command.
+                while not any("b" in each["flags"] for each in client.client_list()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            yield again
+        finally:
+            client.client_unpause()
+
+
+async def test_who_goes_again_while_its_session_is_looked_up_can_still_come_back(
+    hubs, redis_server
+):
+    one, other = hubs
+    async with Speaker(one, "/ws/a") as ana:
+        await hear(ana, "subscribed")
+        await ana.drop()
+        async with looked_up_slowly(other, ana, redis_server) as hasty:
+            await hasty.drop()
+        async with back(other, ana) as again:
+            assert again.greeting["resumed"] is True
+            assert again.greeting["connection"] == ana.greeting["connection"]
+
+
+async def test_a_session_that_the_engine_gave_away_too_late_is_not_lost(hubs, redis_server):
+    one, other = hubs
+    async with Speaker(one, "/ws/a") as ana:
+        await hear(ana, "subscribed")
+        await ana.drop()
+        async with looked_up_slowly(other, ana, redis_server) as early:
+            with pytest.raises(ConnectionClosed, match="1013"):  # after its broker_timeout, 2 s
+                await early.client.receive(timeout=5)
+        async with back(other, ana) as again:
+            assert again.greeting["resumed"] is True
+
+
 async def test_a_session_begun_while_the_engine_is_away_can_be_resumed_once_it_is_back(
     hubs, redis_server
 ):

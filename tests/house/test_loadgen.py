@@ -79,7 +79,8 @@ class Server:
 
 
 async def run(program: str, server: Callable[[ServerConnection], Awaitable[None]], load: str):
-    async with serve(server, "127.0.0.1", 0, compression=None) as listening:
+    known = {"compression": None, "subprotocols": getattr(server, "subprotocols", None)}
+    async with serve(server, "127.0.0.1", 0, **known) as listening:
         port = next(iter(listening.sockets)).getsockname()[1]
         limits = ["--warmup", "0", "--seconds", "0.3", "--timeout", "2", "--port", str(port)]
         process = await asyncio.create_subprocess_exec(
@@ -178,6 +179,103 @@ async def test_one_fault_fails_the_run(loadgen, load):
         assert code == 1, (wrong, result)
         assert result[count] > 0, (wrong, result)
         assert complaint.startswith("loadgen: ")
+
+
+class Speaking(Server):
+    """The same in dialect v1: everyone at /fanout is in channel ``bench``."""
+
+    subprotocols = ("backchannel.v1.json",)
+    entered = '{"type":"subscribed","channel":"bench"}'
+
+    async def __call__(self, ws: ServerConnection) -> None:
+        assert ws.subprotocol == self.subprotocols[0]
+        assert json.loads(await ws.recv()) == {"type": "hello"}
+        channels = {"/fanout": ["bench"], "/room": ["room"]}.get(ws.request.path, [])
+        hello = {"type": "hello", "connection": "a", "channels": channels, "resume": None}
+        await ws.send(json.dumps(hello, separators=(",", ":")))
+        if channels and self.entered:
+            await ws.send(self.entered)
+        await super().__call__(ws)
+
+    async def take(self, ws: ServerConnection, path: str, message: str) -> None:
+        frame = json.loads(message)
+        assert frame["type"] == "message"
+        if path != "/fanout":
+            await ws.send(message)
+        else:
+            await super().take(ws, path, frame["data"])
+
+    async def send(self, ws: ServerConnection, message: str) -> None:
+        frames = [message]
+        if message[4:8] != "ffff":
+            self.answers += 1
+            frames = self.wrong(self.answers, message) if self.wrong else frames
+        for frame in frames:
+            await ws.send(frame if frame.startswith("{") else published(frame))
+
+
+def published(message: str, channel: str = "bench", position: str = "") -> str:
+    at = f'"position":"{position}",' if position else ""
+    return f'{{"type":"publication","channel":"{channel}",{at}"data":"{message}"}}'
+
+
+SPEAKING = f"{FANOUT} --inflight 4 --dialect v1"
+
+
+async def test_a_server_that_speaks_v1_passes(loadgen):
+    code, result, complaint = await run(loadgen, Speaking(), SPEAKING)
+    assert (code, complaint) == (0, "")
+    assert result["deliveries"] > 0
+    assert result["lost"] == result["corrupt"] == 0
+
+
+@pytest.mark.parametrize("path", ["/room", "/echo"])
+async def test_a_crowd_that_speaks_v1_is_in_the_channel_that_hello_names(loadgen, path):
+    load = f"crowd --path {path} --clients 40 --server-pid {os.getpid()} --dialect v1"
+    code, result, complaint = await run(loadgen, Speaking(), load)
+    assert (code, complaint, result["answered"]) == (0, "", 40)
+
+
+def misname(number: int, message: str) -> list[str]:
+    return [published(message, channel="bendh")] if number == 12 else [message]
+
+
+def misplace(number: int, message: str) -> list[str]:
+    """A position, though its channel has no history."""
+    return [published(message, position="5f3a09c2.17")] if number == 12 else [message]
+
+
+def answer_instead(number: int, message: str) -> list[str]:
+    text = f'{{"type":"message","data":"{message}"}}'
+    return [text] if number == 12 else [message]
+
+
+async def test_one_fault_in_v1_fails_the_run(loadgen):
+    faults = [*FAULTS, (misname, "corrupt"), (misplace, "corrupt"), (answer_instead, "corrupt")]
+    runs = await asyncio.gather(*(run(loadgen, Speaking(wrong), SPEAKING) for wrong, _ in faults))
+    for (wrong, count), (code, result, complaint) in zip(faults, runs, strict=True):
+        assert code == 1, (wrong, result)
+        # A frame that is longer than all that may come is refused before it is read.
+        refused = wrong is misplace and "at most" in complaint
+        assert refused or result[count] > 0, (wrong, result, complaint)
+
+
+@pytest.mark.parametrize(
+    ("entered", "complaint"),
+    [
+        ("", "only 0 of 5 clients connected"),
+        ('{"type":"unsubscribed","channel":"bench"}', 'unexpected frame "{"type":"unsubscribed"'),
+        (published("x"), 'unexpected frame "{"type":"publication"'),
+    ],
+)
+async def test_a_server_that_does_not_say_that_a_client_is_in_fails_the_run(
+    loadgen, entered, complaint
+):
+    server = Speaking()
+    server.entered = entered
+    code, _, said = await run(loadgen, server, SPEAKING)
+    assert code == 1
+    assert complaint in said
 
 
 async def test_messages_out_of_order_fail_the_run(loadgen):

@@ -162,6 +162,28 @@ async def test_resuming_ends_the_socket_that_is_still_open():
         assert await hub.everyone.count() == 1
 
 
+async def test_who_goes_again_while_the_socket_that_is_still_open_ends_can_still_come_back():
+    ending, let_go = asyncio.Event(), asyncio.Event()
+
+    class Slow(Room):
+        async def on_close(self, ws, reason):
+            if not ending.is_set():
+                ending.set()
+                await let_go.wait()
+
+    hub = new_hub(Slow)
+    async with Speaker(hub, "/ws/a") as ana:
+        hasty = Speaker(hub, "/ws/a", hello=None)
+        await hasty.client.connect()
+        await hasty.say("hello", resume=ana.greeting["resume"])
+        await ending.wait()
+        await hasty.drop()
+        let_go.set()
+        async with back(hub, ana) as again:
+            assert again.greeting["resumed"] is True
+            assert again.greeting["connection"] == ana.greeting["connection"]
+
+
 @pytest.mark.parametrize(
     ("code", "lives"), [(1000, False), (1001, True), (4004, False), (1012, True)]
 )

@@ -116,7 +116,11 @@ class SpeakingDispatch(Handling):
         channels: list[str] = []
         if found is not None:
             key, record = found
-            await self._take_over(record)
+            try:
+                await self._take_over(record)
+            except asyncio.CancelledError:
+                resumes.give_back(key, record)
+                raise
             ws.talk.returning = set(record.channels)
             ws.talk.keys = (key,)  # until the next one has arrived
             channels = [name for name in record.channels if name != ws.channel]

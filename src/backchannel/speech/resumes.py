@@ -124,6 +124,10 @@ class Resumes:
                 self._write(other, None)
         return key, record
 
+    def give_back(self, key: bytes, record: Record) -> None:
+        """Keep a session again that was taken, since its client is gone before it had it."""
+        self._write(key, record.pack(), new=True)
+
     # ── written ───────────────────────────────────────────────────────────────────────────────
 
     def _write(

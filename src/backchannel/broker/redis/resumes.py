@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from backchannel.broker.redis.keys import Keys
+    from backchannel.broker.redis.link import Link
     from backchannel.broker.redis.route import Route, Words
 
 __all__ = ["RedisResumes"]
@@ -49,13 +51,30 @@ class RedisResumes:
         await self._call_each("DEL", dict.fromkeys(keys, ()))
 
     async def take(self, key: bytes) -> bytes | None:
-        """Return what is kept and forget it."""
-        (data,) = await self._call_each("GETDEL", {key: ()})
-        return None if data is None else bytes(data)
+        """Return what is kept and forget it: an answer that nobody waits for is given back."""
+        name = self._keys.resume(key)
+        link = self._link(name)
+        life, data = link.call("PTTL", name), link.call("GETDEL", name)
+        life.add_done_callback(_heed)
+        is_taken = False
+        try:
+            await asyncio.wait([data], timeout=self._timeout)
+            is_taken = data.done()
+        finally:
+            if not is_taken:
+                data.add_done_callback(functools.partial(_give_back, link, name, life))
+        if not is_taken:
+            raise self._too_slow()
+        try:
+            found = data.result()
+        except hiredis.ReplyError as error:
+            if not _is_elsewhere(error):
+                raise self._refused(error) from error
+            found = await self._route.call(name, "GETDEL", name)
+        return None if found is None else bytes(found)
 
     async def _call_each(self, verb: str, words: Mapping[bytes, tuple[Words, ...]]) -> list[Any]:
         """Say the same about some sessions, in one write to each engine; return the answers."""
-        shown = self._route.shown
         try:
             async with asyncio.timeout(self._timeout):
                 asked = [
@@ -63,15 +82,13 @@ class RedisResumes:
                 ]
                 return [await self._answer(*each) for each in asked]
         except TimeoutError as error:
-            raise BrokerUnavailable(f"{shown} did not answer in {self._timeout:g} s") from error
+            raise self._too_slow() from error
         except hiredis.ReplyError as error:
-            raise BrokerUnavailable(f"{shown} refuses to keep a session: {error}") from error
+            raise self._refused(error) from error
 
     def _ask(self, verb: str, key: bytes, more: tuple[Words, ...]) -> _Asked:
-        if (link := self._route.link_of(key)) is None:
-            raise BrokerUnavailable(f"{self._route.shown} is away: sessions are kept there")
         command = (verb, key, *more)
-        return key, command, link.call(*command)
+        return key, command, self._link(key).call(*command)
 
     async def _answer(
         self, key: bytes, command: tuple[Words, ...], answer: asyncio.Future[Any]
@@ -79,6 +96,36 @@ class RedisResumes:
         try:
             return await answer
         except hiredis.ReplyError as error:
-            if str(error).partition(" ")[0] not in {"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"}:
+            if not _is_elsewhere(error):
                 raise
             return await self._route.call(key, *command)  # which knows where it belongs by now
+
+    def _link(self, key: bytes) -> Link:
+        if (link := self._route.link_of(key)) is None:
+            raise BrokerUnavailable(f"{self._route.shown} is away: sessions are kept there")
+        return link
+
+    def _too_slow(self) -> BrokerUnavailable:
+        return BrokerUnavailable(f"{self._route.shown} did not answer in {self._timeout:g} s")
+
+    def _refused(self, error: hiredis.ReplyError) -> BrokerUnavailable:
+        return BrokerUnavailable(f"{self._route.shown} refuses to keep a session: {error}")
+
+
+def _is_elsewhere(error: hiredis.ReplyError) -> bool:
+    """Tell whether another node of a cluster has it, or the same one later."""
+    return str(error).partition(" ")[0] in {"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"}
+
+
+def _heed(answer: asyncio.Future[Any]) -> bool:
+    """Tell whether an answer came that nobody waits for; an error is nobody's either."""
+    return not answer.cancelled() and answer.exception() is None
+
+
+def _give_back(
+    link: Link, name: bytes, life: asyncio.Future[Any], data: asyncio.Future[Any]
+) -> None:
+    """Keep what was taken for nobody, for the rest of its time, unless it is there again."""
+    if _heed(life) and _heed(data) and data.result() is not None and life.result() > 0:
+        again = link.call("SET", name, bytes(data.result()), "PX", life.result(), "NX")
+        again.add_done_callback(_heed)
