@@ -7,6 +7,7 @@ import click
 from backchannel import __version__
 from backchannel.cli.doctor import doctor
 from backchannel.cli.run import run
+from backchannel.cli.schema import schema
 
 __all__ = ["main"]
 
@@ -19,3 +20,4 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(doctor)
+main.add_command(schema)
