@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import chain, count
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
@@ -38,9 +38,64 @@ class Whisper(Struct):
     text: Text
 
 
+class Sent(Struct, tag=str.lower):
+    """What the page gets; its "type" is the class's name: "welcome", "joined"."""
+
+
+class Welcome(Sent):
+    """You are in; these people are too."""
+
+    you: str
+    people: dict[str, str]  # id → name
+
+
+class Joined(Sent):
+    """Someone came."""
+
+    id: str
+    name: str
+
+
+class Left(Sent):
+    """Someone went."""
+
+    id: str
+
+
+class Said(Sent):
+    """Someone said something to all."""
+
+    by: str
+    text: str
+
+
+class Whispered(Sent):
+    """Someone said something to you alone."""
+
+    by: str
+    text: str
+
+
+class Delivery(Sent):
+    """What has become of a whisper."""
+
+    to: str
+    text: str
+    delivered: bool
+
+
+class Typing(Sent):
+    """Someone is about to say something."""
+
+    by: str
+
+
 @hub.endpoint("/ws/chat/{channel}")
 class Chat(Listener):
     """Everyone in a channel hears what is said there; a whisper is heard by one."""
+
+    # With the annotations below it is what `backchannel schema chat.py` makes chat.d.ts of.
+    sends = Welcome | Joined | Left | Said | Whispered | Typing
 
     def __init__(self) -> None:
         self.rooms: dict[str, dict[str, str]] = {}  # channel → id → name
@@ -58,36 +113,30 @@ class Chat(Listener):
             return Reject(f"A name can have {NAME_LENGTH} characters at most.")
         people = self.rooms.setdefault(channel, {})
         name = people[ws.id] = distinct(wanted, people.values())
-        ws.broadcast({"type": "joined", "id": ws.id, "name": name})  # to those already in
-        ws.send({"type": "welcome", "you": ws.id, "people": people})
+        ws.broadcast(Joined(ws.id, name))  # to those already in
+        ws.send(Welcome(ws.id, people))
         return None
 
     def on_close(self, ws: Connection, reason: CloseReason) -> None:
         people = self.rooms.get(ws.channel, {})
         if people.pop(ws.id, None):  # else the name was refused, and nobody has heard of it
-            ws.broadcast({"type": "left", "id": ws.id})
+            ws.broadcast(Left(ws.id))
             if not people:
                 del self.rooms[ws.channel]
 
     @event("say")  # called for messages whose "type" is "say"; what is no valid Say never gets here
     def say(self, ws: Connection, message: Say) -> None:
-        ws.broadcast({"type": "said", "by": ws.id, "text": message.text})
+        ws.broadcast(Said(ws.id, message.text))
 
     @event("whisper")
-    def whisper(self, ws: Connection, message: Whisper) -> dict[str, Any]:
+    def whisper(self, ws: Connection, message: Whisper) -> Delivery:
         """Send to one connection of this channel, and answer the sender whether it was there."""
-        whisper = {"type": "whispered", "by": ws.id, "text": message.text}
-        sent = ws.broadcast(whisper, to=message.to)
-        return {
-            "type": "delivery",
-            "to": message.to,
-            "text": message.text,
-            "delivered": sent.reached == 1,
-        }
+        sent = ws.broadcast(Whispered(ws.id, message.text), to=message.to)
+        return Delivery(message.to, message.text, delivered=sent.reached == 1)
 
     @event("typing")
     def typing(self, ws: Connection) -> None:
-        ws.broadcast({"type": "typing", "by": ws.id}, exclude=ws)
+        ws.broadcast(Typing(ws.id), exclude=ws)
 
 
 def readable(name: str) -> str:

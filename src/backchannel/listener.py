@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
+from backchannel.annotations import NO_MESSAGE, UNSAID, read_returns, read_sends, resolve, scope_of
 from backchannel.errors import InvalidMessage, ListenerError
 from backchannel.messages import Decoder, decoder_for
 from backchannel.observe import LISTENER
@@ -46,10 +47,14 @@ class Listener:
 
     ``durable = ("name", …)`` names what of ``ws.state`` comes back when a client of the dialect v1
     resumes its session, at whatever node: plain values, as they were when they were set.
+
+    ``sends = Said | Left`` says what it sends, and broadcasts in its channel, for ``backchannel
+    schema``: a type or a union of types, as annotations of messages have them.
     """
 
     shared: ClassVar[bool] = False
     durable: ClassVar[tuple[str, ...]] = ()
+    sends: ClassVar[Any] = None
 
     def on_handshake(self, request: Request) -> Any:
         """Before the 101. False or Reject(status, text) refuses; raising answers HTTP 500."""
@@ -164,6 +169,10 @@ class Callback:
         is_async: it was written as ``async def``.
         in_thread: it is to be called in a worker thread.
         decode: makes its message; None passes it on as sent.
+        about: its docstring.
+        takes: the annotation of its message; UNSAID has none, NO_MESSAGE takes none.
+        returns: what it is annotated to return; UNSAID, or Unresolved where its names are not
+            there.
     """
 
     name: str
@@ -172,6 +181,9 @@ class Callback:
     is_async: bool
     in_thread: bool
     decode: Decoder | None = None
+    about: str = ""
+    takes: Any = UNSAID
+    returns: Any = UNSAID
 
     @property
     def returns_at_once(self) -> bool:
@@ -185,6 +197,7 @@ class Callbacks:
 
     name: str
     where: str
+    about: str = ""
     on_handshake: Callback | None = None
     on_first_open: Callback | None = None
     on_open: Callback | None = None
@@ -200,6 +213,7 @@ class Callbacks:
     on_channel_open: Callback | None = None
     on_channel_close: Callback | None = None
     durable: tuple[str, ...] = ()
+    sends: tuple[Any, ...] | None = None
     events: Mapping[str, Callback] = field(default_factory=dict[str, Callback])
 
     membership_is_immediate: bool = field(init=False)
@@ -283,10 +297,12 @@ def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
         found["on_message"] = _with_decoder(message, names, kind)
     found["events"] = _read_events(listener, names)
     found["durable"] = _read_durable(kind)
-    if found.keys() == {"on_invalid", "events", "durable"} and not found["events"]:
+    found["sends"] = read_sends(kind.sends, f"{kind.__name__}.sends ({where_defined(kind)})")
+    if found.keys() == {"on_invalid", "events", "durable", "sends"} and not found["events"]:
         _warn_of_foreign_names(kind)
     object.__setattr__(listener, "_sealed", True)
-    return Callbacks(name=kind.__name__, where=where_defined(kind), **found)
+    about = vars(kind).get("__doc__") or ""
+    return Callbacks(name=kind.__name__, where=where_defined(kind), about=about, **found)
 
 
 def _read_durable(kind: type[Listener]) -> tuple[str, ...]:
@@ -306,7 +322,7 @@ def _read_function(function: Callable[..., Any], names: Mapping[str, Any]) -> Ca
     name = getattr(named, "__name__", type(named).__name__)
     callback = _with_decoder(read_callback(function, name, "ws, message"), names)
     on_invalid = read_callback(Listener().on_invalid, f"{name}.on_invalid", "ws, error")
-    return Callbacks(name=name, where=callback.where, on_message=callback, on_invalid=on_invalid)
+    return Callbacks(name, callback.where, on_message=callback, on_invalid=on_invalid)
 
 
 def _read_events(listener: Listener, names: Mapping[str, Any]) -> dict[str, Callback]:
@@ -320,8 +336,9 @@ def _read_events(listener: Listener, names: Mapping[str, Any]) -> dict[str, Call
         function = getattr(listener, attribute)
         label = f"{kind.__name__}.{attribute}"
         if len(_positional(function)) == 1:
-            callback = read_callback(function, label, "ws")
-            found[name] = _replaced(callback, function=_without_message(callback.function))
+            callback = _with_decoder(read_callback(function, label, "ws"), names, kind)
+            bare = _without_message(callback.function)
+            found[name] = _replaced(callback, function=bare, takes=NO_MESSAGE)
         else:
             callback = read_callback(function, label, "ws, message")
             found[name] = _with_decoder(callback, names, kind)
@@ -387,54 +404,28 @@ def read_callback(
         function=function,
         is_async=is_async,
         in_thread=in_thread,
+        about=getattr(layers[-1], "__doc__", None) or "",
     )
 
 
 def _with_decoder(
     callback: Callback, names: Mapping[str, Any], kind: type[Listener] | None = None
 ) -> Callback:
-    """Add what the annotation of the message asks for, if it has one."""
+    """Add what its annotations say, as far as there are any."""
+    *_, function = _layers(callback.function)
+    scope = scope_of(function, names, kind)
+    callback = _replaced(callback, returns=read_returns(callback.function, scope))
     message = next(iter(_positional(callback.function)[1:]), None)
     if message is None or message.annotation is message.empty:
         return callback
     label = f"{callback.name} ({callback.where}): the annotation of {message.name!r}"
-    *_, function = _layers(callback.function)
-    annotation = _resolve(message.annotation, _scope(function, names, kind), label)
-    return _replaced(callback, decode=decoder_for(annotation, label))
+    annotation = resolve(message.annotation, scope, label)
+    return _replaced(callback, decode=decoder_for(annotation, label), takes=annotation)
 
 
 def _replaced(callback: Callback, **changes: Any) -> Callback:
     fields = {name: getattr(callback, name) for name in Callback.__dataclass_fields__}
     return Callback(**{**fields, **changes})
-
-
-def _scope(function: Any, names: Mapping[str, Any], kind: type[Listener] | None) -> dict[str, Any]:
-    """Return the names that a function's annotations may use, as Python would look them up."""
-    scope = dict(getattr(function, "__globals__", {}))
-    if "<locals>" in getattr(function, "__qualname__", ""):
-        scope.update(names)
-    code, closure = getattr(function, "__code__", None), getattr(function, "__closure__", None)
-    for name, cell in zip(code.co_freevars if code else (), closure or (), strict=False):
-        try:
-            scope[name] = cell.cell_contents
-        except ValueError:  # a cell that is not filled yet
-            continue
-    for base in reversed(kind.__mro__ if kind else ()):
-        scope.update({k: v for k, v in vars(base).items() if isinstance(v, type)})
-    return scope
-
-
-def _resolve(annotation: Any, scope: dict[str, Any], label: str) -> Any:
-    """Evaluate one annotation; the others may name what is imported for type checkers only."""
-    holder = types.SimpleNamespace(__annotations__={"message": annotation})
-    try:
-        hints = typing.get_type_hints(holder, scope, include_extras=True)
-    except (NameError, TypeError, SyntaxError, AttributeError) as error:
-        raise ListenerError(
-            f"{label}, {annotation!r}, can't be resolved: {error}; define or import its names at "
-            "module level, outside `if TYPE_CHECKING`"
-        ) from error
-    return hints["message"]
 
 
 def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -19,11 +19,15 @@ __all__ = [
     "Decoder",
     "Frame",
     "check_size",
+    "custom_type",
     "decoder_for",
     "encode",
     "form_of",
+    "mentions_pydantic",
     "tag_reader",
     "text_and_path",
+    "types_in",
+    "union_members",
 ]
 
 Frame = str | bytes
@@ -227,9 +231,14 @@ def decoder_for(annotation: Any, where: str) -> Decoder | None:
         return _text_only
     if annotation is bytes:
         return _bytes_only
-    if _mentions_pydantic(annotation):
+    if mentions_pydantic(annotation):
         return _pydantic_decoder(annotation, where)
     return _json_decoder(annotation, where)
+
+
+def union_members(annotation: Any) -> tuple[Any, ...]:
+    """Return what a union is of; anything else is the only one of its kind."""
+    return get_args(annotation) if get_origin(annotation) in _UNIONS else (annotation,)
 
 
 def _text_only(frame: Frame) -> str:
@@ -247,7 +256,7 @@ def _bytes_only(frame: Frame) -> bytes:
 def _json_decoder(annotation: Any, where: str) -> Decoder:
     try:
         decode = msgspec.json.Decoder(annotation).decode
-        unknown = _custom_types(msgspec.inspect.type_info(annotation))
+        unknown = custom_type(msgspec.inspect.type_info(annotation))
     except (TypeError, ValueError, NameError) as error:
         raise ListenerError(
             f"{where}: no message can be decoded into {annotation!r}: {error}"
@@ -291,26 +300,32 @@ def text_and_path(error: str) -> tuple[str, str]:
     return text, f"{path}.{missing[1]}" if missing else path
 
 
-def _custom_types(info: object) -> type | None:
+def custom_type(info: object) -> type | None:
     """Return a class inside a type that msgspec would need a hook for, if there is one."""
+    found = (one.cls for one in types_in(info) if isinstance(one, msgspec.inspect.CustomType))
+    return next(found, None)
+
+
+def types_in(info: object) -> Iterator[msgspec.inspect.Type]:
+    """Yield all types that one is made of, itself included: each once, as msgspec knows them."""
     todo, seen = [info], set[int]()
     while todo:
         item = todo.pop()
         if id(item) in seen:
             continue
         seen.add(id(item))
-        if isinstance(item, msgspec.inspect.CustomType):
-            return item.cls
+        if isinstance(item, msgspec.inspect.Type):
+            yield item
         if isinstance(item, list | tuple):
             todo.extend(typing.cast("list[object]", item))
         elif isinstance(item, msgspec.inspect.Type | msgspec.inspect.Field):
             todo.extend(getattr(item, name) for name in item.__struct_fields__)
-    return None
 
 
-def _mentions_pydantic(annotation: Any) -> bool:
+def mentions_pydantic(annotation: Any) -> bool:
+    """Tell whether a type is pydantic's business: a model, or made with one."""
     if arguments := get_args(annotation):
-        return any(_mentions_pydantic(argument) for argument in arguments)
+        return any(mentions_pydantic(argument) for argument in arguments)
     return isinstance(annotation, type) and (
         hasattr(annotation, "__pydantic_validator__")
         or hasattr(annotation, "__pydantic_core_schema__")

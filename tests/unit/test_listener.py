@@ -79,7 +79,7 @@ def test_the_documented_parameters_are_those_of_the_base_class():
 
 def test_every_callback_has_its_place_among_the_callbacks_read():
     fields = {field.name for field in dataclasses.fields(Callbacks) if field.init}
-    assert fields == {"name", "where", "events", "durable", *CALLBACKS}
+    assert fields == {"name", "where", "about", "events", "durable", "sends", *CALLBACKS}
 
 
 def test_a_callback_is_bound_to_its_instance_and_knows_its_place():

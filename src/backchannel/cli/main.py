@@ -8,6 +8,7 @@ from backchannel import __version__
 from backchannel.cli.client import client
 from backchannel.cli.doctor import doctor
 from backchannel.cli.run import run
+from backchannel.cli.schema import schema
 
 __all__ = ["main"]
 
@@ -21,3 +22,4 @@ def main() -> None:
 main.add_command(run)
 main.add_command(doctor)
 main.add_command(client)
+main.add_command(schema)
