@@ -120,13 +120,19 @@ class Npm:
 
 
 @pytest.fixture(scope="session")
-def npm() -> Npm:
-    """Have the packages of tests/npm; they are installed once."""
+def node() -> tuple[Path, list[str]]:
+    """Return the folder of a Node that is new enough, and the command that is its npm."""
     found = find_node()
     if found is None:
         pytest.skip("needs Node 20 or newer and npm, or pip install 'pyright[nodejs]'")
-    node, command = found
-    made = Npm(node)
+    return found
+
+
+@pytest.fixture(scope="session")
+def npm(node: tuple[Path, list[str]]) -> Npm:
+    """Have the packages of tests/npm; they are installed once."""
+    folder, command = node
+    made = Npm(folder)
     there, wanted = NPM / "node_modules/.package-lock.json", NPM / "package-lock.json"
     with (NPM / ".lock").open("w") as lock:  # one process at a time
         if fcntl is not None:

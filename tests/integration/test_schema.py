@@ -226,8 +226,6 @@ void chat.call("shout", "x");
 
 def test_its_types_are_the_message_maps_of_the_client(tsc, tmp_path):
     client = ROOT / "src/backchannel/static/client.d.ts"
-    if not client.exists():
-        pytest.skip("there is no browser client yet")
     (tmp_path / "client.d.ts").write_text(client.read_text())
     (tmp_path / "chat.d.ts").write_text((EXAMPLES / "chat.d.ts").read_text())
     (tmp_path / "page.ts").write_text(CLIENT)
