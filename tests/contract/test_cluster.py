@@ -13,7 +13,6 @@ from redis.exceptions import AuthenticationError
 
 from backchannel import Hub, Listener
 from backchannel.broker.redis.door import Door
-from backchannel.contracts import TicketHolder
 from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
 
 pytestmark = pytest.mark.timeout(90)
