@@ -14,6 +14,7 @@ from redis.exceptions import AuthenticationError
 from backchannel import Hub, Listener
 from backchannel.broker.redis.door import Door
 from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
+from backchannel.stores import TicketHolder
 
 pytestmark = pytest.mark.timeout(90)
 
