@@ -10,6 +10,7 @@ import signal
 import pytest
 from redis.crc import key_slot
 from redis.exceptions import AuthenticationError
+from speaking import Speaker
 
 from backchannel import Hub, Listener
 from backchannel.broker.redis.door import Door
@@ -286,6 +287,25 @@ async def test_presence_waits_while_its_slot_moves_and_tells_nothing_twice(clust
             await until(lambda: told[-1:] == ["bob left"])
     await until(lambda: told[-1:] == ["ana left"])
     assert told == ["ana joined", "bob joined", "bob left", "ana left"]
+
+
+async def test_a_session_goes_on_at_another_node(cluster, hubs):
+    """Wherever in the cluster its key, its connection's topic and its channel's history are."""
+    one, two = await hubs(cluster.url), await hubs(cluster.url)
+    for number in range(8):  # so many keys are at all masters
+        url = f"/ws/kept:{number}"
+        async with Speaker(one, url) as ana:
+            at = (await ana.hear("subscribed"))["position"]
+            await ana.drop()
+            await two.broadcast(f"kept:{number}", "meanwhile")
+            hello = {"resume": ana.greeting["resume"], "positions": {f"kept:{number}": at}}
+            async with Speaker(two, url, hello=hello) as again:
+                assert again.greeting["resumed"] is True
+                assert (await again.hear("publication"))["data"] == "meanwhile"
+                await again.hear("subscribed")
+                sent = await one.connection(ana.greeting["connection"]).send("you")
+                assert sent.reached == 1
+                assert (await again.hear("message"))["data"] == "you"
 
 
 async def test_tickets_and_the_notice_follow_their_slots(cluster, hubs):
