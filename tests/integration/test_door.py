@@ -37,6 +37,11 @@ def echo(ws, message: str):
 class Hangs(__import__("backchannel").Listener):
     async def on_handshake(self, request):
         await __import__("asyncio").Event().wait()
+
+@hub.endpoint("/ws/busy")
+class Busy(__import__("backchannel").Listener):
+    def on_handshake(self, request):
+        __import__("time").sleep(0.005)
 """
 
 
@@ -308,6 +313,19 @@ async def test_a_second_request_that_does_not_end_is_hung_up_on(impatient, dial,
         assert got.startswith(b"HTTP/1.1 408")
         assert seconds > 0.3
     assert seconds < 3
+
+
+async def test_a_request_that_was_sent_in_time_is_never_too_late(impatient, dial):
+    """Three hundred at once take longer to serve than one has to ask: they wait, and all come in."""
+    asking = (
+        b"GET /ws/busy HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    clients = [await dial(impatient) for _ in range(300)]
+    for client in clients:
+        await client.write(asking)
+    answers = [await client.read_until(b"\r\n") for client in clients]
+    assert answers == [b"HTTP/1.1 101 Switching Protocols"] * 300
 
 
 async def test_hundreds_that_say_little_are_hung_up_on_and_the_others_served(impatient, dial):

@@ -45,6 +45,7 @@ class Patience(asyncio.Protocol):
 
     _door: Door
     _has_spoken = False
+    _unread = 0  # pieces of its request that wait for their turn: for us, and not it for them
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the client's time."""
@@ -66,11 +67,13 @@ class Patience(asyncio.Protocol):
             deadlines.add(self)
         if self in deadlines:
             self._has_spoken = True
+            self._unread += 1
             self._door.turns.take(self._read, data)
         else:
             super().data_received(data)
 
     def _read(self, data: bytes) -> None:
+        self._unread -= 1
         if self.transport.is_closing():
             return
         protocol, before = self.transport.get_protocol(), self.cycle
@@ -95,6 +98,9 @@ class Patience(asyncio.Protocol):
     def too_late(self) -> None:
         """Hang up on a client that does not come to the point."""
         if self.transport.is_closing():
+            return
+        if self._unread:
+            self._door.deadlines.add(self)
             return
         if self._has_spoken:
             self.transport.write(_TIMEOUT)
