@@ -414,6 +414,7 @@ class HubCore(Publishing, Access):
                 task.cancel()
         if self.cluster.is_shared and (left := leaving.until - loop.time()) > 0:
             await self._broker.finish(left)
+        await self.resumes.finish(deadline - loop.time())
         await self.runtime.cancel_all(max(0.1, deadline - loop.time()))
         await self._broker.stop()
         if (close := getattr(self.settings.session, "aclose", None)) is not None:

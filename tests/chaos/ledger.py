@@ -38,6 +38,8 @@ class Said:
         number: which counts up.
         to: addresses of those whom it is for alone; None is all.
         exclude: addresses of those whom it is not for.
+        again: its sender sends it again until it is acknowledged: where nothing is kept it may
+            come twice.
 
     Attributes:
         state: what its publisher was told: "sent" is nothing yet, then "accepted", "unknown", or
@@ -54,6 +56,7 @@ class Said:
     number: int
     to: list[str] | None
     exclude: list[str] | None
+    again: bool = False
     state: str = "sent"
     offset: int | None = None
     epochs: set[str] = field(default_factory=set)
@@ -167,7 +170,7 @@ class Ledger:
                 wrong.append(f"{one.id} was not for it: to {said.to}, without {said.exclude}")
             if said.state == "never":
                 wrong.append(f"{one.id} came, whose sender was told that it was not published")
-            if one.kind == "got" and one.id in seen:
+            if one.kind == "got" and one.id in seen and (kept or not said.again):
                 wrong.append(f"{one.id} came twice")
             if one.kind == "got":
                 seen.add(one.id)
@@ -182,7 +185,7 @@ class Ledger:
                 last.clear()
             if one.kind == "got":
                 said = self.said[one.id]
-                if said.number <= last.get(said.by, -1):
+                if said.number <= last.get(said.by, -1) and not said.again:
                     wrong.append(f"{one.id} came after number {last[said.by]} of {said.by}")
                 last[said.by] = said.number
         return wrong
