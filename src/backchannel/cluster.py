@@ -312,6 +312,8 @@ class Cluster:
     def hear_no_more(self, targets: Collection[Target]) -> None:
         """Hear users, sessions and connections no more, where nobody else does."""
         for target in targets:
+            if target not in self._held:
+                continue  # the hub has begun anew since
             self._held[target] -= 1
             if not self._held[target]:
                 del self._held[target]

@@ -321,3 +321,18 @@ async def test_a_channel_whose_history_can_not_be_read_just_now_is_not_lost(redi
             assert again.greeting["channels"] == ["asked:a"]
             await hear(again, "subscribed", channel="asked:a")
     await hub.stop()
+
+
+async def test_a_node_that_stops_leaves_its_last_word_about_sessions(hubs, redis_server):
+    one, other = hubs
+    async with Speaker(one, "/plain") as ana:
+        await one.resumes.finish(5)
+        with redis_server.client as client:
+            client.client_pause(500, all=True)
+        for n, name in enumerate(("first", "last"), 1):  # the second waits for the first
+            await ana.say("message", id=n, data={"type": "name", "name": name})
+            await hear(ana, "ack", id=n)
+        await one.stop()
+        async with back(other, ana, url="/plain") as again:
+            await again.say("call", id=3, event="whoami")
+            assert (await hear(again, "reply"))["data"]["name"] == "last"
