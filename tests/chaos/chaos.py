@@ -35,7 +35,7 @@ from ledger import Ledger, Place
 from people import Crowd, Who
 from roads import Road
 from senders import Sender
-from settling import Settling
+from settling import ROOMS, Settling
 from speakers import Speaker
 from surroundings import Cable, Engine, Node, until
 
@@ -137,7 +137,7 @@ class Run:
             f"who talks failed: {''.join(traceback.format_exception(result)[-4:])}" for result in results
             if isinstance(result, Exception)
         ]  # fmt: skip
-        wrong = [*self.wrong, *self.ledger.judge(), *self.deeds.judge(self.did())]
+        wrong = [*self.wrong, *self.ledger.judge(ROOMS), *self.deeds.judge(self.did())]
         return [*wrong, *self._complaints()]
 
     async def _begin(self) -> None:

@@ -9,6 +9,7 @@ too, that of ``people.DIRECT``.
 from __future__ import annotations
 
 import collections
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -125,9 +126,13 @@ class Ledger:
         self.figures[had.kind] += 1
         self.figures["lost told"] += had.lost or had.kind == "lost"
 
-    def judge(self) -> list[str]:
-        """Return what is wrong: empty where everything was as promised."""
-        wrong: list[str] = []
+    def judge(self, complete: Collection[str] = ()) -> list[str]:
+        """Return what is wrong: empty where everything was as promised.
+
+        Args:
+            complete: channels whose history was so long that all that was stored was seen there.
+        """
+        wrong = self._vanished(complete)
         stored: dict[str, list[Said]] = collections.defaultdict(list)
         for said in self.said.values():
             if said.elsewhere:
@@ -149,6 +154,16 @@ class Ledger:
         for channel, some in stored.items():
             wrong += [f"{channel}: {text}" for text in _misplaced(some)]
         return wrong
+
+    def _vanished(self, complete: Collection[str]) -> list[str]:
+        """What was acknowledged and is nowhere; an acknowledgement need not have a position."""
+        got = {one.id for had in self.had.values() for one in had if one.kind == "got"}
+        return [
+            f"{said.id} in {said.channel} was acknowledged, and is nowhere"
+            for said in self.said.values()
+            if said.state == "accepted" and said.channel in complete
+            and said.offset is None and said.id not in got
+        ]  # fmt: skip
 
     def _strangers(self, who: Who, channel: str, had: list[Had], *, kept: bool) -> list[str]:
         """What no promise allows, however much was lost.

@@ -110,6 +110,19 @@ def test_what_was_not_published_must_not_come(judge):
     assert "was told that it was not published" in wrong
 
 
+def test_what_was_acknowledged_without_a_place_is_somewhere():
+    ledger = Ledger()
+    ledger.say(Said("a-0", "room", "a/1", 0, None, None))
+    ledger.accepted("a-0", None, None)
+    assert ledger.judge() == []
+    assert ledger.judge(["room"]) == ["a-0 in room was acknowledged, and is nowhere"]
+    ledger.place("a-0", at(1))
+    assert ledger.judge(["room"]) == []
+    ledger.said["a-0"].offset = None
+    ledger.note(ANA, "room", Had("got", "a-0"))
+    assert ledger.judge(["room"]) == []
+
+
 def test_what_is_stored_twice_is_told(judge):
     judge.ledger.place("a-1", at(9, "f"))
     (wrong,) = judge(ENTERED, *got(1, 2, 4, 5))
