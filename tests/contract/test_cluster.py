@@ -13,8 +13,8 @@ from redis.exceptions import AuthenticationError
 
 from backchannel import Hub, Listener
 from backchannel.broker.redis.door import Door
-from backchannel.contracts import TicketHolder
 from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
+from backchannel.stores import TicketHolder
 
 pytestmark = pytest.mark.timeout(90)
 
