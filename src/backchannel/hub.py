@@ -102,8 +102,7 @@ class HubCore(Publishing, Access):
         broker.bind(self.cluster)
 
     def _new_resumes(self) -> Resumes:
-        keep = functools.partial(self.runtime.keep, context=Context())
-        return Resumes(self._resume_store, self.settings.resume_window, keep)
+        return Resumes(self._resume_store, self.settings.resume_window, self.runtime.keep)
 
     def _begin_membership(self) -> None:
         self._catch_ups = CatchUps(self._broker, self.roster)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,7 +40,7 @@ class Resumes:
         self,
         store: ResumeStore,
         window: float | None,
-        keep: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        keep: Callable[[Coroutine[Any, Any, None], Context], asyncio.Task[None]],
     ):
         self._store = store
         self.window = window
@@ -73,7 +74,7 @@ class Resumes:
             self._write(one, ws, new=True)
         if not self._is_beating:
             self._is_beating = True
-            self._keep(self._beat())
+            self._keep(self._beat(), Context())
         return token
 
     def changed(self, ws: SpeakingConnection) -> None:
@@ -202,7 +203,7 @@ class Resumes:
         until = monotonic() + (self.window or 0)
         self._todo[key] = (what, new, until)
         if self._writing is None:
-            self._writing = self._keep(self._write_all())
+            self._writing = self._keep(self._write_all(), Context())
 
     async def _write_all(self) -> None:
         try:
