@@ -12,7 +12,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from backchannel.about import About, Mark
-from backchannel.codes import meaning_of
 from backchannel.connection import CloseReason
 from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
@@ -162,6 +161,7 @@ class Cluster:
             followers = {name: followers[name] for name in names if name in followers}
         for follower in followers.values():
             follower.interrupt()
+        self._hub.resumes.keep_again()  # they may be lost too
         self.keep(self._tell_of_gaps(targets or (Target("everyone"),)))
         self.keep(self._fill_all(followers))
 
@@ -278,6 +278,10 @@ class Cluster:
     async def hold(self, ws: Connection) -> None:
         """Hear a connection's user and session; returns when that is so."""
         self._holders[ws] = targets = _belongs_to(ws)
+        await self.hear(targets)
+
+    async def hear(self, targets: Collection[Target]) -> None:
+        """Hear users, sessions and connections; returns when that is so."""
         self._held.update(targets)
         for target in targets:
             if self._held[target] == 1 and (listening := self._broker.listen(target)) is not None:
@@ -293,9 +297,23 @@ class Cluster:
         if self._confirming.get(target) is confirming:
             del self._confirming[target]
 
+    def holds(self, ws: Connection) -> bool:
+        """Tell whether a connection's user and session are heard because of it."""
+        return ws in self._holders
+
     def release(self, ws: Connection) -> None:
         """Hear a connection's user and session no more, where it was the last one."""
-        for target in self._holders.pop(ws, ()):
+        self.hear_no_more(self._holders.pop(ws, ()))
+
+    def stay(self, target: Target) -> None:
+        """Go on to hear what is heard already, until ``hear_no_more``."""
+        self._held[target] += 1
+
+    def hear_no_more(self, targets: Collection[Target]) -> None:
+        """Hear users, sessions and connections no more, where nobody else does."""
+        for target in targets:
+            if target not in self._held:
+                continue  # the hub has begun anew since
             self._held[target] -= 1
             if not self._held[target]:
                 del self._held[target]
@@ -354,9 +372,9 @@ class Cluster:
                 ending = CloseReason(code, reason, "server")
                 self._hub.farewells.note(target, ending)
                 return sum([ws._dispatch.end(ending) for ws in list(members)])
-            case ["replace"]:  # another connection goes on with its session
-                ending = CloseReason(4005, meaning_of(4005), "server")
-                return sum([ws._dispatch.end(ending) for ws in list(members)])
+            case ["replace", int(turn)]:  # another connection goes on with its session
+                live: Any = [ws._dispatch for ws in members]
+                return self._hub.resumes.hand_over(target.key, turn, live, self._hub.grace)
             case ["farewell", "user" | "session" as kind, str(key), int(code), str(reason)]:
                 closed = Target(kind, key)
                 self._hub.farewells.note(closed, CloseReason(code, reason, "server"))

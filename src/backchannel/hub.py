@@ -104,8 +104,7 @@ class HubCore(Publishing, Access):
         broker.bind(self.cluster)
 
     def _new_resumes(self) -> Resumes:
-        keep = functools.partial(self.runtime.keep, context=Context())
-        return Resumes(self._resume_store, self.settings.resume_window, keep)
+        return Resumes(self._resume_store, self.settings.resume_window, self.runtime.keep)
 
     def _begin_membership(self) -> None:
         self._catch_ups = CatchUps(self._broker, self.roster)
@@ -416,6 +415,7 @@ class HubCore(Publishing, Access):
                 task.cancel()
         if self.cluster.is_shared and (left := leaving.until - loop.time()) > 0:
             await self._broker.finish(left)
+        await self.resumes.finish(deadline - loop.time())
         await self.runtime.cancel_all(max(0.1, deadline - loop.time()))
         await self._broker.stop()
         if (close := getattr(self.settings.session, "aclose", None)) is not None:

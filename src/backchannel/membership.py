@@ -342,6 +342,7 @@ class Membership:
         except Exception as error:  # noqa: BLE001 - a broker may raise anything
             HUB.error("the history of %r can't be read: %r", name, error, exc_info=error)
             refused = TryLater(f"the history of {name!r} can't be read now")
+            refused.__cause__ = error
         finally:
             self._catch_ups.end(catch_up)
         return refused, refused is None

@@ -31,6 +31,8 @@ class Record(msgspec.Struct, array_like=True):
         pending: those up to ``last`` that were not done.
         keys: all that it is kept under: by the token that the client has, and by the one before
             as long as it is not known which of them that is.
+        refused: those up to ``last`` that were answered with an error, and its code.
+        turn: how often it was resumed: of two connections that have it, the later one goes on.
     """
 
     id: str
@@ -39,6 +41,8 @@ class Record(msgspec.Struct, array_like=True):
     last: int = 0
     pending: list[int] = []
     keys: list[bytes] = []
+    refused: dict[int, str] = {}
+    turn: int = 0
 
     def pack(self) -> bytes:
         """Return it as it is kept.

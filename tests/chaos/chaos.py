@@ -3,6 +3,7 @@
 
     python tests/chaos/chaos.py                       # 20 runs of 12 seconds
     python tests/chaos/chaos.py --runs 1 --seed 7     # one that went wrong, once more
+    python tests/chaos/chaos.py --speaking v1         # all clients, not half of them
     python tests/chaos/chaos.py --results FILE        # a line of JSON for each run besides
     python tests/chaos/chaos.py --sum FILE            # all of them together
 
@@ -28,11 +29,14 @@ from typing import Any
 import summing
 import uvloop
 from clients import Client
+from deeds import Deeds, Did
 from faults import Faults
 from ledger import Ledger, Place
 from people import Crowd, Who
+from roads import Road
 from senders import Sender
-from settling import Settling
+from settling import ROOMS, Settling
+from speakers import Speaker
 from surroundings import Cable, Engine, Node, until
 
 from backchannel.broker.redis import parcel
@@ -51,21 +55,26 @@ class Run:
         seconds: in which it does.
         folder: for what the processes write.
         nodes: how many there are.
+        speaking: what clients speak: "raw", "v1", or "mixed", half of them each.
         clients: how many there are.
     """
 
-    def __init__(self, seed: int, seconds: float, folder: Path, nodes: int = 3, clients: int = 12):
+    def __init__(
+        self, seed: int, seconds: float, folder: Path, speaking: str = "mixed", nodes: int = 3,
+        clients: int = 12,
+    ):  # fmt: skip
         self.rng = random.Random(seed)
         self.seconds = seconds
         self.engine = Engine(folder)
         self.cables = [Cable(self.engine.port) for _ in range(nodes + 1)]
         self.folder = folder
-        self.ledger = Ledger()
+        self.ledger, self.deeds = Ledger(), Deeds()
+        self.speaking = speaking
         self.faults = Faults(self)
         self.took: dict[str, float] = {}
         self.wrong: list[str] = []
         self.nodes: list[Node] = []
-        self.clients: list[Client] = []
+        self.clients: list[Client | Speaker] = []
         self.senders: list[Sender] = []
         # Two of a user's devices are of one session, the third is of another.
         self.who = [
@@ -77,6 +86,21 @@ class Run:
     def ports(self) -> list[int]:
         """Where nodes listen."""
         return [node.port for node in self.nodes]
+
+    @property
+    def speakers(self) -> list[Speaker]:
+        """Those of the clients that speak v1."""
+        return [one for one in self.clients if isinstance(one, Speaker)]
+
+    @property
+    def roads(self) -> list[Road]:
+        """What lies between these and the nodes."""
+        return [one.road for one in self.speakers]
+
+    def did(self) -> list[Did]:
+        """Return what nodes wrote that they did for these."""
+        files = [node.did for node in self.nodes if node.did.exists()]
+        return [one for file in files for one in Did.read(file.read_text(encoding="utf-8"))]
 
     def _connections(self) -> list[str]:
         return [client.id for client in self.clients if client.id is not None]
@@ -113,7 +137,8 @@ class Run:
             f"who talks failed: {''.join(traceback.format_exception(result)[-4:])}" for result in results
             if isinstance(result, Exception)
         ]  # fmt: skip
-        return [*self.wrong, *self.ledger.judge(), *self._complaints()]
+        wrong = [*self.wrong, *self.ledger.judge(ROOMS), *self.deeds.judge(self.did())]
+        return [*wrong, *self._complaints()]
 
     async def _begin(self) -> None:
         await self.engine.come_up()
@@ -122,9 +147,13 @@ class Run:
         *own, last = self.cables
         self.nodes += [Node(number, cable, self.folder) for number, cable in enumerate(own)]
         await asyncio.gather(*[node.come_up() for node in self.nodes])
-        for who in self.who:
+        for number, who in enumerate(self.who):
             rng = random.Random(self.rng.random())
-            self.clients.append(Client(who, CHANNELS, self.ports, self.crowd, self.ledger, rng))
+            some = (who, CHANNELS, self.ports, self.crowd, self.ledger)
+            if self.speaking == "v1" or (self.speaking == "mixed" and number % 2):
+                self.clients.append(Speaker(*some, self.deeds, rng))
+            else:
+                self.clients.append(Client(*some, rng))
         for name in ("s0", "s1"):
             rng = random.Random(self.rng.random())
             self.senders.append(Sender(name, last.url, CHANNELS, self.crowd, self.ledger, rng))
@@ -161,24 +190,24 @@ class Run:
 BUGS = ("never retrieved", "never awaited", "failed: ", "raised ", "stranger", "Warning: ")
 
 
-async def play(seed: int, seconds: float) -> tuple[list[str], Run]:
+async def play(seed: int, seconds: float, speaking: str) -> tuple[list[str], Run]:
     """Play one run; return what went wrong in it, and what it was."""
     me = asyncio.current_task()
     assert me is not None
     for number in (signal.SIGINT, signal.SIGTERM):  # what was started is ended all the same
         asyncio.get_running_loop().add_signal_handler(number, me.cancel)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(seed, seconds, Path(folder))
+        run = Run(seed, seconds, Path(folder), speaking)
         wrong = await run.play()
         return wrong, run
 
 
-def one(seed: int, seconds: float) -> dict[str, Any]:
+def one(seed: int, seconds: float, speaking: str) -> dict[str, Any]:
     """Play one run, and print it; return what it came to."""
     began = time.monotonic()
-    wrong, run = uvloop.run(play(seed, seconds))
+    wrong, run = uvloop.run(play(seed, seconds, speaking))
     result = {
-        "seed": seed, "seconds": round(time.monotonic() - began, 1), "faulty": seconds,
+        "seed": seed, "speaking": speaking, "seconds": round(time.monotonic() - began, 1), "faulty": seconds,
         "took": {name: round(value, 1) for name, value in run.took.items()},
         "figures": dict(sorted(run.ledger.figures.items())), "faults": run.faults.log,
         "wrong": wrong,
@@ -197,13 +226,16 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, help="of the first; each has the next one")
     parser.add_argument("--seconds", type=float, default=12.0, help="in which things fail")
+    parser.add_argument(
+        "--speaking", choices=("raw", "v1", "mixed"), default="mixed", help="what clients speak"
+    )
     parser.add_argument("--results", type=Path, metavar="FILE", help="add a line of JSON a run")
     parser.add_argument("--sum", type=Path, metavar="FILE", help="sum up such a file, and run none")
     asked = parser.parse_args()
     results: list[dict[str, Any]] = [] if asked.sum is None else summing.read(asked.sum)
     first = random.randrange(1_000_000) if asked.seed is None else asked.seed
     for seed in range(first, first + (asked.runs if asked.sum is None else 0)):
-        results.append(one(seed, asked.seconds))
+        results.append(one(seed, asked.seconds, asked.speaking))
         if asked.results is not None:
             summing.append(asked.results, results[-1])
     text, is_right = summing.summed(results)

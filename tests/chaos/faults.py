@@ -7,6 +7,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
+from deeds import Trouble
+from roads import Road
 from surroundings import Cable, Node, until
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ FAULTS = {
     "kill node": 3, "freeze node": 3, "cut cable": 4, "slow cable": 3, "deaf cable": 3,
     "mute cable": 2, "restart engine with its data": 2, "restart engine with older data": 2,
     "restart engine without data": 2, "freeze engine": 2, "storm": 3, "stalled readers": 3,
-    "users away": 3,
+    "users away": 3, "cut road": 3, "slow road": 2, "torn road": 3, "half-closed road": 3,
 }  # fmt: skip
 """What fails, and how often compared with the others."""
 
@@ -46,7 +48,12 @@ class Faults:
         plan: list[tuple[float, str, float, float]] = []
         at = rng.uniform(0.3, 1)
         while at < seconds:
-            (what,) = rng.choices(list(FAULTS), list(FAULTS.values()))
+            kinds = {
+                kind: often
+                for kind, often in FAULTS.items()
+                if "road" not in kind or self.run.roads
+            }
+            (what,) = rng.choices(list(kinds), list(kinds.values()))
             plan.append((at, what, rng.uniform(0.2, 3.5), rng.random()))
             at += rng.uniform(0.2, 1.8)
         async with asyncio.TaskGroup() as group:
@@ -56,7 +63,9 @@ class Faults:
     async def _one(self, at: float, what: str, lasting: float, pick: float) -> None:
         await asyncio.sleep(max(0.0, self._began + at - time.monotonic()))
         kind, _, thing = what.partition(" ")
-        some = {"node": self.run.nodes, "cable": self.run.cables}.get(thing, ())
+        some = {
+            "node": self.run.nodes, "cable": self.run.cables, "road": self.run.roads,
+        }.get(thing, ())  # fmt: skip
         number = int(pick * len(some))
         victim: object = "engine" if "engine" in what else (thing, number) if some else what
         if victim in self._busy:
@@ -65,11 +74,14 @@ class Faults:
         shown = what + (f" {number}" if some else "")
         self.log.append(f"{time.monotonic() - self._began:5.2f} {shown}, {lasting:.1f} s")
         self.run.ledger.figures[f"× {what}"] += 1
+        began, troubled = time.monotonic(), self._troubled(what, number)
         try:
             if thing == "node":
                 await self._harm_node(self.run.nodes[number], kind, lasting)
             elif thing == "cable":
                 await self._harm_cable(self.run.cables[number], kind, lasting)
+            elif thing == "road":
+                await self._harm_road(self.run.roads[number], kind, lasting, pick)
             elif "engine" in what:
                 await self._harm_engine(what, lasting)
             elif what == "users away":
@@ -81,6 +93,33 @@ class Faults:
                 await self._stall(lasting, pick)
         finally:
             self._busy.discard(victim)
+            self.run.deeds.troubles += [Trouble(one, began, time.monotonic()) for one in troubled]
+
+    def _troubled(self, what: str, number: int) -> list[int]:
+        """Name the runs of nodes that can't tell others now what they did; 0 is all of them."""
+        if "engine" in what:
+            return [0]
+        if "node" in what or ("cable" in what and number < len(self.run.nodes)):
+            popen = self.run.nodes[number].popen
+            return [] if popen is None else [popen.pid]
+        return []
+
+    @staticmethod
+    async def _harm_road(road: Road, kind: str, lasting: float, pick: float) -> None:
+        if kind == "torn":
+            road.tear(int(pick * 3000))
+            return
+        if kind == "slow":
+            road.delay = lasting / 10
+        elif kind == "half-closed":
+            road.half_close(node=pick < 0.5)
+        else:
+            road.is_closed = True
+            road.cut()
+        await asyncio.sleep(lasting)
+        road.delay = 0.0
+        if kind == "cut":
+            road.is_closed = False
 
     async def _harm_node(self, node: Node, kind: str, lasting: float) -> None:
         if kind == "kill":

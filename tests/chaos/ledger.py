@@ -9,6 +9,7 @@ too, that of ``people.DIRECT``.
 from __future__ import annotations
 
 import collections
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -38,6 +39,8 @@ class Said:
         number: which counts up.
         to: addresses of those whom it is for alone; None is all.
         exclude: addresses of those whom it is not for.
+        again: its sender sends it again until it is acknowledged: where nothing is kept it may
+            come twice.
 
     Attributes:
         state: what its publisher was told: "sent" is nothing yet, then "accepted", "unknown", or
@@ -54,6 +57,7 @@ class Said:
     number: int
     to: list[str] | None
     exclude: list[str] | None
+    again: bool = False
     state: str = "sent"
     offset: int | None = None
     epochs: set[str] = field(default_factory=set)
@@ -122,9 +126,13 @@ class Ledger:
         self.figures[had.kind] += 1
         self.figures["lost told"] += had.lost or had.kind == "lost"
 
-    def judge(self) -> list[str]:
-        """Return what is wrong: empty where everything was as promised."""
-        wrong: list[str] = []
+    def judge(self, complete: Collection[str] = ()) -> list[str]:
+        """Return what is wrong: empty where everything was as promised.
+
+        Args:
+            complete: channels whose history was so long that all that was stored was seen there.
+        """
+        wrong = self._vanished(complete)
         stored: dict[str, list[Said]] = collections.defaultdict(list)
         for said in self.said.values():
             if said.elsewhere:
@@ -147,6 +155,16 @@ class Ledger:
             wrong += [f"{channel}: {text}" for text in _misplaced(some)]
         return wrong
 
+    def _vanished(self, complete: Collection[str]) -> list[str]:
+        """What was acknowledged and is nowhere; an acknowledgement need not have a position."""
+        got = {one.id for had in self.had.values() for one in had if one.kind == "got"}
+        return [
+            f"{said.id} in {said.channel} was acknowledged, and is nowhere"
+            for said in self.said.values()
+            if said.state == "accepted" and said.channel in complete
+            and said.offset is None and said.id not in got
+        ]  # fmt: skip
+
     def _strangers(self, who: Who, channel: str, had: list[Had], *, kept: bool) -> list[str]:
         """What no promise allows, however much was lost.
 
@@ -167,7 +185,7 @@ class Ledger:
                 wrong.append(f"{one.id} was not for it: to {said.to}, without {said.exclude}")
             if said.state == "never":
                 wrong.append(f"{one.id} came, whose sender was told that it was not published")
-            if one.kind == "got" and one.id in seen:
+            if one.kind == "got" and one.id in seen and (kept or not said.again):
                 wrong.append(f"{one.id} came twice")
             if one.kind == "got":
                 seen.add(one.id)
@@ -182,7 +200,7 @@ class Ledger:
                 last.clear()
             if one.kind == "got":
                 said = self.said[one.id]
-                if said.number <= last.get(said.by, -1):
+                if said.number <= last.get(said.by, -1) and not said.again:
                     wrong.append(f"{one.id} came after number {last[said.by]} of {said.by}")
                 last[said.by] = said.number
         return wrong

@@ -10,14 +10,16 @@ not there any more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
+import time
 
 from people import DIRECT, audience
 
 from backchannel import Connection, Hub, Listener, event
-from backchannel.errors import BrokerUnavailable
+from backchannel.errors import BrokerUnavailable, CallFailed
 from backchannel.request import Request
 from backchannel.session.web import Session
 
@@ -41,8 +43,10 @@ hub = Hub(
     presence_lease=float(os.environ["LEASE"]),
     presence_moment=0.3,
 )
-hub.rule("room:{name}", history=3000, presence=True)
-hub.rule("short:{name}", history=15)  # so short that much is lost, and it is to be told
+OPEN = {"subscribe": lambda ws: True, "publish": lambda ws: True}
+hub.rule("room:{name}", history=3000, presence=True, **OPEN)
+hub.rule("short:{name}", history=15, **OPEN)  # so short that much is lost, and it is to be told
+hub.rule("plain:{name}", **OPEN)
 ALL = 3000
 
 
@@ -81,11 +85,11 @@ class Device(Listener):
 
     @event("say")
     def say(self, ws: Connection, message: dict) -> None:
-        ws.spawn(self._say(ws, message))
+        ws.spawn(self._say_and_tell(ws, message))
 
     @event("count")
     def count(self, ws: Connection, message: dict) -> None:
-        ws.spawn(self._count(ws, message["channels"]))
+        ws.spawn(self._count_and_tell(ws, message["channels"]))
 
     async def _enter(
         self, ws: Connection, channel: str, last: str | None, epoch: str | None
@@ -114,32 +118,87 @@ class Device(Listener):
             "position": str(entering.position), "gap": entering.lost,
         })  # fmt: skip
 
-    async def _say(self, ws: Connection, message: dict) -> None:
-        what = {"id": message["id"], "channel": message["channel"], "pad": "x" * message["size"]}
-        some = {
-            key: [audience(hub, address) for address in message[key]]
-            for key in ("to", "exclude")
-            if message[key] is not None
-        }
-        try:
-            if message["channel"] == DIRECT:
-                (whom,) = some.pop("to")
-                sent = await whom.send(what, **some)
-            else:
-                sent = await hub.broadcast(message["channel"], what, **some)
-        except BrokerUnavailable as error:
-            ws.send({"failed": message["id"], "never": "was not published" in str(error)})
+    async def _say_and_tell(self, ws: Connection, message: dict) -> None:
+        ws.send(await say(message))
+
+    async def _count_and_tell(self, ws: Connection, channels: list[str]) -> None:
+        ws.send(await count(channels))
+
+
+async def say(message: dict) -> dict:
+    """Say something to a channel or past all of them; return what became of it."""
+    what = {"id": message["id"], "channel": message["channel"], "pad": "x" * message["size"]}
+    some = {
+        key: [audience(hub, address) for address in message[key]]
+        for key in ("to", "exclude")
+        if message[key] is not None
+    }
+    try:
+        if message["channel"] == DIRECT:
+            (whom,) = some.pop("to")
+            sent = await whom.send(what, **some)
         else:
-            position = None if sent.position is None else str(sent.position)
-            ws.send({"accepted": message["id"], "position": position, "reached": sent.reached})
+            sent = await hub.broadcast(message["channel"], what, **some)
+    except BrokerUnavailable as error:
+        return {"failed": message["id"], "never": "was not published" in str(error)}
+    position = None if sent.position is None else str(sent.position)
+    return {"accepted": message["id"], "position": position, "reached": sent.reached}
 
-    async def _count(self, ws: Connection, channels: list[str]) -> None:
-        try:
-            counts = {name: await self._counted(name) for name in channels}
-        except BrokerUnavailable:
-            counts = {}
-        ws.send({"counts": counts, "broker": hub.health.broker})
 
-    async def _counted(self, name: str) -> list:
-        channel = hub.channel(name)
-        return [await channel.count(), await channel.count_users(), sorted(await channel.users())]
+async def count(channels: list[str]) -> dict:
+    """Return what this node says of some channels; nothing of them while the broker is away."""
+    try:
+        counts = {name: await counted(name) for name in channels}
+    except BrokerUnavailable:
+        counts = {}
+    return {"counts": counts, "broker": hub.health.broker}
+
+
+async def counted(name: str) -> list:
+    channel = hub.channel(name)
+    return [await channel.count(), await channel.count_users(), sorted(await channel.users())]
+
+
+# ── for clients that speak v1 ─────────────────────────────────────────────────────────────────
+
+
+def did(what: str, id_: str) -> None:
+    """Write what was done where it stays, whatever becomes of this node."""
+    with open(os.environ["DID"], "a", encoding="utf-8") as file:  # noqa: PTH123
+        file.write(json.dumps([os.getpid(), what, id_, time.monotonic()]) + "\n")
+
+
+@hub.endpoint("/v1")
+class Speaker(Listener):
+    durable = ("last",)
+
+    def on_open(self, ws: Connection) -> None:
+        ws.send({"hello": ws.id})
+
+    @event("do")
+    async def do(self, ws: Connection, message: dict) -> None:
+        # Connections end in the midst of it: then it is cancelled, and not done.
+        await asyncio.sleep(random.uniform(0, 0.05))
+        did("did", message["id"])
+        ws.state.last = message["number"]
+        ws.spawn(self._ask(ws, message["id"]))
+
+    async def _ask(self, ws: Connection, id_: str) -> None:
+        did("asked", id_)
+        with contextlib.suppress(CallFailed, TimeoutError):
+            try:
+                assert await ws.call("echo", id_, timeout=5) == id_
+            finally:
+                did("answered", id_)
+
+    @event("tell")
+    def tell(self, ws: Connection) -> dict:
+        return {"last": ws.state.get("last", 0)}
+
+    @event("say")
+    async def say(self, ws: Connection, message: dict) -> dict:
+        return await say(message)
+
+    @event("count")
+    async def count(self, ws: Connection, message: dict) -> dict:
+        return await count(message["channels"])

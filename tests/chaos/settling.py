@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from clients import Client
+from deeds import unanswered
 from joins import Told, unbalanced
 from people import DIRECT, Who
 from surroundings import until
@@ -55,6 +56,8 @@ class Settling:
         await self._last_words()
         await self._counts()
         await self._newcomer()
+        await self._return()
+        await self._answers()
         await self._balance()
         return self.wrong
 
@@ -172,6 +175,65 @@ class Settling:
             await living
         if told() > wanted:
             self.wrong.append(f"a newcomer came and went once, and was told of as {told()}")
+        await self._members_were_told(who.user)
+
+    async def _members_were_told(self, user: str) -> None:
+        """Members that speak v1 hear of a newcomer what the callbacks do."""
+        wanted = {(room, user, joined): 1 for room in ROOMS for joined in (True, False)}
+
+        def wrong() -> list[str]:
+            found = {
+                one.who.name: {key: n for key, n in one.told.items() if key[1] == user}
+                for one in self.run.speakers
+            }
+            return [
+                f"{name} was told of a newcomer as {told}"
+                for name, told in found.items()
+                if told != wanted
+            ]
+
+        with contextlib.suppress(TimeoutError):
+            await until(lambda: not wrong(), "", max(3.0, self.end - time.monotonic()))
+        self.wrong += wrong()
+
+    # ── sessions and calls ────────────────────────────────────────────────────────────────────
+
+    async def _return(self) -> None:
+        """Let all that speak v1 lose their connection: each goes on with its session."""
+        some = self.run.speakers
+        before = {one.who.name: (one.id, one.opened) for one in some}
+        for one in some:
+            one.hang_up()
+
+        def is_back() -> bool:
+            return all(one.is_in and one.opened > before[one.who.name][1] for one in some)
+
+        try:
+            await until(is_back, f"all are back: {self._who_is_out()}")
+        except TimeoutError as error:
+            self.wrong.append(str(error))
+            return
+        for one in some:
+            assert one.client is not None
+            if not one.client.resumed or one.id != before[one.who.name][0]:
+                self.wrong.append(
+                    f"{one.who.name} hung up when nothing failed, and came back as {one.id} "
+                    f"(resumed {one.client.resumed}) after {before[one.who.name][0]}"
+                )
+        ids = collections.Counter(one.id for one in self.run.clients)
+        self.wrong += [f"{count} clients are {id_}" for id_, count in ids.items() if count > 1]
+        await self._counts()
+
+    async def _answers(self) -> None:
+        """What nodes asked of clients has come to its end."""
+        killed = {pid for node in self.run.nodes for pid in node.killed}
+
+        def wrong() -> list[str]:
+            return unanswered(self.run.did(), killed)
+
+        with contextlib.suppress(TimeoutError):
+            await until(lambda: not wrong(), "", 7.0)
+        self.wrong += wrong()
 
     async def _balance(self) -> None:
         """Whoever joined has left before joining again."""

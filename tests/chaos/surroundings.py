@@ -224,10 +224,12 @@ class Node(Program):
             folder / f"node-{number}.log",
             {
                 "BROKER": cable.url, "LEASE": str(LEASE), "TOLD": str(folder / f"told-{number}"),
+                "DID": str(folder / f"did-{number}"),
                 "PYTHONUNBUFFERED": "1",
             },
         )  # fmt: skip
         self.told = folder / f"told-{number}"
+        self.did = folder / f"did-{number}"
         self.killed: set[int] = set()
 
     def kill(self) -> None:

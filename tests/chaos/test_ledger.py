@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import summing
+from deeds import Came, Deeds, Did, Trouble, unanswered
 from joins import Told, unbalanced
 from ledger import Had, Ledger, Place, Said
 from people import DIRECT, Crowd, Who
@@ -107,6 +108,19 @@ def test_what_is_known_by_two_epochs_joins_them(judge):
 def test_what_was_not_published_must_not_come(judge):
     (wrong,) = judge(ENTERED, *got(1), a_1="never")
     assert "was told that it was not published" in wrong
+
+
+def test_what_was_acknowledged_without_a_place_is_somewhere():
+    ledger = Ledger()
+    ledger.say(Said("a-0", "room", "a/1", 0, None, None))
+    ledger.accepted("a-0", None, None)
+    assert ledger.judge() == []
+    assert ledger.judge(["room"]) == ["a-0 in room was acknowledged, and is nowhere"]
+    ledger.place("a-0", at(1))
+    assert ledger.judge(["room"]) == []
+    ledger.said["a-0"].offset = None
+    ledger.note(ANA, "room", Had("got", "a-0"))
+    assert ledger.judge(["room"]) == []
 
 
 def test_what_is_stored_twice_is_told(judge):
@@ -227,6 +241,113 @@ def test_everybody_in_the_crowd_is_chosen():
 KINDS = [("user:", ""), ("session:", "-0")]
 
 
+def test_without_history_what_is_sent_until_it_is_acknowledged_may_come_twice():
+    ledger = Ledger()
+    ledger.say(Said("a-0", "plain", "a/1", 0, None, None, again=True))
+    ledger.say(Said("a-1", "plain", "a/1", 1, None, None, again=True))
+    for number in (0, 1, 0):
+        ledger.note(ANA, "plain", Had("got", f"a-{number}"))
+    assert ledger.judge() == []
+    ledger.place("a-0", at(1))  # nor where it is kept
+    assert any("a-0 came twice" in one for one in ledger.judge())
+
+
+# ── what v1 promises besides ──────────────────────────────────────────────────────────────────
+
+
+def deeds(**states):
+    some = Deeds()
+    some.said = {id_.replace("_", "-"): state for id_, state in states.items()}
+    return some
+
+
+def done(*ids, by=1, since=100.0):
+    return [Did(by, "did", id_, since) for id_ in ids]
+
+
+def test_what_was_acknowledged_is_done_once_and_what_is_not_known_at_most_once():
+    some = deeds(c_1="acknowledged", c_2="unknown", c_3="unknown", c_4="never", c_5="sent")
+    assert some.judge(done("c-1", "c-2", "c-5")) == []
+
+
+@pytest.mark.parametrize(
+    ("did", "words"),
+    [
+        (done(), "c-1 \\(acknowledged\\) was never done"),
+        (done("c-1", "c-1"), "c-1 .* was done 2 times, by"),
+        (done("c-1") + done("c-1", by=2), "c-1 .* was done 2 times, though nothing had happened"),
+        (done("c-1", "c-4"), "c-4 \\(never\\) was done"),
+        (done("c-1", "c-2") + done("c-2", by=2), "c-2 \\(unknown\\) was done 2 times"),
+        (done("c-1", "c-9"), "c-9 was done, and nobody said it"),
+    ],
+)
+def test_what_was_done_otherwise_is_told(did, words):
+    (wrong,) = deeds(c_1="acknowledged", c_2="unknown", c_4="never").judge(did)
+    assert re.search(words, wrong), wrong
+
+
+@pytest.mark.parametrize(
+    ("trouble", "may"),
+    [
+        (Trouble(1, 101, 102), True),
+        (Trouble(2, 97, 99), True),
+        (Trouble(0, 99, 101), True),
+        (Trouble(3, 101, 102), False),
+        (Trouble(1, 90, 94), False),
+        (Trouble(1, 104, 105), False),
+    ],
+)
+def test_a_node_that_could_not_tell_what_it_did_lets_another_do_it_again(trouble, may):
+    some = deeds(c_1="acknowledged")
+    some.troubles = [trouble]
+    wrong = some.judge(done("c-1") + done("c-1", by=2, since=103))
+    assert (wrong == []) == may
+    again = some.judge(done("c-1") + done("c-1", by=2, since=103) + done("c-1", by=2, since=103))
+    assert "3 times" in again[0]  # and not even then by the same node
+
+
+def came(**other):
+    usual = {
+        "name": "c1", "resumed": True, "before": "x", "id": "x", "acknowledged": 3, "since": 100.0,
+        "last": 3, "at": 101.0,
+    }  # fmt: skip
+    some = Deeds()
+    some.came = [Came(**usual | other)]
+    return some
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({}, None),
+        ({"last": 5}, None),
+        ({"last": None}, None),
+        ({"resumed": False, "id": "y", "last": 0}, None),
+        ({"resumed": False, "before": "", "last": 0}, None),
+        ({"last": 2}, "its state is of 2, and 3 was acknowledged"),
+        ({"id": "y"}, "was resumed, as y after 'x'"),
+        ({"resumed": False}, "was begun anew, as x after 'x'"),
+    ],
+)
+def test_a_session_comes_back_with_its_id_and_state_or_is_another(other, words):
+    wrong = came(**other).judge([])
+    assert wrong == [] if words is None else re.search(words, wrong[0])
+
+
+def test_state_may_be_older_where_a_node_could_not_tell():
+    some = came(last=2)
+    some.troubles = [Trouble(7, 99, 100)]
+    assert some.judge([]) == []
+
+
+def test_calls_that_hang_are_told():
+    asked = [Did(1, "asked", "c-1", 0), Did(2, "asked", "c-2", 0), Did(1, "asked", "c-3", 0)]
+    some = [*asked, Did(1, "answered", "c-1", 1)]
+    (wrong,) = unanswered(some, {2})
+    assert "node 1 asked a client (c-3)" in wrong
+    assert unanswered([*some, Did(1, "answered", "c-3", 2)], {2}) == []
+
+
 # ── joins and leaves ──────────────────────────────────────────────────────────────────────────
 
 
@@ -267,6 +388,7 @@ def test_what_a_node_told_that_was_killed_may_be_told_once_more():
 
 def test_a_line_that_a_node_died_over_is_left_out():
     assert Told.read('[1, true, "room", "ana"]\n[1, fal') == told("joined")
+    assert Did.read('[1, "did", "c-1", 100.0]\n[1, "di') == done("c-1")
 
 
 # ── results ───────────────────────────────────────────────────────────────────────────────────

@@ -54,6 +54,14 @@ async def hear(speaker, kind, **wanted):
                 return found
 
 
+async def until_ready(hub):
+    """Wait until the engine is back and has all sessions."""
+    async with asyncio.timeout(10):
+        while not hub.health.ready or hub.resumes._todo:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        await hub.resumes.finish(5)
+
+
 @contextlib.asynccontextmanager
 async def back(hub, speaker, positions=None, url="/ws/a", **named):
     hello = {"resume": speaker.greeting["resume"], "positions": positions or {}}
@@ -240,3 +248,135 @@ async def test_a_session_begun_while_the_engine_is_away_can_be_resumed_once_it_i
         await ana.drop()
         async with back(other, ana, url="/plain") as again:
             assert again.greeting["resumed"] is True
+
+
+async def test_sessions_of_those_who_stayed_can_be_resumed_though_the_engine_lost_all(
+    hubs, redis_server
+):
+    one, other = hubs
+    async with Speaker(one, "/plain") as ana:
+        await one.resumes.finish(5)
+        redis_server.stop()
+        async with asyncio.timeout(10):
+            while any(hub.health.ready for hub in hubs):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        redis_server.start()
+        for hub in hubs:
+            await until_ready(hub)
+        await ana.drop()
+        async with back(other, ana, url="/plain") as again:
+            assert again.greeting["resumed"] is True
+
+
+async def test_what_another_node_still_does_is_not_done_again(redis_server):
+    done, begun, go_on = [], asyncio.Event(), asyncio.Event()
+
+    class Slow(Room):
+        @event("slow")
+        async def slow(self, ws):
+            begun.set()
+            await go_on.wait()
+            ws.state.name = "Ana"
+            done.append(ws.id)
+
+    both = [
+        Hub(broker=redis_server.url, name="slow", broker_timeout=2.0, cancel_on_close=False)
+        for _ in range(2)
+    ]
+    for hub in both:
+        hub.add("/ws", Slow)
+        await hub.start()
+    async with Speaker(both[0], "/ws") as ana:
+        await ana.say("message", id=1, data={"type": "slow"})
+        await begun.wait()
+        again = Speaker(both[1], "/ws", hello=None)
+        await again.client.connect()
+        await again.say("hello", resume=ana.greeting["resume"])
+        async with asyncio.timeout(5):
+            while ana.ws.reason is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        go_on.set()
+        assert (await again.hear("hello"))["resumed"] is True
+        await again.say("message", id=1, again=True, data={"type": "slow"})
+        await hear(again, "ack", id=1)
+        await again.say("call", id=2, event="whoami")
+        assert (await hear(again, "reply"))["data"]["name"] == "Ana"
+        assert len(done) == 1
+        await again.client.close()
+    for hub in both:
+        await hub.stop()
+
+
+async def test_of_two_that_resume_at_once_on_two_nodes_one_has_the_session(hubs):
+    one, _ = hubs
+    async with Speaker(one, "/plain") as ana:
+        await ana.drop()
+    for n in range(1, 11):
+        both = [Speaker(hub, "/plain", hello=None) for hub in hubs]
+        for each in both:
+            await each.client.connect()
+        await asyncio.gather(*[each.say("hello", resume=ana.greeting["resume"]) for each in both])
+        left = []
+        for each in both:
+            with contextlib.suppress(ConnectionClosed):
+                each.greeting = await each.hear("hello")
+                await each.say("ping")
+                await hear(each, "pong")
+        for each in both:  # which of them has been told to go by then
+            with contextlib.suppress(ConnectionClosed):
+                await each.say("call", id=n, event="whoami")
+                await hear(each, "reply")
+                left.append(each)
+        ids = [each.greeting["connection"] for each in left]
+        assert len(set(ids)) == len(ids)
+        (ana,) = [each for each in left if each.greeting["resumed"]]
+        for each in both:
+            await each.drop()
+
+
+async def test_a_channel_whose_history_can_not_be_read_just_now_is_not_lost(redis_server):
+    hub = new_hub(redis_server.url)
+    goes = []
+
+    def admits(ws):
+        if goes:
+            goes.pop()()
+        return True
+
+    hub.rule("asked:{name}", history=5, subscribe=admits)
+    await hub.start()
+    async with Speaker(hub, "/plain") as ana:
+        await ana.say("subscribe", id=1, channel="asked:a")
+        await hear(ana, "subscribed", channel="asked:a")
+        goes.append(redis_server.stop)
+        await ana.say("subscribe", id=2, channel="asked:b")
+        assert (await hear(ana, "error", id=2))["code"] == "unavailable"
+        redis_server.start()
+        await until_ready(hub)
+        await ana.drop()
+        goes.append(redis_server.stop)
+        async with back(hub, ana, url="/plain") as again:
+            with pytest.raises(ConnectionClosed, match="1013"):
+                await hear(again, "never")
+        redis_server.start()
+        await until_ready(hub)
+        async with back(hub, ana, url="/plain") as again:
+            assert again.greeting["resumed"] is True
+            assert again.greeting["channels"] == ["asked:a"]
+            await hear(again, "subscribed", channel="asked:a")
+    await hub.stop()
+
+
+async def test_a_node_that_stops_leaves_its_last_word_about_sessions(hubs, redis_server):
+    one, other = hubs
+    async with Speaker(one, "/plain") as ana:
+        await one.resumes.finish(5)
+        with redis_server.client as client:
+            client.client_pause(500, all=True)
+        for n, name in enumerate(("first", "last"), 1):  # the second waits for the first
+            await ana.say("message", id=n, data={"type": "name", "name": name})
+            await hear(ana, "ack", id=n)
+        await one.stop()
+        async with back(other, ana, url="/plain") as again:
+            await again.say("call", id=3, event="whoami")
+            assert (await hear(again, "reply"))["data"]["name"] == "last"

@@ -33,6 +33,7 @@ from backchannel.client import (
     Snapshot,
     Unreachable,
     Unsubscribed,
+    channels,
     connect,
     line,
     returning,
@@ -815,6 +816,31 @@ async def test_a_refused_subscription_raises_where_it_is_used(speaker):
             async with client.subscribe("secret"):
                 pass
         assert await client.call("add", {"a": 1, "b": 1}) == 2
+
+
+async def test_a_channel_whose_history_can_not_be_read_just_now_is_asked_for_again(
+    speaker, monkeypatch
+):
+    monkeypatch.setattr(channels, "LATER", 0.01)
+    asked = []
+
+    def before(peer, frame):
+        if frame["type"] == "subscribe":
+            asked.append(frame["id"])
+            if len(asked) < 3:
+                answering.append(
+                    asyncio.ensure_future(peer.say("error", id=frame["id"], code="unavailable"))
+                )
+                return "drop"
+        return None
+
+    answering = []
+    speaker.before = before
+    async with connect(speaker.url) as client:
+        events = await client.subscribe("news").ready()
+        assert len(asked) == 3
+        await speaker.publish("news", 1)
+        assert (await anext(events)).data == 1
 
 
 async def test_a_channel_is_left_and_entered_again(speaker):

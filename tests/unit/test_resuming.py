@@ -6,10 +6,16 @@ import asyncio
 import contextlib
 import logging
 
+import msgspec
 import pytest
 from speaking import Speaker
 
-from backchannel import Hub, Listener, event
+from backchannel import Hub, Listener, Reject, event
+from backchannel.connection import CloseReason
+
+
+class Typed(msgspec.Struct):
+    age: int
 
 
 class Room(Listener):
@@ -136,8 +142,8 @@ async def test_of_two_at_once_the_later_one_has_the_session():
     for each in both:
         await each.client.connect()
     await asyncio.gather(*[each.say("hello", resume=token) for each in both])
-    first, second = [await each.hear("hello") for each in both]
-    assert first["connection"] == second["connection"] == ana.greeting["connection"]
+    second = await both[1].hear("hello")
+    assert second["connection"] == ana.greeting["connection"]
     await both[1].heard()
     assert both[0].client.closed.code == 4005
     assert await hub.everyone.count() == 1
@@ -279,6 +285,170 @@ async def test_a_publish_that_was_stored_without_anybody_knowing_appears_once():
             await again.say("publish", id=1, again=True, channel="a", data="once")
             assert await again.hear() == first
     assert len(await hub.channel("a").history()) == 1
+
+
+@pytest.mark.parametrize("code", ["failed", "refused", "invalid", "unknown_type"])
+async def test_an_error_whose_answer_was_lost_is_answered_again(code):
+    """An ack would say that it was done."""
+
+    class Failing(Room):
+        @event("fail")
+        def fail(self, ws):
+            raise Reject(403, "no") if code == "refused" else RuntimeError("bug")
+
+        @event("typed")
+        def typed(self, ws, message: Typed):
+            pass
+
+    hub = new_hub(Failing)
+    kind = {"invalid": "typed", "unknown_type": "nothing"}.get(code, "fail")
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.heard()
+        await ana.say("message", id=1, data={"type": kind})
+        (error,) = await ana.heard()
+        assert error["code"] == code
+        await ana.drop()
+        token = ana.greeting["resume"]
+        for _ in range(2):  # however often
+            async with back(hub, ana, token=token) as again:
+                await again.heard()
+                await again.say("message", id=1, again=True, data={"type": kind})
+                (error,) = await again.heard()
+                assert (error["type"], error["id"], error["code"]) == ("error", 1, code)
+                token = again.greeting["resume"]
+                await again.drop()
+
+
+async def test_a_publish_that_was_refused_is_not_acknowledged_later():
+    hub = new_hub()
+    hub.rule("locked", publish=lambda ws: False)
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.heard()
+        for id_, channel in ((1, "locked"), (2, "\n")):
+            await ana.say("publish", id=id_, channel=channel, data=1)
+        assert [one["code"] for one in await ana.heard()] == ["refused", "invalid"]
+        await ana.drop()
+        async with back(hub, ana) as again:
+            await again.heard()
+            for id_, channel in ((1, "locked"), (2, "\n")):
+                await again.say("publish", id=id_, again=True, channel=channel, data=1)
+            assert [one["code"] for one in await again.heard()] == ["refused", "invalid"]
+
+
+async def test_who_is_lost_before_all_channels_are_back_has_them_next_time():
+    hub, asked, open_ = new_hub(), [], asyncio.Event()
+
+    async def admits(ws):
+        asked.append(ws)
+        if len(asked) == 2:
+            await open_.wait()
+        return True
+
+    hub.rule("slow", history=5, subscribe=admits)
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.say("subscribe", id=1, channel="slow")
+        await ana.heard()
+        await ana.drop()
+        async with back(hub, ana) as second:
+            assert second.greeting["channels"] == ["a", "slow"]
+            await second.hear("message")
+            await second.drop()
+        async with back(hub, ana) as third:
+            assert third.greeting["channels"] == ["a", "slow"]
+            await third.heard()
+            assert third.ws.channels == {"a", "slow"}
+
+
+async def test_a_session_is_not_lost_with_a_connection_that_ends_in_the_midst_of_resuming():
+    """It waits for the callbacks of the former one; what was taken must be there for the next."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Leaving(Room):
+        async def on_close(self, ws, reason):
+            begun.set()
+            await go_on.wait()
+
+    hub = new_hub(Leaving)
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.heard()
+        await hub.resumes.finish(5)
+        second = Speaker(hub, "/ws/a", hello=None)
+        await second.client.connect()
+        await second.say("hello", resume=ana.greeting["resume"])
+        await begun.wait()
+        dropping = asyncio.create_task(second.drop())
+        for _ in range(10):  # turns in which it would be cut short
+            await asyncio.sleep(0)
+        third = Speaker(hub, "/ws/a", hello=None)
+        await third.client.connect()
+        await third.say("hello", resume=ana.greeting["resume"])
+        go_on.set()
+        await dropping
+        greeting = await third.hear("hello")
+        assert greeting["resumed"] is True
+        assert greeting["connection"] == ana.greeting["connection"]
+        await third.heard()
+        assert await hub.everyone.count() == 1
+        await third.client.close()
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_what_the_former_connection_still_does_is_not_done_again(is_lost):
+    done, begun, go_on = [], asyncio.Event(), asyncio.Event()
+
+    class Slow(Room):
+        @event("slow")
+        async def slow(self, ws):
+            begun.set()
+            await go_on.wait()
+            ws.state.name = "Ana"
+            done.append(ws.id)
+
+    hub = new_hub(Slow, cancel_on_close=False)
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.heard()
+        await ana.say("message", id=1, data={"type": "slow"})
+        await begun.wait()
+        if is_lost:
+            ana.ws._dispatch.end(CloseReason(1006, "connection lost", "network"))
+        again = Speaker(hub, "/ws/a", hello=None)
+        await again.client.connect()
+        await again.say("hello", resume=ana.greeting["resume"])
+        go_on.set()
+        assert (await again.hear("hello"))["resumed"] is True
+        assert (await again.hear("message"))["data"]["name"] == "Ana"
+        await again.heard()
+        await again.say("message", id=1, again=True, data={"type": "slow"})
+        assert [one["type"] for one in await again.heard()] == ["ack"]
+        assert len(done) == 1
+        await again.client.close()
+
+
+async def test_what_was_done_after_the_connection_was_lost_is_known_later():
+    done, begun, go_on = [], asyncio.Event(), asyncio.Event()
+
+    class Slow(Room):
+        @event("slow")
+        async def slow(self, ws):
+            begun.set()
+            await go_on.wait()
+            done.append(ws.id)
+
+    hub = new_hub(Slow, cancel_on_close=False)
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.heard()
+        await ana.say("message", id=1, data={"type": "slow"})
+        await begun.wait()
+        dropping = asyncio.create_task(ana.drop())
+        while ana.ws.reason is None:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        go_on.set()
+        await dropping
+        async with back(hub, ana) as again:
+            await again.heard()
+            await again.say("message", id=1, again=True, data={"type": "slow"})
+            assert [one["type"] for one in await again.heard()] == ["ack"]
+    assert len(done) == 1
 
 
 async def test_state_that_is_no_plain_value_does_not_come_back_and_says_so(caplog):

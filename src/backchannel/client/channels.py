@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.client.errors import Closed, ServerError
 from backchannel.client.frames import OVERHEAD, Incoming, Received
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from backchannel.client.client import Client
 
 __all__ = ["Channels"]
+
+LATER: Final = 1.0
+"""Seconds after which a channel is asked for again whose history could not be read, at most."""
 
 
 class Channels:
@@ -99,6 +104,17 @@ class Channels:
             }
 
         return Request(Kind.ENTERING, fields, owner=subscription)
+
+    def ask_later(self, subscription: Subscription[Any]) -> None:
+        """Ask once more in a while: the server can't know now."""
+        seconds = random.uniform(0.5, 1.0) * LATER  # noqa: S311 - no secret
+        asyncio.get_running_loop().call_later(seconds, self._ask_again, subscription)
+
+    def _ask_again(self, subscription: Subscription[Any]) -> None:
+        is_known = self._known.get(subscription.channel) is subscription
+        # On a connection that came since it was asked for already.
+        if is_known and not subscription.is_in and self._client.state == "open":
+            self._client._add(self.ask(subscription))
 
     def received(self, received: Received) -> None:
         """Hand on what the server says of a channel."""

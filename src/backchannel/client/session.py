@@ -95,7 +95,10 @@ class Session:
     def _refused(self, frame: Incoming) -> None:
         request = self.outbox.answered(frame.id)
         if request is not None and request.owner is not None:
-            self._client._channels.refused(request.owner, frame)
+            if frame.code == "unavailable":
+                self._client._channels.ask_later(request.owner)
+            else:
+                self._client._channels.refused(request.owner, frame)
         elif request is None or not self.outbox.refused(request, frame):
             LOG.warning("the server says: %s: %s", frame.code, frame.text)
 

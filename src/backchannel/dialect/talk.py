@@ -14,6 +14,9 @@ __all__ = ["Talk"]
 
 NOTHING_DURABLE: Final[frozenset[str]] = frozenset()
 
+REFUSED: Final = 1024
+"""Refusals that are remembered, for clients whose connection was lost before they heard of them."""
+
 
 class Talk:
     """One conversation.
@@ -29,6 +32,9 @@ class Talk:
         asked: the ids of the frames that asked to enter or leave channels, until that is done.
         last: the last id of a frame of the client.
         pending: ids of acknowledged frames that are not done.
+        refused: ids of those that were answered with an error, the newest, with its code.
+        turn: how often the session was resumed.
+        stays: others that resume the session find this connection until it has closed.
         calls: what waits for the client's answers.
         queued: ids of the client's calls that wait for their turn, with what ends them.
         running: id of the client's call whose callback runs.
@@ -37,7 +43,7 @@ class Talk:
 
     __slots__ = (
         "asked", "calls", "greeted", "keys", "last", "number", "pending", "positions", "queued",
-        "resumed", "returning", "running", "stopped", "timer",
+        "refused", "resumed", "returning", "running", "stays", "stopped", "timer", "turn",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -50,6 +56,9 @@ class Talk:
         self.asked: dict[str, int] = {}
         self.last = 0
         self.pending: set[int] = set()
+        self.refused: dict[int, str] = {}
+        self.turn = 0
+        self.stays = False
         self.calls: dict[int, asyncio.Future[Any]] | None = None
         self.number = 0
         self.queued: dict[int, asyncio.TimerHandle | None] = {}
@@ -67,6 +76,23 @@ class Talk:
         self.resumed = True
         self.last = record.last
         self.pending = set(record.pending)
+        self.refused = dict(record.refused)
+        self.turn = record.turn
+        self.returning = set(record.channels)
+
+    def done(self, id_: int, code: str = "") -> None:
+        """Take note that an acknowledged frame was done, or answered with an error.
+
+        Args:
+            id_: its id.
+            code: the error's; empty where there is none.
+        """
+        if id_ in self.pending:
+            self.pending.discard(id_)
+            if code:
+                self.refused[id_] = code
+                if len(self.refused) > REFUSED:
+                    del self.refused[next(iter(self.refused))]
 
     def takes(self, id_: int, *, again: bool, acknowledged: bool) -> bool | None:
         """Tell what to do with a frame that has an id.

@@ -199,11 +199,13 @@ class SpeakingConnection(Connection):
         durable = self._endpoint.callbacks.durable
         return Record(
             self.id,
-            sorted(self._channels),
+            sorted({*self._channels, *self.talk.returning}),
             {key: state[key] for key in durable if key in state},
             self.talk.last,
             sorted(self.talk.pending),
             list(self.talk.keys),
+            self.talk.refused,
+            self.talk.turn,
         )
 
 

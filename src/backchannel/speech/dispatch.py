@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
-from backchannel.codes import ENDINGS, meaning_of
+from backchannel.codes import ENDINGS, fit_reason, meaning_of
 from backchannel.connection import CloseReason
 from backchannel.contracts import Target
 from backchannel.dialect import frames
@@ -28,11 +28,11 @@ from backchannel.identity import expiry_of
 from backchannel.inbox import Rest, nothing
 from backchannel.messages import Frame as Message
 from backchannel.observe import CONNECTION, LISTENER, TRACE, excerpt
-from backchannel.speech.handling import Handling
+from backchannel.resume import Record
+from backchannel.speech.handling import Handling, is_for_now
 
 if TYPE_CHECKING:
     from backchannel.dialect.talk import Talk
-    from backchannel.resume import Record
 
 __all__ = ["SpeakingDispatch", "speaking"]
 
@@ -106,6 +106,19 @@ class SpeakingDispatch(Handling):
 
     async def _come_back(self, token: str) -> None:
         """Go on with a session, or begin a new one where there is none."""
+        ws = self.speaker
+        # What was taken is given back, or this goes on with it: that is not to be cut short.
+        await self.finish(self._resume(token))
+        if ws.reason is not None:
+            return
+        channels = sorted(ws.talk.returning - {ws.channel})
+        self._welcome(channels)
+        await self._open()
+        for name in channels:
+            await self._put_back(name)
+
+    async def _resume(self, token: str) -> None:
+        """Take a session and be its connection; the one that was ends, and its callbacks first."""
         ws, resumes = self.speaker, self._hub.resumes
         try:
             found = await resumes.take(token, ws.endpoint, ws.user)
@@ -113,44 +126,69 @@ class SpeakingDispatch(Handling):
             CONNECTION.warning("%s can't be resumed now: %s", ws, error)
             self.end(CloseReason(1013, "sessions can't be read now", "server"), refused=True)
             return
-        channels: list[str] = []
-        if found is not None:
-            key, record = found
-            try:
-                await self._take_over(record)
-            except asyncio.CancelledError:
-                resumes.give_back(key, record)
-                raise
-            ws.talk.returning = set(record.channels)
-            ws.talk.keys = (key,)  # until the next one has arrived
-            channels = [name for name in record.channels if name != ws.channel]
-        self._welcome(channels)
-        if ws.reason is not None:
-            resumes.ended(ws, lives_on=True)
+        if found is None or ws.reason is not None:  # then it was kept again
             return
-        await self._open()
-        for name in channels:
-            await self._put_back(name)
+        key, record = found
+        ws.id = record.id
+        self._adopt(record)
+        newer = await self._take_over(record)
+        if newer is not None:
+            newer.turn = record.turn
+            self._adopt(newer)
+        ws.talk.keys = (key,)  # until the next one has arrived
+        if ws.reason is not None and ws.reason is not REPLACED:
+            resumes.put_back(key, ws)
 
-    async def _take_over(self, record: Record) -> None:
-        """Be the connection of a session; the one that was ends, and its callbacks first."""
-        ws, hub = self.speaker, self._hub
-        target = Target("connection", record.id)
-        ending = [one._dispatch for one in hub.roster.members(target)]
-        for dispatch in ending:
-            dispatch.end(REPLACED)
+    async def _take_over(self, record: Record) -> Record | None:
+        """End the connection that had a session; return what it has still to say of it."""
+        hub, target = self._hub, Target("connection", record.id)
+        await self._stay(target)
+        live: Any = [one._dispatch for one in hub.roster.members(target)]
+        answers = [await hub.resumes.hand_over(record.id, record.turn, live, hub.grace)]
         if hub.cluster.is_shared:
             try:
-                await hub.cluster.tell(target, "others", "replace")
+                answers += await hub.cluster.ask(target, "replace", record.turn)
             except BrokerUnavailable as error:
-                CONNECTION.debug("%s: its former connection could not be ended: %s", ws, error)
-        if ending:
-            await asyncio.wait([one.closed for one in ending], timeout=hub.grace)
-        ws.id = record.id
+                text = "%s: its former connection could not be ended: %s"
+                CONNECTION.debug(text, self.ws, error)
+        if True in answers:
+            self.replaced()
+        told = [Record.unpack(data) for data in answers if isinstance(data, bytes)]
+        return max(filter(None, told), key=lambda one: (one.turn, one.last), default=None)
+
+    async def _stay(self, target: Target) -> None:
+        """Be found by who goes on with this session, also at another node, until all is done."""
+        cluster = self._hub.cluster
+        self.talk.stays = True
+        self._hub.resumes.stay(self)
+        if cluster.is_shared:
+            self.closed.add_done_callback(lambda _: cluster.hear_no_more((target,)))
+            await cluster.hear((target,))
+
+    def _stay_on(self) -> None:
+        """Do so after the end, as long as callbacks may have something to say of the session."""
+        ws, hub = self.speaker, self._hub
+        if self.talk.stays or not self.talk.keys:
+            return
+        hub.resumes.stay(self)
+        if hub.cluster.is_shared and hub.cluster.holds(ws):
+            target = Target("connection", ws.id)
+            hub.cluster.stay(target)
+            self.closed.add_done_callback(lambda _: hub.cluster.hear_no_more((target,)))
+
+    def _adopt(self, record: Record) -> None:
+        """Take up what an earlier connection of the session was."""
+        ws = self.speaker
         ws.talk.go_on(record)
-        for name, value in record.state.items():
-            if name in self.endpoint.callbacks.durable:
-                ws.state[name] = value
+        for name in self.endpoint.callbacks.durable:
+            if name in record.state:
+                ws.state[name] = record.state[name]
+            else:
+                ws.state.pop(name, None)
+
+    def replaced(self) -> None:
+        """End: another connection goes on with the session."""
+        self.end(REPLACED)
 
     async def _put_back(self, name: str) -> None:
         """Let the client into a channel again that it was in, if it may still be there."""
@@ -158,9 +196,13 @@ class SpeakingDispatch(Handling):
         if ws.reason is not None or name in ws._channels:
             return
         refused = await self._hub.membership.enter(self, name)
-        if name not in ws._channels and ws.reason is None:
+        if refused is not None and is_for_now(refused):  # it comes back for what it has missed
+            self.end(CloseReason(1013, fit_reason(refused.text), "server"))
+        elif name not in ws._channels and ws.reason is None:
+            ws.talk.returning.discard(name)
             text = refused.text if refused is not None else ""
             ws.tell(frames.Unsubscribed(name, text=text or "refused"))
+            self._hub.resumes.changed(ws)
 
     # ── what comes ────────────────────────────────────────────────────────────────────────────
 
@@ -211,7 +253,7 @@ class SpeakingDispatch(Handling):
             is_kept = isinstance(frame, frames.Message | frames.Publish)
             takes = talk.takes(frame.id, again=is_kept and frame.again, acknowledged=is_kept)
             if takes is None:
-                self.speaker.tell(frames.Ack(frame.id))
+                self._answer_again(frame.id)
                 return False
             if takes is False:
                 text = f"ids count up: {talk.last} was used already"
@@ -226,12 +268,20 @@ class SpeakingDispatch(Handling):
         if talk.calls:  # the callback waits for an answer that has to be read
             if self.inbox.has(MANY):
                 talk.queued.pop(cast("int", frame.id), None)
+                talk.done(cast("int", frame.id), "too_many")
                 self.complain("too_many", f"{MANY} frames wait already", id_=frame.id)
                 return False
             self.inbox.put(work)
             return False
         self.inbox.put(work)
         return self.inbox.is_full
+
+    def _answer_again(self, id_: int) -> None:
+        """Say once more what became of a frame whose answer may have been lost."""
+        if (code := self.talk.refused.get(id_)) is None:
+            self.speaker.tell(frames.Ack(id_))
+        else:
+            self.complain(code, "it was answered so before", id_=id_)
 
     def _queue_call(self, frame: frames.Call) -> None:
         """Count the time that its client waits for an answer."""
@@ -298,6 +348,7 @@ class SpeakingDispatch(Handling):
                 timer.cancel()
         if reason.by == "server" and reason.code in {1001, 1012} and ws._held is None:
             ws.tell(frames.GoingAway(round(random.uniform(0, self._spread()), 3)))  # noqa: S311
+        self._stay_on()
         ended = super().end(reason, refused=refused)
         self._hub.resumes.ended(ws, lives_on=_lives_on(reason))
         for waiting in list((talk.calls or {}).values()):

@@ -23,6 +23,7 @@ from backchannel.errors import (
     BrokerUnavailable,
     InvalidMessage,
     Reject,
+    TryLater,
     UnsendableMessage,
 )
 from backchannel.history import Position
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from backchannel.messages import Frame
     from backchannel.speech.connection import SpeakingConnection
 
-__all__ = ["Handling"]
+__all__ = ["Handling", "is_for_now"]
 
 _NO_REPLY: Final = (Sent, Change, Changes)
 
@@ -92,7 +93,7 @@ class Handling(Dispatch):
             if callback is not None and callback.decode is not None:
                 content = callback.decode(content)
         except InvalidMessage as error:
-            self._done(id_)
+            self._done(id_, "unknown_type" if error.code == "unknown_type" else "invalid")
             custom = callbacks.on_invalid
             if custom is not None and not _is_default(custom):
                 await self.call_safely(custom, self.ws, error)
@@ -110,13 +111,13 @@ class Handling(Dispatch):
         self._done(id_)
         self.speaker.tell(frames.Ack(id_))
 
-    def _done(self, id_: int) -> None:
-        self.speaker.talk.pending.discard(id_)
+    def _done(self, id_: int, code: str = "") -> None:
+        self.speaker.talk.done(id_, code)
         self._hub.resumes.changed(self.speaker)
 
     async def _fail(self, callback: Callback, error: Exception, id_: int) -> None:
         """Tell that the listener raised: the client without the server's details."""
-        self._done(id_)
+        self._done(id_, "refused" if isinstance(error, Reject) else "failed")
         if isinstance(error, Reject):
             self.complain("refused", error.text or "refused", id_=id_)
             return
@@ -225,7 +226,8 @@ class Handling(Dispatch):
             ws.tell(frames.Subscribed(name, id=frame.id))
         else:
             text = (refused.text if refused is not None else "") or "refused"
-            self.complain("refused", text, id_=frame.id, field="$.channel")
+            code = "unavailable" if is_for_now(refused) else "refused"
+            self.complain(code, text, id_=frame.id, field="$.channel")
 
     def _checked(self, channel: str, id_: Any) -> str | None:
         """Return a channel's name as the hub keeps it; None where it is none, which was told."""
@@ -248,6 +250,7 @@ class Handling(Dispatch):
         """Publish to a channel, where a rule says that this client may."""
         ws, id_ = self.speaker, frame.id
         if (name := self._checked(frame.channel, id_)) is None:
+            self._settle(id_, "invalid")
             return
         rule = self._hub.rules.find(name)
         asking = None if rule is None else rule.publish
@@ -255,7 +258,7 @@ class Handling(Dispatch):
         if asking is not None:
             refused = await self._hub.membership.ask(self, asking, name)  # type: ignore[assignment]
         if refused is not None:
-            self._settle(id_)
+            self._settle(id_, "refused")
             self.complain("refused", refused.text or "refused", id_=id_, field="$.channel")
             return
         message = content_of(frame.data, data)
@@ -265,7 +268,7 @@ class Handling(Dispatch):
             if self._hub.cluster.is_shared:
                 check_size(message, self._hub.settings.max_publication)
         except UnsendableMessage as error:
-            self._settle(id_)
+            self._settle(id_, "too_large")
             self.complain("too_large", str(error), id_=id_, field="$.data")
             return
         key = "" if id_ is msgspec.UNSET else f"{ws.id}:{id_}"
@@ -274,9 +277,9 @@ class Handling(Dispatch):
         )
         self._tell_outcome(id_, self._hub._publish(publication))
 
-    def _settle(self, id_: Any) -> None:
+    def _settle(self, id_: Any, code: str) -> None:
         if id_ is not msgspec.UNSET:
-            self._done(id_)
+            self._done(id_, code)
 
     def _tell_outcome(self, id_: Any, outcome: Receipt | Outcome) -> None:
         """Acknowledge a publication once the broker has it; what comes next does not wait."""
@@ -291,7 +294,7 @@ class Handling(Dispatch):
         try:
             receipt = await outcome
         except BrokerUnavailable as error:
-            self._done(id_)
+            self._done(id_, "unsure" if error.unsure else "unavailable")
             if error.unsure:
                 self.complain("unsure", "it may have been published, or not", id_=id_)
             else:
@@ -378,6 +381,12 @@ class Handling(Dispatch):
         until = expiry_of(identity)
         expires_in = None if until is None else max(0.0, until - time())
         self.speaker.tell(frames.Renewed(frame.id, expires_in))
+
+
+def is_for_now(refused: Reject | None) -> bool:
+    """Tell whether asking again may help: nothing is wrong with the application."""
+    cause = None if refused is None else refused.__cause__
+    return isinstance(refused, TryLater) and (cause is None or isinstance(cause, BrokerUnavailable))
 
 
 def _is_default(callback: Callback) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from contextvars import Context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +14,7 @@ from backchannel.resume import Record, key_of, new_token
 
 if TYPE_CHECKING:
     from backchannel.speech.connection import SpeakingConnection
+    from backchannel.speech.dispatch import SpeakingDispatch
     from backchannel.stores import ResumeStore
 
 __all__ = ["Resumes"]
@@ -38,7 +40,7 @@ class Resumes:
         self,
         store: ResumeStore,
         window: float | None,
-        keep: Callable[[Coroutine[Any, Any, None]], object],
+        keep: Callable[[Coroutine[Any, Any, None], Context], asyncio.Task[None]],
     ):
         self._store = store
         self.window = window
@@ -47,7 +49,12 @@ class Resumes:
         # By key: whose it is or what is kept (None: nothing any more), whether it is new, and how
         # long it is worth the trouble, by the monotonic clock.
         self._todo: dict[bytes, _Todo] = {}
-        self._is_writing = False
+        self._on_the_way: dict[bytes, _Todo] = {}
+        # By the id of their connection: those that may have a last word about their session.
+        self._staying: dict[str, list[SpeakingDispatch]] = {}
+        # What was written when a connection ended that has not closed yet.
+        self._last: dict[SpeakingConnection, bytes] = {}
+        self._writing: asyncio.Task[None] | None = None
         self._is_beating = False
 
     @property
@@ -67,7 +74,7 @@ class Resumes:
             self._write(one, ws, new=True)
         if not self._is_beating:
             self._is_beating = True
-            self._keep(self._beat())
+            self._keep(self._beat(), Context())
         return token
 
     def changed(self, ws: SpeakingConnection) -> None:
@@ -94,10 +101,68 @@ class Resumes:
             return
         del self._live[ws]
         if lives_on is None:
+            for key in ws.talk.keys:
+                if (todo := self._todo.get(key)) is not None and todo[0] is ws:
+                    del self._todo[key]
             return
         data = self._packed(ws) if lives_on else None
+        if data is not None:
+            self._last[ws] = data
         for key in ws.talk.keys:
             self._write(key, data)
+
+    def stay(self, dispatch: SpeakingDispatch) -> None:
+        """Let who goes on with a session find a connection of it until that has closed."""
+        staying, ws = self._staying, dispatch.speaker
+        staying.setdefault(ws.id, []).append(dispatch)
+
+        def leave(_: object) -> None:
+            staying[ws.id].remove(dispatch)
+            if not staying[ws.id]:
+                del staying[ws.id]
+            before = self._last.pop(ws, None)
+            if before is not None and (data := self._packed(ws)) != before:
+                for key in ws.talk.keys:
+                    self._write(key, data)
+
+        dispatch.closed.add_done_callback(leave)
+
+    async def hand_over(
+        self, id_: str, turn: int, live: Iterable[SpeakingDispatch], seconds: float
+    ) -> bytes | bool | None:
+        """End the connections of a session that goes on elsewhere; return what is to be kept of it.
+
+        Args:
+            id_: of the connection.
+            turn: of the one that goes on: only those before it end.
+            live: those that are open here.
+            seconds: how long their callbacks may take.
+
+        Returns:
+            True where a later one than that has the session; None where there was none here.
+        """
+        some = {*live, *self._staying.get(id_, ())}
+        if any(one.talk.turn > turn for one in some):
+            return True
+        former = [one for one in some if one.talk.turn < turn]
+        for dispatch in former:
+            dispatch.replaced()
+            self._last.pop(dispatch.speaker, None)
+        if not former:
+            return None
+        await asyncio.wait([one.closed for one in former], timeout=seconds)
+        return self._packed(max(former, key=lambda one: one.talk.turn).speaker)
+
+    def keep_again(self) -> None:
+        """Keep the sessions of all live connections as new: what keeps them may have lost them."""
+        for ws in self._live:
+            for key in ws.talk.keys:
+                self._write(key, ws, new=True)
+
+    async def finish(self, seconds: float) -> None:
+        """Wait until all is kept, for so long at most."""
+        if self._writing is not None and seconds > 0:
+            await asyncio.wait([self._writing], timeout=seconds)
 
     async def take(
         self, token: str, endpoint: str, user: str | None
@@ -110,23 +175,23 @@ class Resumes:
         if self.window is None:
             return None
         key = key_of(token, endpoint, user)
-        here = self._todo.get(key)
         data = await self._store.take(key)
-        if here is not None and isinstance(here[0], bytes) and self._todo.get(key) is here:
-            del self._todo[key]
-            data = here[0]  # not written yet
-        elif here is not None and data is None and here[0] is not None and here[1]:
-            data = self._packed(here[0])  # type: ignore[arg-type] # a live one, new and not written
+        here = self._todo.get(key) or self._on_the_way.get(key)
+        if here is not None and (data is not None or here[1]):  # what is not written yet is newer
+            data = None if here[0] is None else self._bytes(here[0])
         if data is None or (record := Record.unpack(data)) is None:
             return None
         for other in record.keys:
             if other != key:
                 self._write(other, None)
+        # Whatever becomes of the connection that goes on, the session is not lost with it.
+        record.turn += 1
+        self._write(key, record.pack(), new=True)
         return key, record
 
-    def give_back(self, key: bytes, record: Record) -> None:
-        """Keep a session again that was taken, since its client is gone before it had it."""
-        self._write(key, record.pack(), new=True)
+    def put_back(self, key: bytes, ws: SpeakingConnection) -> None:
+        """Keep what is known of a session whose connection has ended before it was greeted."""
+        self._write(key, self._packed(ws), new=True)
 
     # ── written ───────────────────────────────────────────────────────────────────────────────
 
@@ -137,14 +202,14 @@ class Resumes:
         new = new or (before is not None and before[1])
         until = monotonic() + (self.window or 0)
         self._todo[key] = (what, new, until)
-        if not self._is_writing:
-            self._is_writing = True
-            self._keep(self._write_all())
+        if self._writing is None:
+            self._writing = self._keep(self._write_all(), Context())
 
     async def _write_all(self) -> None:
         try:
             while self._todo:
                 todo, self._todo = self._todo, {}
+                self._on_the_way = todo
                 try:
                     await self._write_some(todo)
                 except BrokerUnavailable as error:
@@ -156,8 +221,10 @@ class Resumes:
                     }  # fmt: skip
                     self._todo = {**late, **self._todo}
                     await asyncio.sleep(AGAIN)
+                finally:
+                    self._on_the_way = {}
         finally:
-            self._is_writing = False
+            self._writing = None
 
     async def _write_some(self, todo: dict[bytes, _Todo]) -> None:
         groups: dict[tuple[float, bool], dict[bytes, bytes]] = {}
@@ -167,9 +234,9 @@ class Resumes:
                 dropped.append(key)
                 continue
             is_live = not isinstance(what, bytes)
-            data = self._packed(what) if is_live else what  # type: ignore[arg-type]
+            data = self._bytes(what)
             life = self._life if is_live else self.window or 0
-            groups.setdefault((life, new), {})[key] = data  # type: ignore[assignment]
+            groups.setdefault((life, new), {})[key] = data
         for (life, new), records in groups.items():
             await self._store.put(records, life, new=new)
         if dropped:
@@ -188,6 +255,9 @@ class Resumes:
                     continue
         finally:
             self._is_beating = False
+
+    def _bytes(self, what: SpeakingConnection | bytes) -> bytes:
+        return what if isinstance(what, bytes) else self._packed(what)
 
     @staticmethod
     def _packed(ws: SpeakingConnection) -> bytes:
