@@ -108,10 +108,10 @@ class Settling:
             one.who for one in self.run.clients
             if word.to is None or word.is_for(one.who.addresses(one.id or ""))
         ]  # fmt: skip
-        out = [
-            who.name for who in meant
+        out = {
+            who.name: self.ledger.had[who, word.channel][-3:] for who in meant
             if not any(had.id == id_ for had in self.ledger.had[who, word.channel][-300:])
-        ]  # fmt: skip
+        }  # fmt: skip
         is_counted = word.state == "accepted" and word.reached == (
             len(meant) if word.channel == DIRECT else None
         )
@@ -119,8 +119,8 @@ class Settling:
             return ""
         whom = word.channel if word.to is None else word.to
         return (
-            f"the last word to {whom} ({id_}, {word.state}) did not reach {out}; it was said to "
-            f"have reached {word.reached} of {len(meant)}"
+            f"the last word to {whom} ({id_}, {word.state}) did not reach {out}, which is what they "
+            f"had last; it was said to have reached {word.reached} of {len(meant)}"
         )
 
     # ── who is there is counted ───────────────────────────────────────────────────────────────
