@@ -142,10 +142,8 @@ class Chat(Listener):
         return None
 
     def on_close(self, ws: Connection, reason: CloseReason) -> None:
-        """Tell the others: at once where the page was closed, else unless it comes back."""
         if ws.id in self.rooms.get(ws.channel, {}):  # else the name was refused
-            is_meant = reason.by == "client" and reason.code in {1000, 1001}
-            self.leaving[ws.id] = hub.spawn(self.leave(ws, 0 if is_meant else GRACE))
+            self.leaving[ws.id] = hub.spawn(self.leave(ws, grace(reason)))
 
     async def leave(self, ws: Connection, seconds: float) -> None:
         """Take someone out and tell the others, so many seconds from now."""
@@ -164,11 +162,14 @@ class Chat(Listener):
 
     @event("whisper")
     async def whisper(self, ws: Connection, message: Whisper) -> None:
-        """Send to one person of this channel, and tell the sender whether they were there.
+        """Send to one person of this channel."""
+        await self.pass_on(ws, message, is_here=message.to in self.rooms[ws.channel])
 
-        Both are sent to the channel, for one of it: that is kept for someone whose network breaks.
+    async def pass_on(self, ws: Connection, message: Whisper, *, is_here: bool) -> None:
+        """Send a whisper, and tell its sender what has become of it.
+
+        Both are sent to the channel, for one of it: so they are kept for whoever comes back.
         """
-        is_here = message.to in self.rooms[ws.channel]
         if is_here:
             await ws.broadcast(Whispered(ws.id, message.text, message.key), to=message.to)
         await ws.broadcast(Delivery(message.to, message.text, is_here, message.key), to=ws)
@@ -176,6 +177,11 @@ class Chat(Listener):
     @event("typing")
     def typing(self, ws: Connection) -> None:
         ws.broadcast(Typing(ws.id), channel=f"typing:{ws.channel}", exclude=ws)
+
+
+def grace(reason: CloseReason) -> float:
+    """Return the seconds to come back in: none for whoever closed the page."""
+    return 0 if reason.by == "client" and reason.code in {1000, 1001} else GRACE
 
 
 def readable(name: str) -> str:
