@@ -117,32 +117,34 @@ class Chat(Listener):
         self.leaving: dict[str, asyncio.Task[None]] = {}  # id → what tells the others in a moment
 
     def on_subscribe(self, ws: Connection, channel: str) -> Reject | None:
-        """Let someone in, if the name will do.
-
-        A plain def is not interrupted, and from then on ws hears what is said. So nobody
-        comes or goes between the list in "welcome" and the first "joined" or "left" after it.
-        """
+        """Let someone in, if the name will do."""
         if channel != ws.channel:
             return None  # who is typing, see below
-        if back := self.leaving.pop(ws.id, None):
-            back.cancel()
-        people = self.rooms.get(channel, {})
-        if ws.id not in people:
-            wanted = ws.state.name if ws.resumed else readable(ws.query.get("name", ""))
-            if not wanted:
+        if leaving := self.leaving.pop(ws.id, None):
+            leaving.cancel()  # it is back
+        if not ws.resumed:
+            ws.state.name = readable(ws.query.get("name", ""))
+            if not ws.state.name:
                 return Reject("Please tell us your name.")
-            if len(wanted) > NAME_LENGTH and not ws.resumed:
+            if len(ws.state.name) > NAME_LENGTH:
                 return Reject(f"A name can have {NAME_LENGTH} characters at most.")
-            ws.state.name = distinct(wanted, people.values())
-            ws.broadcast(Joined(ws.id, ws.state.name))  # to those already in
-            people = self.rooms.setdefault(channel, people)
-            people[ws.id] = ws.state.name
-        ws.send(Welcome(ws.id, people))
-        ws.subscribe(f"typing:{channel}")  # a channel of its own, of which nothing is kept
+        ws.spawn(self.welcome(ws, channel))
         return None
 
+    async def welcome(self, ws: Connection, channel: str) -> None:
+        """Once it hears what is said, and has heard what it missed: tell it who is here."""
+        if not await ws.subscribe(channel):
+            return
+        # From here on nothing waits: nobody comes or goes between the list and the next "joined".
+        people = self.rooms.setdefault(channel, {})
+        if ws.id not in people:
+            ws.state.name = people[ws.id] = distinct(ws.state.name, people.values())
+            ws.broadcast(Joined(ws.id, ws.state.name), exclude=ws)
+        ws.send(Welcome(ws.id, people))
+        ws.subscribe(f"typing:{channel}")  # a channel of its own, of which nothing is kept
+
     def on_close(self, ws: Connection, reason: CloseReason) -> None:
-        if ws.id in self.rooms.get(ws.channel, {}):  # else the name was refused
+        if ws.id in self.rooms.get(ws.channel, {}):  # else nobody has heard of it
             self.leaving[ws.id] = hub.spawn(self.leave(ws, grace(reason)))
 
     async def leave(self, ws: Connection, seconds: float) -> None:
@@ -163,7 +165,7 @@ class Chat(Listener):
     @event("whisper")
     async def whisper(self, ws: Connection, message: Whisper) -> None:
         """Send to one person of this channel."""
-        await self.pass_on(ws, message, is_here=message.to in self.rooms[ws.channel])
+        await self.pass_on(ws, message, is_here=message.to in self.rooms.get(ws.channel, {}))
 
     async def pass_on(self, ws: Connection, message: Whisper, *, is_here: bool) -> None:
         """Send a whisper, and tell its sender what has become of it.

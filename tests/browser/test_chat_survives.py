@@ -66,10 +66,11 @@ async def write(page, name, ended):
         said.append(f"{name} {len(said)}")
         await page.locator(".composer input").fill(said[-1])
         await page.locator(".composer input").press("Enter")
-        await page.wait_for_timeout(30)  # nobody types faster
+        await page.wait_for_timeout(100)  # nobody types faster
     return said
 
 
+@pytest.mark.timeout(150)  # of which it needs 25 where nothing else runs
 async def test_twenty_cuts_and_three_restarts_lose_and_double_nothing(
     make_app, make_wire, redis_server, new_context
 ):

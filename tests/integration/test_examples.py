@@ -138,9 +138,9 @@ async def enter(stack, address, name, channel="cars"):
     """Enter the chat; all that are in ``stack`` leave at its end."""
     path = f"/ws/chat/{channel}?{urlencode({'name': name})}"
     one = await stack.enter_async_context(client(address, path))
-    welcome = await one.get()
+    *before, welcome = await one.get_until("welcome")
+    assert {message["type"] for message in before} <= {"joined", "left"}
     assert welcome.keys() == {"type", "you", "people"}
-    assert welcome["type"] == "welcome"
     return Person(one.socket, welcome)
 
 
