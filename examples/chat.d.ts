@@ -1,12 +1,13 @@
 // Made by `backchannel schema`; change the listener's annotations and make it anew.
 // Endpoints are message maps of the client: connect<NAME>("/ws/…").
 
-/** What has become of a whisper. */
+/** What has become of a whisper of yours. */
 export interface Delivery {
   type: "delivery";
   to: string;
   text: string;
   delivered: boolean;
+  key?: string;
 }
 
 /** Someone came. */
@@ -27,11 +28,13 @@ export interface Said {
   type: "said";
   by: string;
   text: string;
+  key?: string;
 }
 
-/** Something for everyone in the channel. */
+/** Something for everyone in the channel. A page that did not hear whether it was said says it again; by the key all know it as the same. */
 export interface Say {
   text: string;
+  key?: string;
 }
 
 /** Someone is about to say something. */
@@ -49,8 +52,9 @@ export interface Welcome {
 
 /** Something for one person in the channel. */
 export interface Whisper {
-  to: string;
   text: string;
+  key?: string;
+  to: string;
 }
 
 /** Someone said something to you alone. */
@@ -58,6 +62,7 @@ export interface Whispered {
   type: "whispered";
   by: string;
   text: string;
+  key?: string;
 }
 
 /** Everyone in a channel hears what is said there; a whisper is heard by one. At `/ws/chat/{channel}`. */
@@ -66,9 +71,9 @@ export interface Chat {
   events: {
     say: (data: Say) => null;
     typing: () => null;
-    /** Send to one connection of this channel, and answer the sender whether it was there. */
-    whisper: (data: Whisper) => Delivery;
+    /** Send to one person of this channel. */
+    whisper: (data: Whisper) => null;
   };
-  messages: Welcome | Joined | Left | Said | Whispered | Typing | Delivery;
-  channels: { [channel: string]: Welcome | Joined | Left | Said | Whispered | Typing };
+  messages: Welcome | Joined | Left | Said | Whispered | Delivery | Typing;
+  channels: { [channel: `chat:${string}`]: Welcome | Joined | Left | Said | Whispered | Delivery | Typing };
 }

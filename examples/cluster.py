@@ -14,6 +14,7 @@ other ports, and BROKER=redis://… another Valkey or Redis than one of its own.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import importlib.util
 import os
@@ -26,69 +27,57 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from msgspec import Meta, Struct
+import chat
 
-from backchannel import CloseReason, Connection, Hub, Listener, Reject, event
+from backchannel import CloseReason, Connection, Hub, Reject, event
 
 NODES = 3
 START = 30.0
 """Seconds that the engine and the nodes may take to start."""
 
-Text = Annotated[str, Meta(max_length=2000, pattern=r"\S")]  # no novel, and not empty
-
 hub = Hub(broker=os.environ.get("BROKER"), name="cluster-example")
 hub.page("/", "chat.html")
+hub.rule("chat:{room}", history=1000)
 
 
-class Say(Struct):
-    """Something for everyone in the channel."""
-
-    text: Text
-
-
-class Whisper(Struct):
-    """Something for one person in the channel."""
-
-    to: str
-    text: Text
-
-
-@hub.endpoint("/ws/chat/{channel}")
-class Chat(Listener):
+@hub.endpoint("/ws/chat/{channel}", channel="chat:{channel}")
+class Chat(chat.Chat):
     """The chat of chat.py: what that one keeps in a dict, the nodes are asked for here."""
 
     def on_subscribe(self, ws: Connection, channel: str) -> Reject | None:
-        name = " ".join(ws.query.get("name", "").split())
-        if not 0 < len(name) <= 24:
-            return Reject("Please tell us your name, of 24 characters at most.")
-        ws.meta["name"] = f"{name} ({os.environ.get('NODE', 'alone')})"  # every node knows meta
+        if channel != ws.channel:
+            return None  # who is typing
+        if not ws.resumed:  # else it comes back, maybe from another node
+            name = chat.readable(ws.query.get("name", ""))
+            if not 0 < len(name) <= chat.NAME_LENGTH:
+                return Reject(f"Please tell us your name, of 1 to {chat.NAME_LENGTH} characters.")
+            ws.state.name = f"{name} ({os.environ.get('NODE', 'alone')})"
+        ws.meta["name"] = ws.state.name  # every node knows meta
         ws.spawn(self.welcome(ws, channel))
         return None
 
     async def welcome(self, ws: Connection, channel: str) -> None:
         """Once it hears what is said: tell the others, and ask all nodes who is there."""
-        if await ws.subscribe(channel):
-            ws.broadcast({"type": "joined", "id": ws.id, "name": ws.meta["name"]}, exclude=ws)
-            ws.send({"type": "welcome", "you": ws.id, "people": await people_in(channel)})
+        if await ws.subscribe(channel) and await ws.subscribe(f"typing:{channel}"):
+            ws.broadcast(chat.Joined(ws.id, ws.state.name), exclude=ws)
+            ws.send(chat.Welcome(ws.id, await people_in(channel)))
 
     def on_close(self, ws: Connection, reason: CloseReason) -> None:
-        ws.broadcast({"type": "left", "id": ws.id})
+        if "name" in ws.meta:  # else it was refused
+            hub.spawn(self.leave(ws, chat.grace(reason)))
 
-    @event("say")
-    def say(self, ws: Connection, message: Say) -> None:
-        ws.broadcast({"type": "said", "by": ws.id, "text": message.text})
+    async def leave(self, ws: Connection, seconds: float) -> None:
+        """Tell the others, unless it is back by then, at whatever node."""
+        await asyncio.sleep(seconds)
+        if not await hub.connection(ws.id).count():
+            ws.broadcast(chat.Left(ws.id))
 
     @event("whisper")
-    async def whisper(self, ws: Connection, message: Whisper) -> dict[str, Any]:
-        ws.broadcast({"type": "whispered", "by": ws.id, "text": message.text}, to=message.to)
+    async def whisper(self, ws: Connection, message: chat.Whisper) -> None:
         is_here = message.to in await people_in(ws.channel or "")
-        return {"type": "delivery", "to": message.to, "text": message.text, "delivered": is_here}
-
-    @event("typing")
-    def typing(self, ws: Connection) -> None:
-        ws.broadcast({"type": "typing", "by": ws.id}, exclude=ws)
+        await self.pass_on(ws, message, is_here=is_here)
 
 
 async def people_in(channel: str) -> dict[str, str]:

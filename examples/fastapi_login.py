@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import FastAPI, Form, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
@@ -24,22 +24,19 @@ PAGE = Path(__file__).with_suffix(".html")
 PASSWORDS = {"ana": "chat", "bob": "chat"}  # yours are hashed, and in a database
 
 # The session that Starlette's middleware found is there when authenticate is asked.
-hub = Hub(authenticate=lambda request: request.session.get("user"), require_user=True)
+hub = Hub(
+    authenticate=lambda request: request.session.get("user"), require_user=True, presence_moment=5
+)
+# What was said is kept for whoever comes back; who comes and who goes is told to those in the room.
+hub.rule("{room}", history=1000, presence=True)
 
 
 @hub.endpoint("/ws/chat/{channel}")
 class Chat(Listener):
     """A room for those who have signed in."""
 
-    def on_open(self, ws: Connection) -> None:
-        ws.broadcast({"from": "", "text": f"{ws.user} came"}, exclude=ws)
-        ws.send({"from": "", "text": f"Welcome, {ws.user}."})
-
-    def on_message(self, ws: Connection, message: str) -> None:
-        ws.broadcast({"from": ws.user, "text": message[:2000]})
-
-    def on_close(self, ws: Connection, reason: Any) -> None:
-        ws.broadcast({"from": "", "text": f"{ws.user} left"})
+    async def on_message(self, ws: Connection, message: str) -> None:
+        await ws.broadcast({"from": ws.user, "text": message[:2000]})
 
 
 app = FastAPI(lifespan=hub.lifespan)

@@ -91,9 +91,9 @@ class App:
                 return found[1]
         raise EOFError
 
-    async def stop(self):
+    async def stop(self, how=signal.SIGINT):
         if self.process.returncode is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(how)
         try:
             await asyncio.wait_for(self.process.wait(), PATIENCE)
         except TimeoutError:
@@ -134,10 +134,11 @@ SET_UP = """async ([path, file, options]) => {
 
 
 class Wire:
-    """A TCP proxy before a port: it cuts, and it can hold what the server says."""
+    """A TCP proxy before a port: it cuts, in three ways, and can hold what the server says."""
 
     def __init__(self, port):
         self.target, self.writers = port, set()
+        self.truncating, self.half_closed = None, set()
         self.flowing, self.came = asyncio.Event(), asyncio.Condition()
         self.flowing.set()
 
@@ -167,15 +168,28 @@ class Wire:
             while data := await reader.read(65536):
                 if held:
                     await self.flowing.wait()
+                if writer in self.half_closed:
+                    continue
+                if self.truncating is not None:
+                    writer.write(data[: int(len(data) * self.truncating)])
+                    break
                 writer.write(data)
                 await writer.drain()
         for each in pair:
             each.close()
         self.writers -= pair
+        self.half_closed -= pair
 
     def cut(self):
         for writer in list(self.writers):
             writer.transport.abort()
+
+    def half_close(self, rng):
+        """End one direction of each connection, or both; the socket stays open."""
+        for writer in [each for each in self.writers if rng.random() < 0.7] or list(self.writers):
+            self.half_closed.add(writer)
+            with contextlib.suppress(OSError):
+                writer.write_eof()
 
     async def next(self):
         """Wait until someone connects."""
@@ -196,6 +210,12 @@ async def client_server(make_app):
     await server.start()
     yield server
     await server.stop()
+
+
+@pytest.fixture(scope="session")
+def make_wire():
+    """Make a network before a port: ``await make_wire(port).start()``."""
+    return Wire
 
 
 @pytest_asyncio.fixture(loop_scope="session")

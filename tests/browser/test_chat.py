@@ -27,6 +27,7 @@ class Person:
         self.state = page.get_by_role("status")
         self.people = page.get_by_role("list", name="People here").get_by_role("listitem")
         self.typing = page.locator(".typing:visible")
+        self.unsent = page.locator(".unsent:visible .bubble")
         self.input = page.locator(".composer:visible input")
         self.problems = []  # errors in the page, and addresses it should not want
         self.frames = []  # whatever came by WebSocket, shown or not
@@ -38,11 +39,15 @@ class Person:
         page.on("websocket", lambda socket: socket.on("framereceived", self._keep_frame))
 
     def _check_address(self, request):
-        if not re.match(r"http://localhost:\d+/$|data:", request.url):
+        if not re.match(r"http://localhost:\d+/(backchannel/client\.js)?$|data:", request.url):
             self.problems.append(f"wants {request.url}")
 
     def _keep_frame(self, frame):
         self.frames.append(frame)
+
+    def forgive(self, error):
+        """Forget a network error: a browser reports each, which no page can keep it from."""
+        self.problems = [problem for problem in self.problems if error not in problem]
 
     def button(self, name):
         return self.page.get_by_role("button", name=name, exact=True)
@@ -66,6 +71,10 @@ class Person:
     async def say(self, text):
         await self.input.fill(text)
         await self.input.press("Enter")
+
+    async def shown(self):
+        """Return what people said, as far as it is on the screen and not only on its way."""
+        return await self.log.locator(":scope > .message .bubble").all_text_contents()
 
     async def sees(self, text):
         await expect(self.log).to_contain_text(text)
@@ -182,23 +191,63 @@ async def test_one_page_is_in_several_channels(come):
 
 
 async def test_the_page_says_when_the_server_is_gone_and_comes_back_with_it(come, server):
+    """Without a broker a restart begins anew, and the page says so; what was written is sent."""
     ana, ben = await come("Ana"), await come("Ben")
-    await ana.input.fill("not sent yet")
     await server.stop()
-    await expect(ana.state).to_have_text(re.compile("Connection lost|Reconnecting"))
-    await expect(ana.button("Send")).to_be_disabled()
-    await expect(ana.people).to_have_count(0)
-    await ana.input.press("Enter")
-    await expect(ana.input).to_have_value("not sent yet")
+    await expect(ana.state).to_have_text(re.compile(r"Offline, back in \d+ s|Reconnecting"))
+    await ana.say("not sent yet")
+    await expect(ana.unsent).to_have_text("not sent yet")
+    await expect(ana.input).to_have_value("")
     await server.start()
     for one in (ana, ben):
         await expect(one.state).to_have_text("Connected", timeout=20_000)
-        await one.sees("Connected again. You may have missed something.")
+        await one.sees("Something may be missing here: the server began anew")
     await ana.sees_people("Ana · you", "Ben")
-    await ana.input.press("Enter")
-    await ben.sees("not sent yet")
-    for one in (ana, ben):  # a browser reports each failed attempt, which no page can keep it from
-        one.problems = [text for text in one.problems if "ERR_CONNECTION_REFUSED" not in text]
+    await ana.sees("not sent yet")
+    await expect(ana.unsent).to_have_count(0)
+    await ana.say("back again")
+    await ben.sees("back again")
+    ana.forgive("ERR_CONNECTION_REFUSED")
+    ben.forgive("ERR_CONNECTION_REFUSED")
+
+
+async def test_a_network_that_goes_and_comes_back_loses_and_doubles_nothing(come):
+    """Nobody has left meanwhile, and nothing has to be read twice."""
+    ana, ben = await come("Ana"), await come("Ben")
+    await ana.say("before")
+    await ben.sees("before")
+    await ana.page.context.set_offline(True)
+    await expect(ana.state).to_have_text(re.compile(r"Offline, back in \d+ s|Reconnecting"))
+    await ana.say("from the tunnel")
+    await ana.button("Whisper to Ben").click()
+    await ana.say("and a whisper")
+    await ben.say("where are you?")
+    await ben.button("Whisper to Ana").click()
+    await ben.say("psst")
+    await ben.sees("You whisper to Anapsst")
+    await expect(ana.unsent).to_have_text(["from the tunnel", "and a whisper"])
+    await ana.page.context.set_offline(False)
+    await expect(ana.state).to_have_text("Connected")
+    await expect(ana.unsent).to_have_count(0)
+    await ben.sees("Ana whispers to youand a whisper")
+    await ana.sees("Ben whispers to youpsst")
+    said = ["before", "where are you?", "from the tunnel"]
+    for one, whispers in ((ana, ["psst", "and a whisper"]), (ben, ["psst", "and a whisper"])):
+        shown = [text for text in await one.shown() if text not in whispers]
+        assert shown == said
+        assert sorted(await one.shown()) == sorted([*said, *whispers])
+        await expect(one.log).not_to_contain_text("left")
+        await expect(one.log).not_to_contain_text("missing")
+    await expect(ben.log.get_by_text("Ana joined")).to_have_count(0)
+    ana.forgive("ERR_INTERNET_DISCONNECTED")
+
+
+async def test_a_message_that_will_not_do_is_said_to_be_not_sent(come):
+    ana = await come("Ana")
+    await ana.page.evaluate("document.querySelector('.composer input').maxLength = 9999")
+    await ana.say("x" * 2001)
+    await ana.sees("Not sent: ")
+    await expect(ana.unsent).to_have_count(0)
 
 
 @pytest.mark.parametrize("name", ["<img src=x onerror=1>", "<b>B</b> & 'q' \"", "\u202eevil"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import re
 import signal
@@ -23,10 +24,10 @@ PATIENCE = 10.0
 
 
 @contextlib.asynccontextmanager
-async def running(*arguments, cwd=EXAMPLES.parent):
+async def running(*arguments, cwd=EXAMPLES.parent, **env):
     """Run ``python -m …``; yields host and port it says it serves at; ends it like Ctrl-C does."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *arguments, cwd=cwd,
+        sys.executable, "-m", *arguments, cwd=cwd, env={**os.environ, **env},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     log = []
@@ -78,9 +79,9 @@ def transport(request):
     return request.param
 
 
-def example(transport, name):
+def example(transport, name, **env):
     return running(
-        "backchannel", "run", str(EXAMPLES / name), "--port", "0", "--transport", transport
+        "backchannel", "run", str(EXAMPLES / name), "--port", "0", "--transport", transport, **env
     )
 
 
@@ -138,9 +139,9 @@ async def enter(stack, address, name, channel="cars"):
     """Enter the chat; all that are in ``stack`` leave at its end."""
     path = f"/ws/chat/{channel}?{urlencode({'name': name})}"
     one = await stack.enter_async_context(client(address, path))
-    welcome = await one.get()
+    *before, welcome = await one.get_until("welcome")
+    assert {message["type"] for message in before} <= {"joined", "left"}
     assert welcome.keys() == {"type", "you", "people"}
-    assert welcome["type"] == "welcome"
     return Person(one.socket, welcome)
 
 
@@ -329,6 +330,63 @@ async def test_everyone_sees_the_same_people_after_many_came_and_went_at_once(ch
     for one in guests:  # and nothing more comes that would change it
         await one.get_until("said")
         assert one.people.keys() == wanted
+
+
+class Page:
+    """A client of the chat that speaks v1 and keeps the list of people as the page does."""
+
+    def __init__(self, socket):
+        self.socket, self.people = socket, None
+
+    async def get(self):
+        frame = json.loads(await asyncio.wait_for(self.socket.recv(), PATIENCE))
+        data = frame.get("data") or {"type": ""}
+        if data["type"] == "welcome":
+            self.id, self.people = data["you"], data["people"]
+        elif data["type"] == "joined" and self.people is not None:
+            self.people[data["id"]] = data["name"]
+        elif data["type"] == "left" and self.people is not None:
+            self.people.pop(data["id"], None)
+        return data
+
+    async def get_until(self, type_):
+        while (await self.get())["type"] != type_:
+            pass
+
+
+async def test_pages_that_come_and_go_at_once_know_who_is_here_with_a_broker(
+    transport, redis_server
+):
+    """Entering takes a moment there: whoever comes or goes in it is not missed."""
+    rng = random.Random(7)
+    async with (
+        example(transport, "chat.py", BROKER=redis_server.url) as address,
+        contextlib.AsyncExitStack() as stack,
+    ):
+
+        async def come(number):
+            path = f"/ws/chat/cars?name=P{number % 5}"
+            connecting = connect(
+                f"ws://{address}{path}", proxy=None, max_queue=None,
+                subprotocols=["backchannel.v1.json"],
+            )  # fmt: skip
+            page = Page(await stack.enter_async_context(connecting))
+            await page.socket.send('{"type": "hello"}')
+            await page.get_until("welcome")
+            if rng.random() < 0.5:
+                await page.socket.close()
+                return None
+            return page
+
+        stayed = [one for one in await asyncio.gather(*map(come, range(60))) if one is not None]
+        wanted = {one.id for one in stayed}
+        while stayed[0].people.keys() != wanted:
+            await stayed[0].get()
+        await stayed[0].socket.send('{"type": "message", "data": {"type": "say", "text": "all"}}')
+        for one in stayed:
+            await one.get_until("said")
+            assert one.people == stayed[0].people
+        assert len(set(stayed[0].people.values())) == len(stayed), "a name twice"
 
 
 async def test_the_chat_page_is_served_and_needs_nothing_from_elsewhere(chat):

@@ -256,14 +256,14 @@ def page_code():
     sent = "\n".join(f"export const sent{n}: Chat['sends'] = {one};" for n, one in enumerate(sent))
     return f"""
 import type {{ Chat }} from "./chat";
-type Got = Chat["messages"] | {{ type: "error"; text: string }};
+type Got = Chat["messages"];
 type Names = Map<string, string>;
 type Room = {{ people: Names; known: Names; typing: Map<string, any>; [name: string]: any }};
 type Handlers = {{ [T in Got["type"]]: (room: Room, message: Extract<Got, {{ type: T }}>) => void }};
 declare function make(...all: any[]): any;
 declare function person(name: string | undefined): any;
 export const receive: Handlers = {handlers};
-const text = "";
+const text = "", key = "";
 {sent}
 """
 
