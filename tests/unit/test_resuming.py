@@ -257,7 +257,7 @@ async def test_what_was_cut_short_is_done_again():
             ws.send("begun")
             await asyncio.sleep(0 if len(begun) > 1 else 60)
 
-    hub = new_hub(Slow)
+    hub = new_hub(Slow, cancel_grace=0.05)
     async with Speaker(hub, "/ws/a") as ana:
         await ana.heard()
         await ana.say("message", id=1, data={"type": "slow"})
@@ -269,6 +269,37 @@ async def test_what_was_cut_short_is_done_again():
             await again.hear("message")
             assert (await again.hear("ack"))["id"] == 1
     assert len(begun) == 2
+
+
+async def test_what_waits_when_its_connection_is_lost_comes_to_its_end_and_is_not_done_twice():
+    """As a callback that waits for the broker: what it did before must not be done again."""
+    done, go_on = [], asyncio.Event()
+
+    class Saying(Room):
+        @event("say")
+        async def say(self, ws):
+            done.append("begun")
+            ws.send("begun")
+            await go_on.wait()
+            done.append("ended")
+
+    hub = new_hub(Saying)
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.heard()
+        await ana.say("message", id=1, data={"type": "say"})
+        await ana.hear("message")
+        ana.ws._dispatch.end(CloseReason(1006, "connection lost", "network"))
+        again = Speaker(hub, "/ws/a", hello=None)
+        await again.client.connect()
+        await again.say("hello", resume=ana.greeting["resume"])
+        await asyncio.sleep(0)
+        go_on.set()
+        assert (await again.hear("hello"))["resumed"] is True
+        await again.heard()
+        await again.say("message", id=1, again=True, data={"type": "say"})
+        assert [one["type"] for one in await again.heard()] == ["ack"]
+        await again.client.close()
+    assert done == ["begun", "ended"]
 
 
 async def test_a_publish_that_was_stored_without_anybody_knowing_appears_once():

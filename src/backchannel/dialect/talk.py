@@ -37,13 +37,15 @@ class Talk:
         stays: others that resume the session find this connection until it has closed.
         calls: what waits for the client's answers.
         queued: ids of the client's calls that wait for their turn, with what ends them.
+        acknowledges: the callback runs whose end the client wants to know of.
         running: id of the client's call whose callback runs.
         stopped: how that was stopped; empty where it was not.
     """
 
     __slots__ = (
-        "asked", "calls", "greeted", "keys", "last", "number", "pending", "positions", "queued",
-        "refused", "resumed", "returning", "running", "stays", "stopped", "timer", "turn",
+        "acknowledges", "asked", "calls", "greeted", "keys", "last", "number", "pending",
+        "positions", "queued", "refused", "resumed", "returning", "running", "stays", "stopped",
+        "timer", "turn",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -60,6 +62,7 @@ class Talk:
         self.turn = 0
         self.stays = False
         self.calls: dict[int, asyncio.Future[Any]] | None = None
+        self.acknowledges = False
         self.number = 0
         self.queued: dict[int, asyncio.TimerHandle | None] = {}
         self.running = 0

@@ -357,6 +357,10 @@ class SpeakingDispatch(Handling):
                 waiting.set_exception(CallFailed("closed", text))
         return ended
 
+    async def _wait_or_cancel(self, grace: float, *, own_wish: bool) -> None:
+        """Let what is to be acknowledged come to its end; else half of it would be done twice."""
+        await super()._wait_or_cancel(grace, own_wish=own_wish or self.talk.acknowledges)
+
     def _spread(self) -> float:
         """Return the seconds over which those come back who are told to go at the same time."""
         return min(10.0, 0.25 + len(self._hub.roster.everyone) / 1000)

@@ -101,6 +101,8 @@ class Handling(Dispatch):
             return
         answer: Any = None
         if callback is not None:
+            talk = self.speaker.talk
+            talk.acknowledges = True
             try:
                 answer = await self.call(callback, self.ws, content)
                 if answer is not None and not isinstance(answer, _NO_REPLY):
@@ -108,6 +110,8 @@ class Handling(Dispatch):
             except Exception as error:  # noqa: BLE001 - a listener may raise anything
                 await self._fail(callback, error, id_)
                 return
+            finally:
+                talk.acknowledges = False
         self._done(id_)
         self.speaker.tell(frames.Ack(id_))
 
