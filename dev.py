@@ -40,7 +40,7 @@ EXAMPLES = {
     "private_chat": ("private_chat.py", "a list of users, and private messages"),
 }
 """By name: what is served below examples/, and what it shows. Its first lines say what it needs."""
-PROGRAMS = {"cluster"}
+STARTS_ITSELF = {"cluster"}
 """Examples that start their servers themselves."""
 
 FUZZER = "atheris==3.0.0"  # not in the lock: it has wheels for Linux only
@@ -105,7 +105,9 @@ def example(name: str = "", *arguments: str) -> int:
     add(*(found[1].split() if (found := re.search(r"^Needs: +(.+)$", text, re.MULTILINE)) else ()))
     here = os.path.relpath(target)
     shown = target if here.startswith(os.pardir) else here
-    return become("python", shown, *arguments) if name in PROGRAMS else serve(shown, *arguments)
+    return (
+        become("python", shown, *arguments) if name in STARTS_ITSELF else serve(shown, *arguments)
+    )
 
 
 def add(*packages: str) -> None:

@@ -7,7 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.catchup import CatchUp, CatchUps, Missed
-from backchannel.errors import Reject, TryLater
+from backchannel.errors import BrokerUnavailable, Reject, TryLater
 from backchannel.handshake import refusal
 from backchannel.observe import CONNECTION, HUB, TRACE
 
@@ -340,8 +340,10 @@ class Membership:
             if refused is None:
                 self._enter(ws, name, catch_up.position)
         except Exception as error:  # noqa: BLE001 - a broker may raise anything
-            HUB.error("the history of %r can't be read: %r", name, error, exc_info=error)
-            refused = TryLater(f"the history of {name!r} can't be read now")
+            HUB.error("entering %r with its history failed: %r", name, error, exc_info=error)
+            is_state = missed.snapshot is not None and not isinstance(error, BrokerUnavailable)
+            what = "the state of" if is_state else "the history of"
+            refused = TryLater(f"{what} {name!r} can't be read now")
             refused.__cause__ = error
         finally:
             self._catch_ups.end(catch_up)
@@ -389,6 +391,7 @@ class Membership:
         name: str,
         *,
         needs_yes: bool = False,
+        what: str = "subscription to",
     ) -> Reject | None:
         """Ask a callback about a channel; return how it refused, None if it did not.
 
@@ -397,8 +400,9 @@ class Membership:
             callback: what is asked.
             name: the channel.
             needs_yes: nothing but True admits.
+            what: what is refused, for the client.
         """
-        default = Reject(403, f"subscription to {name!r} refused")
+        default = Reject(403, f"{what} {name!r} refused")
         if callback is None:
             return None
         try:

@@ -28,6 +28,7 @@ __all__ = [
     "text_and_path",
     "types_in",
     "union_members",
+    "wants_text",
 ]
 
 Frame = str | bytes
@@ -239,6 +240,11 @@ def decoder_for(annotation: Any, where: str) -> Decoder | None:
 def union_members(annotation: Any) -> tuple[Any, ...]:
     """Return what a union is of; anything else is the only one of its kind."""
     return get_args(annotation) if get_origin(annotation) in _UNIONS else (annotation,)
+
+
+def wants_text(decode: Decoder | None) -> bool:
+    """Tell whether a decoder is that of ``str``."""
+    return decode is _text_only
 
 
 def _text_only(frame: Frame) -> str:

@@ -86,6 +86,8 @@ def test_readme_says_how_to_serve_the_chat_and_an_example():
 async def test_each_example_is_served_by_one_command_from_anywhere(serve, checkout, tmp_path, name):
     env = {"DATABASE": str(tmp_path / "db.sqlite3")}
     server = serve(checkout / "dev.py", "example", name, cwd=tmp_path, env=env)
+    if name == "cluster":
+        assert len(set(re.findall(r"http://localhost:(\d+)/", server.printed()))) == 3
     if name in {"echo", "private_chat"}:
         async with server.connect("/ws/echo" if name == "echo" else "/ws/privatechat") as client:
             await client.send('{"msgType": "userlist", "username": "Ana"}')
@@ -127,7 +129,7 @@ def test_an_examples_first_lines_say_what_it_needs_and_how_to_run_it(name):
     text = (ROOT / "examples" / target.partition(":")[0]).read_text().partition('"""\n\n')[0]
     assert f"python3 dev.py example {name}\n" in text
     file = target.rpartition("/")[2]
-    program = name in load(ROOT / "dev.py").PROGRAMS
+    program = name in load(ROOT / "dev.py").STARTS_ITSELF
     assert (f"and then: python {file}" if program else f"backchannel run {file}") in text
     needed = re.search("^Needs: +(.+)$", text, re.MULTILINE)
     installed = " ".join(
@@ -140,7 +142,7 @@ async def test_without_a_name_the_examples_are_listed(process, checkout):
     listed = process("dev.py", "example", cwd=checkout)
     assert await asyncio.to_thread(listed.wait) == 0
     assert re.findall(r"python3 dev\.py example (\w+)", listed.output()) == EXAMPLES
-    files = {path.stem for path in (ROOT / "examples").iterdir() if path.suffix != ".html"}
+    files = {path.stem for path in (ROOT / "examples").iterdir() if path.suffix in {".py", ""}}
     assert files - {"__pycache__"} == set(EXAMPLES)
     wrong = process("dev.py", "example", "fastapi", cwd=checkout)
     assert await asyncio.to_thread(wrong.wait) == 2

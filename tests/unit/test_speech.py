@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 
 import pytest
 from speaking import Speaker
@@ -217,6 +218,10 @@ async def test_a_frame_that_is_none_is_answered_and_the_connection_kept(frame, c
         error = await ana.hear("error")
         assert (error["code"], error["field"]) == (code, field)
         assert error["text"]
+        # Who sent it may wait for an answer.
+        assert error.get("id") == {'"id":1': 1, '"id":3': 3}.get(
+            next(iter(re.findall(r'"id":[13]', str(frame))), "")
+        )
         await ana.say("message", unknown=1, data="alive")
         assert (await ana.hear("message"))["data"] == "alive"
 
@@ -436,6 +441,10 @@ class Calc(Listener):
     def whole(self, ws, message):
         return {"got": message}
 
+    @event("text")
+    def text(self, ws, message: str):
+        return message.upper()
+
     @event("nothing")
     async def nothing(self, ws):
         await asyncio.sleep(0)
@@ -472,6 +481,15 @@ async def test_a_call_is_answered_by_the_event_method_of_its_name():
         assert (error["id"], error["code"], error["field"]) == (5, "unknown_type", "$.event")
         await ana.say("call", id=6, event="add", data=[1])
         assert (await ana.hear("error"))["code"] == "invalid"
+        for number, text in enumerate(["hi", '{"a":1}', "5"], 7):
+            await ana.say("call", id=number, event="text", data=text)
+            assert (await ana.hear("reply"))["data"] == text.upper()
+        for number, data in enumerate([{"a": 1}, 5, ["x"], None], 10):
+            await ana.say("call", id=number, event="text", data=data)
+            error = await ana.hear("error")
+            assert (error["code"], error["field"], error["text"]) == (
+                "invalid", "$.data", "expected text",
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancelled"])

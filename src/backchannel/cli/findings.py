@@ -112,6 +112,11 @@ redirect nowhere: HTTP {status}: the server redirects, but not to any address
 = Browsers do not follow redirects for WebSockets, and this one's Location header says nothing.
 - Find the rule that redirects {path}, in the application or in its proxy.
 
+version: HTTP 400: the client speaks no version of Backchannel's protocol that this server knows
+= It was asked by a subprotocol.{said}
+- Offer one that the server names, as newer clients do beside their own; or leave the subprotocol
+  out, for a raw WebSocket.
+
 400: HTTP 400: the server could not make sense of the handshake
 = The doctor's handshake was complete, so something on the way changed it, or the server does not
   want to be called {host}.{said}

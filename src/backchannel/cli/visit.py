@@ -33,6 +33,7 @@ _PORTION: Final = 4096
 
 _ANSWERS: Final = (
     # Statuses, what the body must hold, row. The first that fits.
+    ({400}, "this server speaks backchannel", "version"),
     ({400}, "https (port|server)|ssl-enabled", "plain to tls"),
     ({403}, "origin", "403 origin"),
     ({500}, r"error id \w", "500 id"),

@@ -46,6 +46,7 @@ __all__ = [
     "Unsubscribe",
     "Unsubscribed",
     "Who",
+    "id_in",
     "read",
     "schema",
     "write",
@@ -295,9 +296,14 @@ class _Head(Struct):
     type: str
 
 
+class _Numbered(Struct):
+    id: Id
+
+
 _client = msgspec.json.Decoder(FromClient)
 _server = msgspec.json.Decoder(FromServer)
 _head = msgspec.json.Decoder(_Head)
+_numbered = msgspec.json.Decoder(_Numbered)
 _encoder = msgspec.json.Encoder()
 _DECODERS: Final[dict[str, msgspec.json.Decoder[Any]]] = {"client": _client, "server": _server}
 _TYPES: Final = {
@@ -340,6 +346,15 @@ def read(frame: Frame, sender: str) -> tuple[Any, bytes | None]:
         raise InvalidMessage("nested too deeply", field="$", code="invalid") from None
     except msgspec.DecodeError as error:
         raise InvalidMessage(f"not valid JSON: {error}", field="$", code="invalid") from None
+
+
+def id_in(frame: Frame) -> int | None:
+    """Return the id of a frame that can't be read otherwise; None where it has none."""
+    head = frame.partition(b"\n")[0] if isinstance(frame, bytes) else frame
+    try:
+        return _numbered.decode(head).id
+    except (ValueError, RecursionError):
+        return None
 
 
 def _check_type(frame: Frame, sender: str) -> None:

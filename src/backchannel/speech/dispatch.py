@@ -214,7 +214,7 @@ class SpeakingDispatch(Handling):
         try:
             frame, data = frames.read(message, "client")
         except InvalidMessage as error:
-            self._take_invalid(error)
+            self._take_invalid(error, message)
             return False
         talk = ws.talk
         kind: type[Any] = frame.__class__
@@ -235,12 +235,14 @@ class SpeakingDispatch(Handling):
             return False
         return self._queue_frame(frame, data)
 
-    def _take_invalid(self, error: InvalidMessage) -> None:
+    def _take_invalid(self, error: InvalidMessage, message: Message) -> None:
         CONNECTION.debug("%s invalid frame: %s", self.ws, excerpt(error.text))
         if not self.talk.greeted:
             self._refuse_early()
             return
-        self.complain(error.code, error.text, field=error.field)
+        number = frames.id_in(message)
+        id_: Any = msgspec.UNSET if number is None else number
+        self.complain(error.code, error.text, id_=id_, field=error.field)
 
     def _refuse_early(self) -> None:
         """End the connection of a client whose first frame is no hello."""

@@ -29,7 +29,7 @@ from backchannel.errors import (
 from backchannel.history import Position
 from backchannel.identity import expiry_of
 from backchannel.listener import Listener
-from backchannel.messages import check_size, encode, form_of
+from backchannel.messages import check_size, encode, form_of, wants_text
 from backchannel.observe import CONNECTION, excerpt
 from backchannel.sent import Outcome, Sent
 
@@ -149,9 +149,7 @@ class Handling(Dispatch):
             self.complain("unknown_type", text, id_=frame.id, field="$.event")
             return
         try:
-            content: Any = tagged(content_of(frame.data, data), self.endpoint.tag, frame.event)
-            if callback.decode is not None:
-                content = callback.decode(content)
+            content = self._content_of_call(callback, frame, data)
         except InvalidMessage as error:
             self._complain_of(error, frame.id)
             return
@@ -170,6 +168,20 @@ class Handling(Dispatch):
             await self._fail(callback, error, frame.id)
         finally:
             talk.running = 0
+
+    def _content_of_call(self, callback: Callback, frame: frames.Call, data: bytes | None) -> Any:
+        """Return what a call's data is for its method.
+
+        Raises:
+            InvalidMessage: not what the method's annotation admits.
+        """
+        content: Any = content_of(frame.data, data)
+        is_text = frame.data is not msgspec.UNSET and bytes(frame.data)[:1] == b'"'
+        if wants_text(callback.decode) and not is_text and data is None:
+            raise InvalidMessage("expected text", field="$")
+        if not is_text:
+            content = tagged(content, self.endpoint.tag, frame.event)
+        return content if callback.decode is None else callback.decode(content)
 
     def _reply(self, id_: int, answer: Any) -> None:
         content = encode(answer)
@@ -260,7 +272,8 @@ class Handling(Dispatch):
         asking = None if rule is None else rule.publish
         refused = Reject("no rule lets clients publish here")
         if asking is not None:
-            refused = await self._hub.membership.ask(self, asking, name)  # type: ignore[assignment]
+            ask = self._hub.membership.ask
+            refused = await ask(self, asking, name, what="publishing to")  # type: ignore[assignment]
         if refused is not None:
             self._settle(id_, "refused")
             self.complain("refused", refused.text or "refused", id_=id_, field="$.channel")
