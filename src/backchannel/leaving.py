@@ -84,7 +84,7 @@ class Leaving:
         await asyncio.wait(either, timeout=max(0.0, left), return_when="FIRST_COMPLETED")
         for waiting in either:
             waiting.cancel()
-        await asyncio.wait(either)
+        await asyncio.gather(*either, return_exceptions=True)  # which asks for their errors, too
 
     async def _hurried_before(self, moment: float) -> bool:
         """Wait until a moment; True when it is not waited for any more."""

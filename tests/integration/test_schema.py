@@ -212,13 +212,13 @@ const chat = connect<Chat>("/ws/chat/room");
 chat.on("message", (message) => {
   if (message.type === "welcome") console.log(message.people[message.you]);
 });
-chat.channel("room").on("publication", ({ data }) => {
+chat.channel("chat:room").on("publication", ({ data }) => {
   if (data.type === "said") console.log(data.by, data.text);
 });
 chat.send({ type: "say", text: "hi" });
 // @ts-expect-error - no text
 chat.send({ type: "say" });
-export const told: Promise<boolean> = chat.call("whisper", { to: "x", text: "y" }).then((d) => d.delivered);
+export const told: Promise<null> = chat.call("whisper", { to: "x", text: "y" });
 // @ts-expect-error - no such event
 void chat.call("shout", "x");
 """

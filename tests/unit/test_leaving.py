@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import time
 
@@ -45,6 +46,15 @@ async def until(is_so):
     async with asyncio.timeout(5):
         while not is_so():  # noqa: ASYNC110
             await asyncio.sleep(0)
+
+
+async def test_a_callback_that_outlasts_the_time_is_no_error_of_ours(hub, log, caplog):
+    async with hub.test_client("/ws/a") as client:
+        await client.send("hang")
+        await until(lambda: log)
+        await hub.stop(1012, drain=0.05, timeout=0.2)
+    gc.collect()  # what nobody asked for is logged then
+    assert [one for one in caplog.records if one.name == "asyncio"] == []
 
 
 async def test_connections_end_over_the_time_given(hub, log):
