@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
+from typing import Any
 
 __all__ = ["Occupancy"]
 
@@ -21,12 +22,13 @@ class Occupancy:
     runs waits for its end, so that each opening is followed by one closing.
     """
 
-    __slots__ = ("_opening", "_turn", "holders", "is_open")
+    __slots__ = ("_opening", "_turn", "_waiting", "holders", "is_open")
 
     def __init__(self) -> None:
         self.holders = 0
         self.is_open = False
-        self._turn: asyncio.Lock | None = None
+        self._turn: asyncio.Lock | None = None  # only while somebody needs it: there are many
+        self._waiting = 0
         self._opening: object = None
 
     @property
@@ -48,11 +50,7 @@ class Occupancy:
         if self.is_calm and (self.is_open or opening is None):
             self.is_open = True
             return
-        async with self._locked():
-            if not self.is_open:
-                if opening is not None:
-                    await self._run(opening)
-                self.is_open = True
+        await self._in_turn(self._open(opening))
 
     async def leave(self, closing: Step | None) -> None:
         """Be a holder no more; the last one runs ``closing``, whose errors pass through."""
@@ -62,11 +60,19 @@ class Occupancy:
         if closing is None and self.is_calm:
             self.is_open = False
             return
-        async with self._locked():
-            if self.is_open and not self.holders:
-                self.is_open = False
-                if closing is not None:
-                    await closing()
+        await self._in_turn(self._close(closing))
+
+    async def _open(self, opening: Step | None) -> None:
+        if not self.is_open:
+            if opening is not None:
+                await self._run(opening)
+            self.is_open = True
+
+    async def _close(self, closing: Step | None) -> None:
+        if self.is_open and not self.holders:
+            self.is_open = False
+            if closing is not None:
+                await closing()
 
     async def _run(self, opening: Step) -> None:
         outer, self._opening = OPENINGS.get(), object()
@@ -77,7 +83,15 @@ class Occupancy:
             OPENINGS.set(outer)
             self._opening = None
 
-    def _locked(self) -> asyncio.Lock:
+    async def _in_turn(self, step: Coroutine[Any, Any, None]) -> None:
         if self._turn is None:
             self._turn = asyncio.Lock()
-        return self._turn
+        self._waiting += 1
+        try:
+            async with self._turn:
+                await step
+        finally:
+            step.close()  # where waiting for the turn was cancelled
+            self._waiting -= 1
+            if not self._waiting:
+                self._turn = None
