@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from backchannel.attendance import Attendance
+    from backchannel.calling import Work
     from backchannel.channel import Channel, Channels
     from backchannel.cluster import Cluster
     from backchannel.connection import Connection
@@ -228,9 +229,8 @@ class Membership:
     async def _left_later(
         self, dispatch: Dispatch, channel: Channel | None, callback: Callback, telling: Any
     ) -> bool:
-        await dispatch.call_safely_with(callback, telling)
-        if channel is not None:
-            await self._release(dispatch, channel)
+        told = dispatch.call_safely_with(callback, telling)
+        await dispatch.finish(self._tell_and_release(dispatch, told, channel))
         return True
 
     def expel(self, ws: Connection, name: str) -> None:
@@ -364,13 +364,23 @@ class Membership:
 
     async def left(self, dispatch: Dispatch, name: str) -> bool:
         """Tell on_unsubscribe of a channel that the connection is out of already; return True."""
-        on_unsubscribe = dispatch.endpoint.callbacks.on_unsubscribe
-        try:
-            await dispatch.call_safely(on_unsubscribe, dispatch.ws, name)
-        finally:
-            if channel := self._channels.find(name):
-                await self._release(dispatch, channel)
+        told = dispatch.call_safely(dispatch.endpoint.callbacks.on_unsubscribe, dispatch.ws, name)
+        leaving = self._tell_and_release(dispatch, told, self._channels.find(name))
+        if self.is_immediate(dispatch, name):
+            await leaving
+        else:
+            await dispatch.finish(leaving)
         return True
+
+    async def _tell_and_release(
+        self, dispatch: Dispatch, told: Work, channel: Channel | None
+    ) -> None:
+        """Tell on_unsubscribe, to its end: books are kept of who is in and who is out."""
+        try:
+            await told
+        finally:
+            if channel is not None:
+                await self._close_behind(dispatch, channel)
 
     async def ask_rule(self, dispatch: Dispatch, name: str) -> Reject | None:
         """Ask the rule that holds for a channel now; return how it refused, None if it did not."""

@@ -279,6 +279,62 @@ async def test_who_comes_while_the_channel_opens_waits_for_it(hub, diary):
     assert diary.count_of("on_channel_close") == 1
 
 
+async def test_who_ends_while_the_channel_opens_is_asked_nothing(hub, diary):
+    """It can't enter: on_subscribe would greet it, and no on_unsubscribe would follow."""
+    began, go = asyncio.Event(), asyncio.Event()
+
+    async def opening(channel):
+        began.set()
+        await go.wait()
+
+    hub.add("/ws/{channel}", diary.listener("async def", on_channel_open=opening))
+    one = await hub.test_client("/ws/cars").connect(wait=False)
+    await began.wait()
+    two = await hub.test_client("/ws/cars").connect(wait=False)
+    await turns()
+    two.connection.close(4000, "enough")
+    go.set()
+    await one.settled()
+    await two.settled()
+    assert hub.channels() == {"cars": 1}
+    await one.close()
+    assert diary.count_of("on_subscribe") == diary.count_of("on_unsubscribe") == 1
+
+
+@pytest.mark.parametrize("how", ["awaited", "not awaited", "from outside"])
+async def test_the_end_of_a_connection_does_not_cut_on_unsubscribe_short(hub, how):
+    """Whoever keeps books of who is in a channel would have one too many in them for ever."""
+    began, go = asyncio.Event(), asyncio.Event()
+    told = []
+
+    class Chat(Listener):
+        async def on_message(self, ws, message):
+            leaving = ws.unsubscribe(message)
+            if how == "awaited":
+                await leaving
+
+        async def on_unsubscribe(self, ws, channel):
+            began.set()
+            await go.wait()
+            told.append(channel)
+
+        async def on_close(self, ws, reason):
+            told.append(reason.code)
+
+    hub.add("/ws/{channel}", Chat)
+    ws = await hub.test_client("/ws/cars").connect()
+    if how == "from outside":
+        ws.connection.unsubscribe("cars")
+        await began.wait()
+    else:
+        await asyncio.gather(ws.send("cars"), began.wait())
+    ws.connection.close(4000, "enough")
+    await turns()
+    go.set()
+    await ws.settled()
+    assert told == ["cars", 4000]
+
+
 @pytest.mark.parametrize("who", ["mod", "ana"])
 @pytest.mark.parametrize("how", ["await", "result", "ignored"])
 async def test_on_channel_open_may_let_others_in_and_wait_for_them(hub, diary, who, how):
