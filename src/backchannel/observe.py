@@ -27,6 +27,7 @@ __all__ = [
     "TRACE",
     "address",
     "excerpt",
+    "guard_servers",
     "new_error_id",
     "report_slow",
     "without_credentials",
@@ -71,6 +72,27 @@ def new_error_id() -> str:
 def without_credentials(text: str) -> str:
     """Return a text with ``[hidden]`` in place of the JWTs and tickets in it."""
     return _CREDENTIAL.sub("[hidden]", text)
+
+
+_SECRET: Final = re.compile(r"""("(?:resume|token)"\s*:\s*")[^"]*""")
+"""The value of a frame's field that is one, also the beginning of it."""
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    """Take tokens out of the frames that a server logs; the line itself stays."""
+    if record.levelno <= logging.DEBUG:
+        text = record.getMessage()
+        told = _SECRET.sub(r"\1[hidden]", without_credentials(text))
+        if told != text:
+            record.msg, record.args = told, ()
+    return True
+
+
+def guard_servers() -> None:
+    """Keep tokens out of the debug lines in which uvicorn's WebSocket libraries show frames."""
+    logger = logging.getLogger("uvicorn.error")
+    if _without_secrets not in logger.filters:
+        logger.addFilter(_without_secrets)
 
 
 def excerpt(frame: str | bytes, limit: int = 200) -> str:

@@ -1,7 +1,7 @@
 """Sessions of dialect v1 that outlive their socket: what is kept of one, and under which token.
 
 Pure. What a client holds is a random token; what is kept under it can be found with the token, the
-endpoint and the user together, so that it is worth nothing to anybody else.
+place and the user together, so that it is worth nothing to anybody else, nor at another door.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Record(msgspec.Struct, array_like=True):
             as long as it is not known which of them that is.
         refused: those up to ``last`` that were answered with an error, and its code.
         turn: how often it was resumed: of two connections that have it, the later one goes on.
+        opened: those of the channels that on_open put it in, which is asked again.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Record(msgspec.Struct, array_like=True):
     keys: list[bytes] = []
     refused: dict[int, str] = {}
     turn: int = 0
+    opened: list[str] = []
 
     def pack(self) -> bytes:
         """Return it as it is kept.
@@ -70,15 +72,16 @@ def new_token() -> str:
     return secrets.token_urlsafe(_RANDOM_BYTES)
 
 
-def key_of(token: str, endpoint: str, user: str | None) -> bytes:
+def key_of(token: str, endpoint: str, params: Mapping[str, str], user: str | None) -> bytes:
     """Return what a session is kept under.
 
     Args:
         token: what the client holds; it is kept nowhere.
         endpoint: the URL template it came in by.
+        params: what the template's fields were.
         user: who it is; None is nobody.
     """
-    bound = msgspec.msgpack.encode((token, endpoint, user))
+    bound = msgspec.msgpack.encode((token, endpoint, sorted(params.items()), user))
     return hashlib.blake2b(bound, digest_size=20).digest()
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVarTuple
 
 from backchannel.change import detached
 from backchannel.contracts import Receipt
-from backchannel.observe import HUB, LISTENER, PAUSES
+from backchannel.observe import HUB, LISTENER, PAUSES, guard_servers
 from backchannel.runner import Runner
 from backchannel.sent import Outcome, Sent
 
@@ -83,6 +83,7 @@ class Runtime:
     def bind(self) -> None:
         """Take the running event loop; nothing of an earlier one is alive."""
         PAUSES.watch()
+        guard_servers()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.runner = Runner(self.keep)

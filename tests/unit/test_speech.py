@@ -12,6 +12,7 @@ from speaking import Speaker
 from backchannel import Hub, Listener, Reject, event
 from backchannel.dialect import NAME
 from backchannel.errors import CallFailed, ConnectionClosed, HandshakeRefused
+from backchannel.speech.dispatch import MANY
 
 
 class Echo(Listener):
@@ -208,6 +209,8 @@ async def test_a_listener_of_its_own_mind_about_invalid_messages_keeps_it():
         ('{"type":"message","id":0,"data":1}', "invalid", "$.id"),
         ('{"type":"subscribe","id":1,"channel":"a","since":5}', "invalid", "$.since"),
         ('{"type":"subscribe","id":1,"channel":"a\\u0000"}', "invalid", "$.channel"),
+        ('{"type":"message","id":1,"data":"\\ud800"}', "invalid", "$"),
+        ('{"type":"publish","channel":"r","data":["\\ud800x"],"id":3}', "invalid", "$"),
         (b"no line feed", "invalid", "$"),
         (b"\xff\n", "invalid", "$"),
     ],
@@ -378,21 +381,57 @@ async def test_it_is_told_when_the_application_takes_it_out():
 async def test_so_many_channels_and_no_more():
     hub = new_hub(max_subscriptions=2)
     hub.rule("r{n}", subscribe=lambda ws: True)
-    async with Speaker(hub) as ana:
+    async with Speaker(hub) as ana, Speaker(hub) as bob:
         for n in range(1, 4):
             await ana.say("subscribe", id=n, channel=f"r{n}")
-        got = [(await ana.hear())["type"] for _ in range(3)]
-        assert got == ["subscribed", "subscribed", "error"]
+        assert [(await ana.hear())["type"] for _ in range(2)] == ["subscribed", "subscribed"]
+        error = await ana.hear("error")
+        assert (error["id"], error["code"], error["field"]) == (3, "too_many_channels", "$.channel")
+        assert "2 channels" in error["text"]
+        await ana.say("unsubscribe", id=4, channel="r1")
+        await ana.hear("unsubscribed")
+        await ana.say("subscribe", id=5, channel="r3")
+        await ana.hear("subscribed")
+        await bob.say("subscribe", id=1, channel="r1")  # it is counted for each
+        await bob.hear("subscribed")
 
 
-async def test_a_flood_of_subscribes_counts_as_messages():
+async def test_a_flood_of_subscribes_counts_as_messages_and_ends_nobody_else():
     hub = new_hub(max_messages_per_second=5)
-    async with Speaker(hub) as ana:
+    async with Speaker(hub) as ana, Speaker(hub) as bob:
         for n in range(1, 20):
             await ana.say("subscribe", id=n, channel="r")
             if ana.client.closed:
                 break
         assert ana.client.closed.code == 4003
+        await bob.say("ping")
+        assert await bob.hear() == {"type": "pong"}
+
+
+async def test_what_comes_while_too_much_waits_is_refused_and_can_be_sent_again():
+    hub = new_hub()
+
+    class Asking(Listener):
+        @event("ask")
+        async def ask(self, ws):
+            return await ws.call("question", timeout=60)
+
+    hub.add("/asking", Asking)
+    hub.rule("r", subscribe=lambda ws: True)
+    async with Speaker(hub, "/asking") as ana, Speaker(hub) as bob:
+        await ana.say("call", id=1, event="ask")
+        question = await ana.hear("call")
+        for n in range(2, MANY + 3):
+            await ana.say("subscribe", id=n, channel="r")
+        error = await ana.hear("error")
+        assert (error["id"], error["code"]) == (MANY + 2, "too_many")
+        await bob.say("message", data="alive")
+        assert (await bob.hear("message"))["data"] == "alive"
+        await ana.say("reply", id=question["id"], data="answer")
+        assert (await ana.hear("reply"))["data"] == "answer"
+        assert {(await ana.hear())["type"] for _ in range(MANY)} == {"subscribed"}
+        await ana.say("subscribe", id=MANY + 3, channel="r")
+        assert (await ana.hear("subscribed"))["id"] == MANY + 3
 
 
 async def test_a_whisper_has_its_channel_and_position_for_those_alone():

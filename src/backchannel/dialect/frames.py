@@ -5,6 +5,7 @@ The hub reads and writes by these; ``backchannel.client`` has its own, written f
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -303,7 +304,6 @@ class _Numbered(Struct):
 _client = msgspec.json.Decoder(FromClient)
 _server = msgspec.json.Decoder(FromServer)
 _head = msgspec.json.Decoder(_Head)
-_numbered = msgspec.json.Decoder(_Numbered)
 _encoder = msgspec.json.Encoder()
 _DECODERS: Final[dict[str, msgspec.json.Decoder[Any]]] = {"client": _client, "server": _server}
 _TYPES: Final = {
@@ -345,14 +345,24 @@ def read(frame: Frame, sender: str) -> tuple[Any, bytes | None]:
     except RecursionError:
         raise InvalidMessage("nested too deeply", field="$", code="invalid") from None
     except msgspec.DecodeError as error:
-        raise InvalidMessage(f"not valid JSON: {error}", field="$", code="invalid") from None
+        why = "half a surrogate pair in a string" if _has_half_a_pair(frame) else str(error)
+        raise InvalidMessage(f"not valid JSON: {why}", field="$", code="invalid") from None
+
+
+def _has_half_a_pair(frame: Frame) -> bool:
+    r"""Tell whether ``"\ud800"`` is all that is wrong: JSON.stringify writes it, RFC 8259 warns."""
+    try:
+        text = json.dumps(json.loads(frame), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return False
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def id_in(frame: Frame) -> int | None:
     """Return the id of a frame that can't be read otherwise; None where it has none."""
     head = frame.partition(b"\n")[0] if isinstance(frame, bytes) else frame
     try:
-        return _numbered.decode(head).id
+        return msgspec.convert(json.loads(head), _Numbered).id
     except (ValueError, RecursionError):
         return None
 

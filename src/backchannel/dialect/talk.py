@@ -23,12 +23,14 @@ class Talk:
 
     Attributes:
         greeted: the client has said hello.
+        welcomed: so has the server; until then nothing else is taken.
         resumed: it goes on with an earlier session.
         keys: what the session is kept under: by the token that the client was given; and by the one
             it came with, until it is known that the newer one has arrived.
         timer: ends the connection of a client that says no hello.
         positions: the last ones that the client had of channels, until it is back in them.
         returning: channels that the session was in, until it is known whether it is back in them.
+        opened: channels that on_open put it in; False are those that only an earlier one did.
         asked: the ids of the frames that asked to enter or leave channels, until that is done.
         last: the last id of a frame of the client.
         pending: ids of acknowledged frames that are not done.
@@ -43,15 +45,17 @@ class Talk:
     """
 
     __slots__ = (
-        "acknowledges", "asked", "calls", "greeted", "keys", "last", "number", "pending",
+        "acknowledges", "asked", "calls", "greeted", "keys", "last", "number", "opened", "pending",
         "positions", "queued", "refused", "resumed", "returning", "running", "stays", "stopped",
-        "timer", "turn",
+        "timer", "turn", "welcomed",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.greeted = False
+        self.welcomed = False
         self.resumed = False
         self.returning: set[str] = set()
+        self.opened: dict[str, bool] = {}
         self.keys: tuple[bytes, ...] = ()
         self.timer: asyncio.TimerHandle | None = None
         self.positions: dict[str, Position] = {}
@@ -82,6 +86,7 @@ class Talk:
         self.refused = dict(record.refused)
         self.turn = record.turn
         self.returning = set(record.channels)
+        self.opened = dict.fromkeys(record.opened, False)
 
     def done(self, id_: int, code: str = "") -> None:
         """Take note that an acknowledged frame was done, or answered with an error.

@@ -22,6 +22,7 @@ from backchannel.resume import Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from backchannel.change import Change
     from backchannel.contracts import Publication
     from backchannel.history import Position
     from backchannel.messages import Frame
@@ -88,6 +89,13 @@ class SpeakingConnection(Connection):
     def resumed(self) -> bool:
         """It goes on with a session whose earlier connection was lost."""
         return self.talk.resumed
+
+    def subscribe(self, channel: str, *, since: Position | str | None = None) -> Change:
+        """Enter a channel; see ``Connection.subscribe``."""
+        change = super().subscribe(channel, since=since)
+        if self._held is not None:  # so it is on_open that asks, and will again after a resume
+            self.talk.opened[self.hub.check_channel(channel)] = True
+        return change
 
     async def call(self, event: str, data: Any = None, *, timeout: float = 5.0) -> Any:  # noqa: ASYNC109 - it is the API
         """Ask the client something; see ``Connection.call``."""
@@ -181,6 +189,7 @@ class SpeakingConnection(Connection):
         if (asked := self.talk.asked.pop(channel, None)) is not None:
             frame.id = asked
         self.tell(frame)
+        self.talk.opened.pop(channel, None)
         self.hub.resumes.changed(self)
 
     def _lost(self, channel: str | None, position: Position | None) -> None:
@@ -197,15 +206,17 @@ class SpeakingConnection(Connection):
         """Return what is kept of its session."""
         state: Mapping[str, Any] = self._state or {}
         durable = self._endpoint.callbacks.durable
+        channels = sorted({*self._channels, *self.talk.returning})
         return Record(
             self.id,
-            sorted({*self._channels, *self.talk.returning}),
+            channels,
             {key: state[key] for key in durable if key in state},
             self.talk.last,
             sorted(self.talk.pending),
             list(self.talk.keys),
             self.talk.refused,
             self.talk.turn,
+            [name for name in channels if name in self.talk.opened],
         )
 
 

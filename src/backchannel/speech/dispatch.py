@@ -70,20 +70,29 @@ class SpeakingDispatch(Handling):
             return
         talk.greeted = True
         talk.stop_timer()
-        for channel, text in hello.positions.items():
+        if hello.resume is not None and self._hub.resumes.window is not None:
+            self._work_on(Rest(functools.partial(self._come_back, hello), nothing))
+        else:
+            self._note_positions(hello)
+            self._welcome([])
+            super()._begin_life()
+
+    def _note_positions(self, hello: frames.Hello) -> None:
+        """Keep what the client has had of the channels that it enters now, and of no others."""
+        talk = self.talk
+        own = () if self.ws.channel is None else (self.ws.channel,)
+        for channel in (*own, *talk.returning):
+            if (text := hello.positions.get(channel)) is None:
+                continue
             try:
                 talk.positions[channel] = Position.parse(text)
             except ValueError:
                 talk.positions[channel] = Position("none", 0)  # of no history: it is lost
-        if hello.resume is not None and self._hub.resumes.window is not None:
-            self._work_on(Rest(functools.partial(self._come_back, hello.resume), nothing))
-        else:
-            self._welcome([])
-            super()._begin_life()
 
     def _welcome(self, channels: list[str]) -> None:
         """Say hello, before all else that the client gets."""
         ws, settings = self.speaker, self._hub.settings
+        ws.talk.welcomed = True
         own = [] if ws.channel is None else [ws.channel]
         greeting = frames.Greeting(
             connection=ws.id,
@@ -104,24 +113,29 @@ class SpeakingDispatch(Handling):
         until = self._until(expiry_of(self.ws.identity))
         return None if until is None else round(max(0.0, until - time()), 3)
 
-    async def _come_back(self, token: str) -> None:
+    async def _come_back(self, hello: frames.Hello) -> None:
         """Go on with a session, or begin a new one where there is none."""
-        ws = self.speaker
+        ws, talk = self.speaker, self.talk
         # What was taken is given back, or this goes on with it: that is not to be cut short.
-        await self.finish(self._resume(token))
+        await self.finish(self._resume(cast("str", hello.resume)))
         if ws.reason is not None:
             return
-        channels = sorted(ws.talk.returning - {ws.channel})
+        self._note_positions(hello)
+        channels = sorted(talk.returning - {ws.channel})
         self._welcome(channels)
         await self._open()
         for name in channels:
-            await self._put_back(name)
+            if talk.opened.get(name) is False:
+                self._leave_out(name, "")
+            else:
+                await self._put_back(name)
+        talk.positions.clear()
 
     async def _resume(self, token: str) -> None:
         """Take a session and be its connection; the one that was ends, and its callbacks first."""
         ws, resumes = self.speaker, self._hub.resumes
         try:
-            found = await resumes.take(token, ws.endpoint, ws.user)
+            found = await resumes.take(token, ws)
         except BrokerUnavailable as error:
             CONNECTION.warning("%s can't be resumed now: %s", ws, error)
             self.end(CloseReason(1013, "sessions can't be read now", "server"), refused=True)
@@ -198,9 +212,15 @@ class SpeakingDispatch(Handling):
         refused = await self._hub.membership.enter(self, name)
         if refused is not None and is_for_now(refused):  # it comes back for what it has missed
             self.end(CloseReason(1013, fit_reason(refused.text), "server"))
-        elif name not in ws._channels and ws.reason is None:
+        elif name not in ws._channels:
+            self._leave_out(name, refused.text if refused is not None else "")
+
+    def _leave_out(self, name: str, text: str) -> None:
+        """Tell the client that it is not in a channel any more that it was in."""
+        ws = self.speaker
+        if ws.reason is None:
             ws.talk.returning.discard(name)
-            text = refused.text if refused is not None else ""
+            ws.talk.opened.pop(name, None)
             ws.tell(frames.Unsubscribed(name, text=text or "refused"))
             self._hub.resumes.changed(ws)
 
@@ -221,15 +241,16 @@ class SpeakingDispatch(Handling):
         if kind is frames.Hello:
             self._greet(frame)
             return False
-        if not talk.greeted:
-            self._refuse_early()
+        if not talk.welcomed:
+            self._refuse_early(frame)
             return False
         if len(talk.keys) > 1:
             self._hub.resumes.arrived(ws)
         if kind is frames.Message and frame.id is msgspec.UNSET:
             return super().feed(content_of(frame.data, data))
         if TRACE.is_on:
-            CONNECTION.debug("%s received %s", ws, excerpt(message))
+            what = frame.__struct_config__.tag if kind is frames.Renew else excerpt(message)
+            CONNECTION.debug("%s received %s", ws, what)
         if (at_once := _AT_ONCE.get(kind)) is not None:
             at_once(self, frame, data)
             return False
@@ -244,9 +265,13 @@ class SpeakingDispatch(Handling):
         id_: Any = msgspec.UNSET if number is None else number
         self.complain(error.code, error.text, id_=id_, field=error.field)
 
-    def _refuse_early(self) -> None:
-        """End the connection of a client whose first frame is no hello."""
-        self.end(CloseReason(1008, "the first frame is hello", "server"), refused=True)
+    def _refuse_early(self, frame: Any = None) -> None:
+        """Refuse what comes too early; a client whose first frame is no hello is none."""
+        if self.talk.greeted:
+            id_ = getattr(frame, "id", msgspec.UNSET)
+            self.complain("out_of_order", "nothing before the server's hello", id_=id_)
+        else:
+            self.end(CloseReason(1008, "the first frame is hello", "server"), refused=True)
 
     def _queue_frame(self, frame: Any, data: bytes | None) -> bool:
         """Let a frame have its turn; tell whether nothing more should be read."""

@@ -217,7 +217,7 @@ class Handling(Dispatch):
         most = self._hub.settings.max_subscriptions
         if len(ws._channels) >= most:
             text = f"a client may be in {most} channels"
-            self.complain("too_many", text, id_=frame.id)
+            self.complain("too_many_channels", text, id_=frame.id, field="$.channel")
             return
         if frame.since is not None:
             try:

@@ -67,7 +67,7 @@ class Resumes:
         if self.window is None:
             return None
         token = new_token()
-        key = key_of(token, ws.endpoint, ws.user)
+        key = key_of(token, ws.endpoint, ws.params, ws.user)
         ws.talk.keys = (key, *ws.talk.keys)
         self._live[ws] = None
         for one in ws.talk.keys:
@@ -164,17 +164,19 @@ class Resumes:
         if self._writing is not None and seconds > 0:
             await asyncio.wait([self._writing], timeout=seconds)
 
-    async def take(
-        self, token: str, endpoint: str, user: str | None
-    ) -> tuple[bytes, Record] | None:
+    async def take(self, token: str, ws: SpeakingConnection) -> tuple[bytes, Record] | None:
         """Return the session of a token, and what it was kept under; None where there is none.
+
+        Args:
+            token: what a client has presented.
+            ws: its connection, which has to be the same user's at the same place.
 
         Raises:
             BrokerUnavailable: that can't be known now.
         """
         if self.window is None:
             return None
-        key = key_of(token, endpoint, user)
+        key = key_of(token, ws.endpoint, ws.params, ws.user)
         data = await self._store.take(key)
         here = self._todo.get(key) or self._on_the_way.get(key)
         if here is not None and (data is not None or here[1]):  # what is not written yet is newer

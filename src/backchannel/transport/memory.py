@@ -214,8 +214,8 @@ class MemoryClient:
             text = f"message of {size} bytes is over the limit of {limit}"
             dispatch.end(CloseReason(1009, text, "server"))
             return
-        dispatch.feed(frame)
-        await dispatch.wait_for_room()
+        if dispatch.feed(frame):
+            await dispatch.wait_for_room()
 
     async def receive(self, timeout: float = 1.0) -> Frame:  # noqa: ASYNC109 - it is the API
         """Return the next message.
