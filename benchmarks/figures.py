@@ -179,7 +179,7 @@ KINDS: dict[str, list[Figure]] = {
         Figure("bytes a channel", lambda run: run["bytes"] / run["count"], ",.0f"),
     ],
     "catch-up": [
-        Figure("CPU µs a message", each, ".1f"),
+        Figure("CPU µs a message", each, ".1f", 1),
         Figure("messages/s", lambda run: run["count"] / run["seconds"], ",.0f"),
         Figure("ms until all had all", lambda run: 1000 * run["seconds"], ",.0f"),
     ],

@@ -151,6 +151,12 @@ PEERS = {
         warm_up=1,
         program=("node", "broker_path.js", str(make.MODULES)),
     ),
+    "socketio-sharded": Peer(
+        "Socket.IO (Node), sharded adapter",
+        (),
+        make.node_peers,
+        program=("node", "broker_path.js", str(make.MODULES)),
+    ),
     "socketio-recovery": Peer(
         "Socket.IO (Node), connection state recovery",
         ("env", "RECOVERY=1", "node", "socketio_app.js", "{port}", str(make.MODULES)),

@@ -123,7 +123,20 @@ async def python_socketio(what):
         for _ in range(count // BURST):
             await asyncio.gather(*[manager.emit("m", TEXT, room=what) for _ in range(BURST)])
 
-    return await measured(publish, COUNT)
+    async def come(count):
+        for number in range(0, count, BURST):
+            rooms = [f"{count}:{n}" for n in range(number, number + BURST)]
+            await asyncio.gather(
+                *[manager.enter_room(sid, "/", room) for sid, room in zip(here, rooms, strict=True)]
+            )
+
+    if what != "channels":
+        return await measured(publish, COUNT)
+    manager = socketio.AsyncRedisManager(URL)  # it asks the engine for nothing: all hear all
+    manager.set_server(socketio.AsyncServer(async_mode="asgi"))
+    manager.initialize()
+    here = [await manager.connect(f"eio{number}", "/") for number in range(BURST)]
+    return await measured(come, CHANNELS)
 
 
 async def channels(what):

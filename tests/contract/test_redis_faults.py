@@ -85,11 +85,11 @@ def is_back(hub):
 
 
 async def read(client, count):
-    return [await client.receive() for _ in range(count)]
+    return [await client.receive(timeout=10) for _ in range(count)]
 
 
 async def read_json(client, count):
-    return [await client.receive_json() for _ in range(count)]
+    return [await client.receive_json(timeout=10) for _ in range(count)]
 
 
 # ── an engine that goes and comes back ────────────────────────────────────────────────────────
