@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 import subprocess
 import time
@@ -11,6 +12,8 @@ import pytest
 from redis import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
+
+from backchannel import AsyncPublisher, Publisher
 
 
 class Cable:
@@ -155,9 +158,9 @@ class EngineCluster:
 
     def _start(self, port):
         folder = self.folder / str(port)
-        folder.mkdir()
-        self.bus[port] = free_ports(1)[0]
-        with (self.folder / f"{port}.log").open("wb") as log:
+        folder.mkdir(exist_ok=True)
+        self.bus[port] = self.bus.get(port) or free_ports(1)[0]
+        with (self.folder / f"{port}.log").open("ab") as log:
             self.running[port] = subprocess.Popen(
                 [
                     self.program, "--port", str(port), "--cluster-port", str(self.bus[port]),
@@ -196,6 +199,12 @@ class EngineCluster:
         process.kill()
         process.wait(20)
 
+    def restart(self, port):
+        """Kill a node; it comes back with what it last saved, and is master of what it was."""
+        self.kill(port)
+        self._start(port)
+        wait_until(lambda: self._is_up(port))
+
     def stop(self):
         for port in list(self.running):
             self.kill(port)
@@ -232,3 +241,47 @@ def new_cluster(redis_process, tmp_path):
     yield start
     for cluster in made:
         cluster.stop()
+
+
+class Threaded:
+    """A blocking publisher, or an audience of it, as if it were an async one."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        found = getattr(self.inner, name)
+        if not callable(found):
+            return Threaded(found)
+        if name in {"channel", "user", "session", "connection"}:
+            return lambda *args: Threaded(found(*args))
+
+        async def call(*args, **options):
+            options = {key: bare(value) for key, value in options.items()}
+            return await asyncio.to_thread(found, *args, **options)
+
+        return call
+
+
+def bare(value):
+    if isinstance(value, list):
+        return [bare(one) for one in value]
+    return value.inner if isinstance(value, Threaded) else value
+
+
+@pytest.fixture(params=["blocking", "async"])
+async def make(request):
+    """Make publishers of either kind, with the calls of the async one."""
+    made = []
+
+    def new(url, hub="outside", **options):
+        options = {"timeout": 2.0, **options}
+        kind = Publisher if request.param == "blocking" else AsyncPublisher
+        made.append(kind(url, hub, **options))
+        return Threaded(made[-1]) if request.param == "blocking" else made[-1]
+
+    yield new
+    for one in made:
+        closing = one.close() if isinstance(one, Publisher) else one.aclose()
+        if inspect.isawaitable(closing):
+            await closing

@@ -5,7 +5,13 @@ from __future__ import annotations
 import hiredis
 import pytest
 
-from backchannel.broker.redis.slots import Redirect, Served, read_cluster, read_slots
+from backchannel.broker.redis.slots import (
+    Redirect,
+    Served,
+    read_cluster,
+    read_slots,
+    url_of_node,
+)
 from backchannel.errors import BrokerUrlError
 
 
@@ -49,3 +55,20 @@ def test_a_url_names_nodes_and_how_they_are_spoken_to():
 def test_an_error_in_a_url_says_where_and_what():
     with pytest.raises(BrokerUrlError, match=r"^here: '' is no host and port; it looks like redis"):
         read_cluster("redis+cluster://a:1,", "here")
+
+
+@pytest.mark.parametrize(
+    ("given", "address", "url"),
+    [
+        ("redis+cluster://a,b", ("10.0.0.1", 7000), "redis://10.0.0.1:7000/0"),
+        (
+            "rediss+cluster://ana:se%40cret@a:1?ssl_cert_reqs=none",
+            ("b.example", 2),
+            "rediss://ana:se%40cret@b.example:2/0?ssl_cert_reqs=none",
+        ),
+        ("redis+cluster://:secret@[::1]:1", ("fe80::1", 2), "redis://:secret@[fe80::1]:2/0"),
+    ],
+)
+def test_a_node_is_spoken_to_like_the_one_that_was_named(given, address, url):
+    _, first = read_cluster(given, "here")
+    assert url_of_node(first, address) == url

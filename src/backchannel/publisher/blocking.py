@@ -36,11 +36,12 @@ class Publisher(Front):
 
     Args:
         url: the engine that the hub's nodes have as their broker: ``redis://localhost:6379/0``,
-            ``redis+sentinel://…`` too.
+            ``redis+sentinel://…`` and ``redis+cluster://…`` too.
         hub: the hub's name, ``Hub(name=…)``.
         timeout: seconds that a call may take, with all attempts to reach the engine and all nodes'
             answers.
-        max_connections: to the engine at most, for publishing and for waiting for answers each;
+        max_connections: to the engine, or to each master of a cluster, at most, for publishing and
+            for waiting for answers each;
             a thread waits for one that is free.
 
     Raises:

@@ -10,111 +10,34 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from redis.exceptions import (
-    AuthenticationError,
-    AuthenticationWrongNumberOfArgsError,
-    ConnectionError,  # noqa: A004 - redis-py's own
-    NoPermissionError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import RedisError
 
-from backchannel.errors import BrokerUnusable
-from backchannel.publisher.pools import AwaitingPools, BlockingPools, away
-from backchannel.publisher.steps import (
-    RUN,
-    Command,
-    Hear,
-    Leave,
-    Listen,
-    Lost,
-    NotSent,
-    Pause,
-    Work,
-)
+from backchannel.publisher.doorway import Doorway, Inbox, is_spoilt, translate, translate_opening
+from backchannel.publisher.pools import AwaitingPools, BlockingPools
+from backchannel.publisher.steps import Command, Hear, Leave, Listen, NotSent, Pause, Work
 
 if TYPE_CHECKING:
     from backchannel.broker.redis.door import Whereabouts
+    from backchannel.broker.redis.slots import Address
 
 __all__ = ["AwaitingDoor", "BlockingDoor"]
 
 T = TypeVar("T")
 
-_REFUSALS: Final = (
-    AuthenticationError,
-    AuthenticationWrongNumberOfArgsError,
-    NoPermissionError,
-)
 _Step = Command | Listen | Hear | Leave | Pause
 
 
-@dataclass(slots=True)
-class _Inbox:
-    """A connection that hears a topic.
-
-    Args:
-        connection: redis-py's.
-        is_good: it can be used again.
-    """
-
-    connection: Any
-    is_good: bool = True
-
-
-class _Door:
-    """What both doors have in common.
-
-    Args:
-        address: where the engine is.
-        patience: seconds that connecting may take.
-        connections: of each kind at most.
-    """
-
-    def __init__(self, address: Whereabouts, patience: float, connections: int):
-        self._address = address
-        self._options: dict[str, Any] = {
-            "max_connections": connections,
-            "timeout": patience,
-            "socket_connect_timeout": patience,
-            "socket_timeout": patience,
-            "protocol": 2,  # what is heard comes as plain replies
-            "retry_on_timeout": False,
-            "health_check_interval": 0,
-            "redis_connect_func": self._greet,
-        }
-        # By connection, since each knows the engine that it leads to.
-        self._runs: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-
-    def _greet(self, connection: Any) -> Any:
-        raise NotImplementedError
-
-    def _note_run(self, connection: Any, info: bytes) -> None:
-        """Keep what names the engine's run of data; a replica is none to publish at."""
-        lines = info.decode(errors="replace").splitlines()
-        facts = dict(line.split(":", 1) for line in lines if ":" in line)
-        if facts.get("role") not in {"master", None}:
-            raise ConnectionError(f"it is a replica of {facts.get('master_host')}")
-        self._runs[connection] = facts.get("master_replid", "")
-
-    def _words(self, connection: Any, words: tuple[Any, ...]) -> list[Any]:
-        return [self._runs.get(connection, "") if word is RUN else word for word in words]
-
-
-class BlockingDoor(_Door):
+class BlockingDoor(Doorway):
     """Takes steps and blocks the thread meanwhile; many threads may, and forked processes.
 
-    See ``_Door`` for the arguments.
+    See ``Doorway`` for the arguments.
     """
 
     def __init__(self, address: Whereabouts, patience: float, connections: int):
         super().__init__(address, patience, connections)
-        self._pools = BlockingPools(address, self._options)
-        self._speaking, self._hearing = self._pools.speaking, self._pools.hearing
+        self._pools: dict[Address | None, BlockingPools] = {}
 
     def run(self, work: Work[T]) -> T:
         """Do what there is to do; returns and raises what it does."""
@@ -133,14 +56,22 @@ class BlockingDoor(_Door):
 
     def close(self) -> None:
         """Close all connections; they are opened again when need be."""
-        self._pools.close()
+        for pools in list(self._pools.values()):
+            pools.close()
+
+    def _at(self, at: Address | None) -> BlockingPools:
+        """Return the pools to a node of a cluster, or to the one engine there is."""
+        if (pools := self._pools.get(at)) is None:
+            new = BlockingPools(self._address, self._options, at)
+            pools = self._pools.setdefault(at, new)  # another thread may have been faster
+        return pools
 
     def _take(self, step: _Step) -> Any:
         match step:
-            case Command(words, seconds):
-                return self._command(words, seconds)
-            case Listen(topic, seconds):
-                return self._listen(topic, seconds)
+            case Command():
+                return self._command(step)
+            case Listen():
+                return self._listen(step)
             case Hear(inbox, seconds):
                 return self._hear(inbox, seconds)
             case Leave(inbox):
@@ -150,57 +81,72 @@ class BlockingDoor(_Door):
 
     def _greet(self, connection: Any) -> None:
         connection.on_connect()
-        connection.send_command("INFO", "replication", check_health=False)
-        self._note_run(connection, connection.read_response())
+        for section in ("server", "replication"):
+            connection.send_command("INFO", section, check_health=False)
+        self._note(connection, connection.read_response(), connection.read_response())
 
     def _open(self, pool: Any) -> Any:
+        connection = None
         try:
-            return pool.get_connection()
-        except _REFUSALS as error:
-            raise BrokerUnusable(_refused(error)) from error
-        except (RedisError, OSError) as error:
-            raise NotSent(away(self._address, error)) from error
-
-    def _command(self, words: tuple[Any, ...], seconds: float) -> Any:
-        connection = self._open(self._speaking)
-        try:
-            connection.send_command(*self._words(connection, words), check_health=False)
-            return connection.read_response(timeout=seconds)
+            connection = pool.get_connection()
+            if self._is_stale(connection):
+                connection.send_command("INFO", "replication", check_health=False)
+                self._note_run(connection, connection.read_response())
         except BaseException as error:
-            if _is_spoilt(error):
+            if connection is not None:
                 connection.disconnect()
-            _translate(error)
+                pool.release(connection)
+            translate_opening(self._address, error)
+            raise
+        return connection
+
+    def _command(self, step: Command) -> Any:
+        pool = self._at(step.at).speaking
+        connection = self._open(pool)
+        try:
+            words = self._words(connection, step.words)
+            if step.asking:
+                connection.send_command("ASKING", check_health=False)
+                connection.read_response(timeout=step.seconds)
+            connection.send_command(*words, check_health=False)
+            return connection.read_response(timeout=step.seconds)
+        except BaseException as error:
+            if is_spoilt(error):
+                connection.disconnect()
+            translate(error, self._runs.get(connection, ""))
             raise
         finally:
-            self._speaking.release(connection)
+            pool.release(connection)
 
-    def _listen(self, topic: bytes, seconds: float) -> _Inbox:
-        connection = self._open(self._hearing)
+    def _listen(self, step: Listen) -> Inbox:
+        pool = self._at(step.at).hearing
+        connection = self._open(pool)
         try:
-            connection.send_command("SUBSCRIBE", topic, check_health=False)
-            connection.read_response(timeout=seconds)
+            words = self._words(connection, (self._verb, step.topic))
+            connection.send_command(*words, check_health=False)
+            connection.read_response(timeout=step.seconds)
         except BaseException as error:
             connection.disconnect()
-            self._hearing.release(connection)
-            _translate(error)
+            pool.release(connection)
+            translate(error)
             raise
-        return _Inbox(connection)
+        return Inbox(connection, pool)
 
     @staticmethod
-    def _hear(inbox: _Inbox, seconds: float) -> bytes | None:
+    def _hear(inbox: Inbox, seconds: float) -> bytes | None:
         try:
-            kind, _, data = inbox.connection.read_response(timeout=max(seconds, 0.001))
+            return inbox.take(inbox.connection.read_response(timeout=max(seconds, 0.001)))
         except (RedisError, OSError):
             inbox.is_good = False
             return None
-        return data if kind == b"message" else b""
 
-    def _leave(self, inbox: _Inbox) -> None:
+    def _leave(self, inbox: Inbox) -> None:
         connection = inbox.connection
         try:
             if inbox.is_good:
-                connection.send_command("UNSUBSCRIBE", check_health=False)
-                while connection.read_response()[0] != b"unsubscribe":
+                for words in self._farewell:
+                    connection.send_command(*words, check_health=False)
+                while not self._is_over(connection.read_response()):
                     pass
         except (RedisError, OSError):
             inbox.is_good = False
@@ -210,19 +156,18 @@ class BlockingDoor(_Door):
         finally:
             if not inbox.is_good:
                 connection.disconnect()
-            self._hearing.release(connection)
+            inbox.pool.release(connection)
 
 
-class AwaitingDoor(_Door):
+class AwaitingDoor(Doorway):
     """Takes steps in an event loop.
 
-    See ``_Door`` for the arguments.
+    See ``Doorway`` for the arguments.
     """
 
     def __init__(self, address: Whereabouts, patience: float, connections: int):
         super().__init__(address, patience, connections)
-        self._pools = AwaitingPools(address, self._options)
-        self._speaking, self._hearing = self._pools.speaking, self._pools.hearing
+        self._pools: dict[Address | None, AwaitingPools] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self, work: Work[T]) -> T:
@@ -254,15 +199,22 @@ class AwaitingDoor(_Door):
 
     async def aclose(self) -> None:
         """Close all connections; it may be used in another event loop then."""
-        await self._pools.aclose()
+        for pools in list(self._pools.values()):
+            await pools.aclose()
         self._loop = None
+
+    def _at(self, at: Address | None) -> AwaitingPools:
+        """Return the pools to a node of a cluster, or to the one engine there is."""
+        if (pools := self._pools.get(at)) is None:
+            pools = self._pools[at] = AwaitingPools(self._address, self._options, at)
+        return pools
 
     async def _take(self, step: _Step) -> Any:
         match step:
-            case Command(words, seconds):
-                return await self._command(words, seconds)
-            case Listen(topic, seconds):
-                return await self._listen(topic, seconds)
+            case Command():
+                return await self._command(step)
+            case Listen():
+                return await self._listen(step)
             case Hear(inbox, seconds):
                 return await self._hear(inbox, seconds)
             case Leave(inbox):
@@ -272,16 +224,25 @@ class AwaitingDoor(_Door):
 
     async def _greet(self, connection: Any) -> None:
         await connection.on_connect()
-        await connection.send_command("INFO", "replication", check_health=False)
-        self._note_run(connection, await connection.read_response())
+        for section in ("server", "replication"):
+            await connection.send_command("INFO", section, check_health=False)
+        server, replication = await connection.read_response(), await connection.read_response()
+        self._note(connection, server, replication)
 
     async def _open(self, pool: Any) -> Any:
+        connection = None
         try:
-            return await pool.get_connection()
-        except _REFUSALS as error:
-            raise BrokerUnusable(_refused(error)) from error
-        except (RedisError, OSError, RuntimeError) as error:  # uvloop's, see _say
-            raise NotSent(away(self._address, error)) from error
+            connection = await pool.get_connection()
+            if self._is_stale(connection):
+                await connection.send_command("INFO", "replication", check_health=False)
+                self._note_run(connection, await connection.read_response())
+        except BaseException as error:
+            if connection is not None:
+                await connection.disconnect(nowait=True)
+                await pool.release(connection)
+            translate_opening(self._address, error)
+            raise
+        return connection
 
     @staticmethod
     async def _say(connection: Any, *words: Any) -> None:
@@ -290,52 +251,59 @@ class AwaitingDoor(_Door):
         except RuntimeError as error:  # what uvloop says of a transport that is closed
             raise NotSent(str(error)) from error
 
-    async def _command(self, words: tuple[Any, ...], seconds: float) -> Any:
-        connection = await self._open(self._speaking)
+    async def _command(self, step: Command) -> Any:
+        pool = self._at(step.at).speaking
+        connection = await self._open(pool)
         try:
-            async with asyncio.timeout(seconds):
-                await self._say(connection, *self._words(connection, words))
+            words = self._words(connection, step.words)
+            async with asyncio.timeout(step.seconds):
+                if step.asking:
+                    await self._say(connection, "ASKING")
+                    await connection.read_response(timeout=math.inf)
+                await self._say(connection, *words)
                 return await connection.read_response(timeout=math.inf)
         except BaseException as error:
-            if _is_spoilt(error):
+            if is_spoilt(error):
                 await connection.disconnect(nowait=True)
-            _translate(error)
+            translate(error, self._runs.get(connection, ""))
             raise
         finally:
-            await self._speaking.release(connection)
+            await pool.release(connection)
 
-    async def _listen(self, topic: bytes, seconds: float) -> _Inbox:
-        connection = await self._open(self._hearing)
+    async def _listen(self, step: Listen) -> Inbox:
+        pool = self._at(step.at).hearing
+        connection = await self._open(pool)
         try:
-            async with asyncio.timeout(seconds):
-                await self._say(connection, "SUBSCRIBE", topic)
+            words = self._words(connection, (self._verb, step.topic))
+            async with asyncio.timeout(step.seconds):
+                await self._say(connection, *words)
                 await connection.read_response(timeout=math.inf)
         except BaseException as error:
             await connection.disconnect(nowait=True)
-            await self._hearing.release(connection)
-            _translate(error)
+            await pool.release(connection)
+            translate(error)
             raise
-        return _Inbox(connection)
+        return Inbox(connection, pool)
 
     @staticmethod
-    async def _hear(inbox: _Inbox, seconds: float) -> bytes | None:
+    async def _hear(inbox: Inbox, seconds: float) -> bytes | None:
         try:
             async with asyncio.timeout(seconds):
-                kind, _, data = await inbox.connection.read_response(timeout=math.inf)
+                return inbox.take(await inbox.connection.read_response(timeout=math.inf))
         except (RedisError, OSError):
             inbox.is_good = False
             return None
         except BaseException:
             inbox.is_good = False
             raise
-        return data if kind == b"message" else b""
 
-    async def _leave(self, inbox: _Inbox) -> None:
+    async def _leave(self, inbox: Inbox) -> None:
         connection = inbox.connection
         try:
             if inbox.is_good:
-                await self._say(connection, "UNSUBSCRIBE")
-                while (await connection.read_response())[0] != b"unsubscribe":
+                for words in self._farewell:
+                    await self._say(connection, *words)
+                while not self._is_over(await connection.read_response()):
                     pass
         except (RedisError, OSError, NotSent):
             inbox.is_good = False
@@ -345,28 +313,4 @@ class AwaitingDoor(_Door):
         finally:
             if not inbox.is_good:
                 await connection.disconnect(nowait=True)
-            await self._hearing.release(connection)
-
-
-def _is_spoilt(error: BaseException) -> bool:
-    """Tell whether a connection that raised this can't be used again, or is not to be."""
-    return not isinstance(error, ResponseError) or isinstance(error, ReadOnlyError)
-
-
-def _translate(error: BaseException) -> None:
-    """Raise what the work understands; what it has no word for is the caller's to raise."""
-    if isinstance(error, ReadOnlyError):  # the engine has become a replica meanwhile
-        raise NotSent(str(error)) from error
-    if isinstance(error, _REFUSALS):
-        raise BrokerUnusable(_refused(error)) from error
-    if isinstance(error, ResponseError):
-        return
-    if isinstance(error, RedisError | OSError):  # TimeoutError is an OSError
-        raise Lost(str(error)) from error
-
-
-def _refused(error: Exception) -> str:
-    return (
-        "the engine lets nobody in like this: redis://:password@host:port, or user:password "
-        f"({error})"
-    )
+            await inbox.pool.release(connection)

@@ -48,7 +48,7 @@ class Front:
         self._address: Whereabouts = read_url(url, f"{self._name}({{}})")
         self._hub = hub
         self._patience = min(timeout / 2, 2.0)
-        self._plan: Plan = Plan(self._address.shown, hub, timeout, self._patience)
+        self._plan: Plan = Plan(self._address, hub, timeout, self._patience)
 
     def _check(self, hub: object, timeout: object, max_connections: object) -> None:
         if not isinstance(hub, str) or not re.fullmatch(r"[\w.-]{1,64}", hub):

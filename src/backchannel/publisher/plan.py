@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from importlib.resources import files
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
-
-from redis.exceptions import NoScriptError, ResponseError
 
 from backchannel.about import About
 from backchannel.broker.redis import parcel
@@ -19,19 +16,12 @@ from backchannel.errors import BrokerUnavailable, BrokerUnusable
 from backchannel.farewell import news_of
 from backchannel.history import REMEMBERED, History, Position
 from backchannel.messages import check_size
-from backchannel.publisher.steps import (
-    RUN,
-    Command,
-    Hear,
-    Leave,
-    Listen,
-    Lost,
-    NotSent,
-    Pause,
-    Work,
-)
+from backchannel.publisher.attempts import Attempts, Errand
+from backchannel.publisher.roaming import Roaming
+from backchannel.publisher.steps import RUN, Hear, Leave, Work
 
 if TYPE_CHECKING:
+    from backchannel.broker.redis.door import Whereabouts
     from backchannel.history import Retention
 
 __all__ = ["Plan"]
@@ -39,33 +29,27 @@ __all__ = ["Plan"]
 FRESH: Final = 5.0
 """Seconds that what was read of a hub is taken to hold."""
 
-BACK_OFF: Final = (0.05, 1.0)
-"""Seconds before the second attempt, and at most between two."""
-
-_SCRIPTS: Final = {
-    name: files("backchannel.broker.redis").joinpath(f"{name}.lua").read_text()
-    for name in ("publish", "history")
-}
-
 
 class Plan:
     """What is to be done for one hub.
 
     Args:
-        shown: where its engine is, for people.
+        address: where its engine is.
         hub: its name.
         timeout: seconds that each piece of work may take.
         patience: seconds that connecting may take.
     """
 
-    def __init__(self, shown: str, hub: str, timeout: float, patience: float):
-        self._shown = shown
+    def __init__(self, address: Whereabouts, hub: str, timeout: float, patience: float):
+        self._shown = address.shown
         self._hub = hub
         self._keys = Keys(hub)
         self._timeout = timeout
-        self._patience = patience
         self._about: tuple[float, About] | None = None
-        self._hashes: dict[str, str] = {}
+        if address.nodes:
+            self._engine: Attempts = Roaming(address.shown, hub, patience, address.nodes)
+        else:
+            self._engine = Attempts(address.shown, hub, patience)
 
     def publish(self, publication: Publication) -> Work[Receipt]:
         """Publish, in one step with keeping it where a rule of the hub says so.
@@ -137,13 +121,14 @@ class Plan:
         target = _folded_target(target, about)
         keep = about.rules.keeping(target.key)
         ttl = REMEMBERED if keep is None else keep.ttl
-        hash_ = yield from self._loaded("history", deadline)
+        hash_ = yield from self._engine.loaded("history", deadline)
+        topic = self._keys.topic(target)
         words = (
-            "EVALSHA", hash_, 2, *self._keys.of_history(self._keys.topic(target)),
-            *(since or ("", "")), limit, ttl, secrets.token_hex(4), RUN, REMEMBERED, 0,
-            parcel.PAGE_BYTES,
+            "EVALSHA", hash_, 2, *self._keys.of_history(topic), *(since or ("", "")), limit, ttl,
+            secrets.token_hex(4), RUN, REMEMBERED, 0, parcel.PAGE_BYTES,
         )  # fmt: skip
-        reply = yield from self._try(lambda _: words, deadline, changes=False)
+        reading = Errand(lambda of: (*words, *of.runs), topic, deadline, changes=False)
+        reply = yield from self._engine.do(reading)
         return History.of(parcel.unpack_page(target, reply), lambda _: False)
 
     # ── what holds for the hub ────────────────────────────────────────────────────────────────
@@ -152,8 +137,10 @@ class Plan:
         """Return what nodes wrote about their hub, as of some seconds ago."""
         if self._about is not None and monotonic() < self._about[0]:
             return self._about[1]
-        words = ("GET", self._keys.about)
-        data = yield from self._try(lambda _: words, deadline, changes=False)
+        key = self._keys.about
+        data = yield from self._engine.do(
+            Errand(lambda _: ("GET", key), key, deadline, changes=False)
+        )
         if data is None:
             raise BrokerUnusable(
                 f"{self._shown} knows no hub {self._hub!r}: none of its nodes has started with "
@@ -177,42 +164,42 @@ class Plan:
         topic, data = self._keys.heard(publication.target), parcel.pack(publication)
         id_, epoch = secrets.token_hex(8), secrets.token_hex(4)
         began = monotonic()
-        hash_ = yield from self._loaded("publish", deadline)
-        repeated = False
+        hash_ = yield from self._engine.loaded("publish", deadline)
 
-        def words(is_retry: bool) -> tuple[Any, ...]:
-            nonlocal repeated
-            repeated = is_retry
+        def words(errand: Errand) -> tuple[Any, ...]:
             return (
                 "EVALSHA", hash_, 2, *self._keys.of_history(topic),
-                topic, data, keep.size, keep.ttl, REMEMBERED, epoch, RUN, "", id_, int(is_retry),
-                monotonic() - began,
+                topic, data, keep.size, keep.ttl, REMEMBERED, epoch, RUN, "", id_,
+                self._engine.again(errand), monotonic() - began, self._engine.verb, *errand.runs,
             )  # fmt: skip
 
-        began_epoch, offset, heard = yield from self._try(words, deadline)
-        reached = None if heard or repeated else 0
-        return Receipt(reached, Position(began_epoch.decode(), offset))
+        errand = Errand(words, topic, deadline)
+        began_epoch, offset, heard = yield from self._engine.do(errand)
+        position = Position(began_epoch.decode(), offset)
+        if errand.is_early:  # those who hear it do so where the slot is still
+            heard += yield from self._tell_again(topic, parcel.placed(position, data), deadline)
+        return Receipt(None if heard or errand.lost else 0, position)
 
-    def _loaded(self, name: str, deadline: float) -> Work[str]:
-        """Return by which hash a script is called, which the engine has been told."""
-        if name not in self._hashes:
-            load = ("SCRIPT", "LOAD", _SCRIPTS[name])
-            reply = yield from self._try(lambda _: load, deadline, changes=False)
-            self._hashes[name] = reply.decode()
-        return self._hashes[name]
+    def _tell_again(self, topic: bytes, data: bytes, deadline: float) -> Work[int]:
+        """Publish what is kept already, as often as need be: nodes know it by its position."""
+        words = (self._engine.verb, topic, data)
+        try:
+            return int((yield from self._engine.do(Errand(lambda _: words, topic, deadline))))
+        except BrokerUnavailable:  # then they find it in the history
+            return 1
 
     def _tell(self, topic: bytes, data: bytes, deadline: float) -> Work[int]:
         """Publish what is not kept; return how many nodes heard it."""
-        words = ("PUBLISH", topic, data)
-        heard = yield from self._try(lambda _: words, deadline, may_repeat=False)
-        return int(heard)
+        words = (self._engine.verb, topic, data)
+        errand = Errand(lambda _: words, topic, deadline, may_repeat=False)
+        return int((yield from self._engine.do(errand)))
 
     def _ask(
         self, target: Target, pack: Callable[[parcel.Asking], bytes], deadline: float
     ) -> Work[tuple[list[Any], int]]:
         """Publish something that is answered; return the answers and how many are missing."""
         me = secrets.token_hex(8)
-        inbox = yield from self._listen(self._keys.node(me), deadline)
+        inbox = yield from self._engine.listen(self._keys.node(me), deadline)
         try:
             data = pack(parcel.Asking(me, 1))
             heard = yield from self._tell(self._keys.heard(target), data, deadline)
@@ -225,89 +212,6 @@ class Plan:
             return answers, heard - len(answers)
         finally:
             yield Leave(inbox)
-
-    def _listen(self, topic: bytes, deadline: float) -> Work[Any]:
-        return (
-            yield from self._attempts(
-                lambda _: Listen(topic, deadline - monotonic()), deadline, changes=False
-            )
-        )
-
-    # ── attempts ──────────────────────────────────────────────────────────────────────────────
-
-    def _try(
-        self,
-        words: Callable[[bool], tuple[Any, ...]],
-        deadline: float,
-        *,
-        may_repeat: bool = True,
-        changes: bool = True,
-    ) -> Work[Any]:
-        """Send a command until it is answered, where that can't do it twice.
-
-        Args:
-            words: makes the command; is given whether it may have been done already.
-            deadline: until when, by ``monotonic``.
-            may_repeat: it may be sent again after it was sent and not answered.
-            changes: it publishes something, so that an error has to say whether it did.
-        """
-
-        def make(is_retry: bool) -> Command:
-            return Command(words(is_retry), max(0.001, deadline - monotonic()))
-
-        while True:
-            try:
-                return (
-                    yield from self._attempts(
-                        make, deadline, may_repeat=may_repeat, changes=changes
-                    )
-                )
-            except NoScriptError:  # the engine has been restarted, or is another one
-                self._hashes.clear()
-                for name in _SCRIPTS:
-                    yield from self._loaded(name, deadline)
-            except ResponseError as error:
-                text = str(error)
-                if text.startswith("UNSURE"):
-                    raise BrokerUnavailable(self._unsure()) from error
-                if text.startswith("WRONGTYPE"):
-                    raise BrokerUnusable(
-                        f"{self._shown} has data of something else under the name of hub "
-                        f"{self._hub!r}: {text}"
-                    ) from error
-                raise BrokerUnavailable(f"{self._shown} refused it: {text}") from error
-
-    def _attempts(
-        self,
-        make: Callable[[bool], Command | Listen],
-        deadline: float,
-        *,
-        may_repeat: bool = True,
-        changes: bool = True,
-    ) -> Work[Any]:
-        wait, longest = BACK_OFF
-        is_retry = False
-        while True:
-            try:
-                return (yield make(is_retry))
-            except NotSent as error:
-                problem: Exception = error
-            except Lost as error:
-                if not may_repeat:
-                    raise BrokerUnavailable(self._unsure()) from error
-                problem, is_retry = error, True
-            if monotonic() + wait + self._patience > deadline:
-                may_be = is_retry and changes
-                text = self._unsure() if may_be else f"{self._shown} is away: {problem}"
-                raise BrokerUnavailable(text) from problem
-            yield Pause(wait)
-            wait = min(2 * wait, longest)
-
-    def _unsure(self) -> str:
-        return (
-            f"{self._shown} did not answer, or the connection to it was lost: this may have been "
-            "published, or not"
-        )
 
 
 def _answers(said: bytes) -> list[Any]:

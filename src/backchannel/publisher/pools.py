@@ -12,8 +12,11 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from backchannel.broker.redis.slots import url_of_node
+
 if TYPE_CHECKING:
     from backchannel.broker.redis.door import Whereabouts
+    from backchannel.broker.redis.slots import Address
 
 __all__ = ["AwaitingPools", "BlockingPools", "away"]
 
@@ -44,20 +47,22 @@ class BlockingPools:
         address: where the engine is.
         options: how connections are made; of each pool, and of those to sentinels as far as it is
             about them.
+        at: which node of a cluster; None is the one engine there is.
 
     Attributes:
         speaking: for publishing.
         hearing: for waiting for answers.
     """
 
-    def __init__(self, address: Whereabouts, options: dict[str, Any]):
+    def __init__(self, address: Whereabouts, options: dict[str, Any], at: Address | None = None):
         options = {**options, "retry": Retry(NoBackoff(), 0)}
         self._masters: Any = None
         pool: Any
         if (sentinels := address.sentinels) is None:
             pool = redis.BlockingConnectionPool
-            self.speaking: Any = pool.from_url(address.url, **options)
-            self.hearing: Any = pool.from_url(address.url, **options)
+            url = address.url if at is None else url_of_node(address.url, at)
+            self.speaking: Any = pool.from_url(url, **options)
+            self.hearing: Any = pool.from_url(url, **options)
         else:
             theirs, masters = _of_sentinels(address, options)
             sentinel: Any = redis.sentinel.Sentinel
@@ -77,14 +82,15 @@ class BlockingPools:
 class AwaitingPools:
     """Pools for an event loop; see ``BlockingPools``."""
 
-    def __init__(self, address: Whereabouts, options: dict[str, Any]):
+    def __init__(self, address: Whereabouts, options: dict[str, Any], at: Address | None = None):
         options = {**options, "retry": AsyncRetry(NoBackoff(), 0)}
         self._masters: Any = None
         pool: Any
         if (sentinels := address.sentinels) is None:
             pool = redis.asyncio.BlockingConnectionPool
-            self.speaking: Any = pool.from_url(address.url, **options)
-            self.hearing: Any = pool.from_url(address.url, **options)
+            url = address.url if at is None else url_of_node(address.url, at)
+            self.speaking: Any = pool.from_url(url, **options)
+            self.hearing: Any = pool.from_url(url, **options)
         else:
             theirs, masters = _of_sentinels(address, options)
             sentinel: Any = redis.asyncio.sentinel.Sentinel

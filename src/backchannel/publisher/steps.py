@@ -7,14 +7,31 @@ take the steps each in its own way.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-__all__ = ["RUN", "Command", "Hear", "Leave", "Listen", "Lost", "NotSent", "Pause", "Work"]
+if TYPE_CHECKING:
+    from backchannel.broker.redis.slots import Address
+
+__all__ = ["RUN", "Command", "Hear", "InRun", "Leave", "Listen", "Lost", "NotSent", "Pause", "Work"]
 
 T = TypeVar("T")
 
 RUN: Final = object()
 """Among a command's words: what names the run of data of the engine that it is sent to."""
+
+
+class InRun(NamedTuple):
+    """Among a command's words: one that depends on the run of data of who it is sent to.
+
+    Args:
+        runs: the names of some.
+        word: the word in one of these.
+        otherwise: the word in any other.
+    """
+
+    runs: tuple[str, ...]
+    word: Any
+    otherwise: Any
 
 
 class Command(NamedTuple):
@@ -25,22 +42,28 @@ class Command(NamedTuple):
     Args:
         words: the command.
         seconds: that the reply may take.
+        at: to which node of a cluster; None is to the one engine there is.
+        asking: of a slot that is only on its way to that node.
     """
 
     words: tuple[Any, ...]
     seconds: float
+    at: Address | None = None
+    asking: bool = False
 
 
 class Listen(NamedTuple):
     """Hear a topic from now on; return the inbox that hears it. Raises as ``Command`` does.
 
     Args:
-        topic: its name.
+        topic: its name; in a cluster one of a shard.
         seconds: that the confirmation may take.
+        at: at which node of a cluster; None is at the one engine there is.
     """
 
     topic: bytes
     seconds: float
+    at: Address | None = None
 
 
 class Hear(NamedTuple):
@@ -80,7 +103,16 @@ class NotSent(Exception):  # noqa: N818 - what happened
 
 
 class Lost(Exception):  # noqa: N818
-    """It was sent and not answered: the engine may have done it, or not."""
+    """It was sent and not answered: the engine may have done it, or not.
+
+    Args:
+        text: how it was lost.
+        run: names the run of data of who it was sent to.
+    """
+
+    def __init__(self, text: str, run: str = ""):
+        super().__init__(text)
+        self.run = run
 
 
 Work = Generator[Command | Listen | Hear | Leave | Pause, Any, T]

@@ -20,7 +20,7 @@ from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Door", "Opened", "Whereabouts", "read_url"]
+__all__ = ["Door", "Opened", "Whereabouts", "check_mode", "check_version", "facts_of", "read_url"]
 
 _NEEDED: Final = {"Redis": (6, 2), "Valkey": (7, 2)}
 _NEEDED_IN_CLUSTERS: Final = {"Redis": (7, 0), "Valkey": (7, 2)}
@@ -43,6 +43,11 @@ class Whereabouts(NamedTuple):
     options: dict[str, Any]
     sentinels: Sentinels | None
     nodes: tuple[slots.Address, ...] = ()
+
+    @property
+    def is_tls(self) -> bool:
+        """It is spoken to with TLS."""
+        return self.options.get("connection_class") is SSLConnection
 
 
 class Opened(NamedTuple):
@@ -163,10 +168,10 @@ class Door:
             raise BrokerUnusable(self._unwelcome(error)) from error
         if self._db:
             await self._ask(link, "SELECT", self._db)
-        facts = _facts(await self._ask(link, "INFO", "server"))
-        facts |= _facts(await self._ask(link, "INFO", "replication"))
-        self._check_version(facts)
-        self._check_mode(facts)
+        facts = facts_of(await self._ask(link, "INFO", "server"))
+        facts |= facts_of(await self._ask(link, "INFO", "replication"))
+        check_version(facts, self.shown, in_cluster=self.in_cluster)
+        check_mode(facts, self.shown, in_cluster=self.in_cluster, is_tls=self._tls is not None)
         if facts.get("role") not in {"master", None} and not anyone:
             raise BrokerUnavailable(f"it is a replica of {facts.get('master_host')}")
         run = facts.get("master_replid") or facts.get("run_id") or ""
@@ -192,28 +197,45 @@ class Door:
         except hiredis.ReplyError as error:
             raise BrokerUnusable(f"{self.shown} answers {str(error)!r}") from error
 
-    def _check_version(self, facts: dict[str, str]) -> None:
-        kind = "Valkey" if "valkey_version" in facts else "Redis"
-        have = facts.get("valkey_version") or facts.get("redis_version") or "0"
-        numbers = tuple(int(number) for number in re.findall(r"\d+", have)[:2])
-        needed = (_NEEDED_IN_CLUSTERS if self.in_cluster else _NEEDED)[kind]
-        if numbers < needed:
-            least = ".".join(map(str, needed)) + " or newer is needed"
-            raise BrokerUnusable(
-                f"{self.shown} is {kind} {have}: {least}{' in a cluster' * self.in_cluster}"
-            )
 
-    def _check_mode(self, facts: dict[str, str]) -> None:
-        mode = facts.get("redis_mode") or facts.get("server_mode")
-        scheme = "redis" if self._tls is None else "rediss"
-        if mode == "cluster" and not self.in_cluster:
-            raise BrokerUnusable(
-                f"{self.shown} is a node of a cluster: write {scheme}+cluster://host:port"
-            )
-        if mode != "cluster" and self.in_cluster:
-            raise BrokerUnusable(
-                f"{self.shown} is no node of a cluster: write {scheme}://host:port"
-            )
+def check_version(facts: dict[str, str], shown: str, *, in_cluster: bool) -> None:
+    """Check that an engine is new enough.
+
+    Args:
+        facts: what it says of itself.
+        shown: where it is, for people.
+        in_cluster: it is to be a node of a cluster.
+
+    Raises:
+        BrokerUnusable: it is not.
+    """
+    kind = "Valkey" if "valkey_version" in facts else "Redis"
+    have = facts.get("valkey_version") or facts.get("redis_version") or "0"
+    numbers = tuple(int(number) for number in re.findall(r"\d+", have)[:2])
+    needed = (_NEEDED_IN_CLUSTERS if in_cluster else _NEEDED)[kind]
+    if numbers < needed:
+        least = ".".join(map(str, needed)) + " or newer is needed"
+        raise BrokerUnusable(f"{shown} is {kind} {have}: {least}{' in a cluster' * in_cluster}")
+
+
+def check_mode(facts: dict[str, str], shown: str, *, in_cluster: bool, is_tls: bool) -> None:
+    """Check that an engine is a node of a cluster, or that it is none.
+
+    Args:
+        facts: what it says of itself.
+        shown: where it is, for people.
+        in_cluster: it is to be a node of a cluster.
+        is_tls: it is spoken to with TLS.
+
+    Raises:
+        BrokerUnusable: it is not what it is to be.
+    """
+    mode = facts.get("redis_mode") or facts.get("server_mode")
+    scheme = "rediss" if is_tls else "redis"
+    if mode == "cluster" and not in_cluster:
+        raise BrokerUnusable(f"{shown} is a node of a cluster: write {scheme}+cluster://host:port")
+    if mode != "cluster" and in_cluster:
+        raise BrokerUnusable(f"{shown} is no node of a cluster: write {scheme}://host:port")
 
 
 def read_url(url: str, call: str) -> Whereabouts:
@@ -253,7 +275,8 @@ def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
     return context
 
 
-def _facts(info: Any) -> dict[str, str]:
+def facts_of(info: Any) -> dict[str, str]:
+    """Read what INFO answers."""
     lines = bytes(info).decode(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
 

@@ -3,8 +3,10 @@
 -- ARGV: epoch and offset to go on from ("" reads the newest), how many, seconds each is kept, an epoch
 --       to begin if need be, what names the engine's run of data, seconds to know the position, "1"
 --       where the position was really had (a client may say what it likes), bytes of a page. In a
---       cluster also the names of other engines' runs of data from which the slot came here, whole.
--- Returns epoch, newest offset, 1 where something is lost, then offset and parcel of each.
+--       cluster also the names of other engines' runs of data from which the slot came here, whole;
+--       "?" first where they are not known.
+-- Returns epoch, newest offset, 1 where something is lost, then offset and parcel of each. After "?"
+-- an error STRANGE instead of a new epoch: the run that it is of and the time of its newest.
 local epoch, run, top = unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top"))
 top = tonumber(top) or 0
 local since = tonumber(ARGV[2])
@@ -17,6 +19,10 @@ for i = 10, #ARGV do
         unbroken = true
         redis.call("HSET", KEYS[1], "run", ARGV[6])
     end
+end
+if epoch and not unbroken and ARGV[10] == "?" then
+    local newest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1)[1]
+    return redis.error_reply("STRANGE " .. (run or "-") .. " " .. (newest and newest[2][4] or 0))
 end
 if not epoch or not unbroken or fell then
     epoch = ARGV[5]

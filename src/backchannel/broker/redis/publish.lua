@@ -4,9 +4,11 @@
 --       that, an epoch to begin if need be, what names the engine's run of data, the node that
 --       publishes ("" for who is none), its number for this one, "0" where it is new, "1" where it may
 --       have been published already, "2" where it may have been in an earlier run, and how many
---       seconds ago at most.
+--       seconds ago at most. Maybe the verb that publishes, and the names of other engines' runs
+--       of data from which the slot came here, whole; "?" first where they are not known.
 -- Returns epoch, offset (0 where it is not kept any more), how many nodes heard it; an error UNSURE
--- where it may have been published and that can't be found out any more: then it is not, again.
+-- where it may have been published and that can't be found out any more: then it is not, again; an
+-- error STRANGE instead of a new epoch after "?": the run that it is of and the time of its newest.
 local epoch, run, top = unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top"))
 top = tonumber(top) or 0
 local by = "by:" .. ARGV[8]
@@ -14,6 +16,11 @@ local id = ARGV[8] .. ":" .. ARGV[9]
 local unbroken = run == ARGV[7]
 for i = 13, #ARGV do
     unbroken = unbroken or run == ARGV[i]
+end
+
+if epoch and not unbroken and ARGV[13] == "?" then
+    local newest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1)[1]
+    return redis.error_reply("STRANGE " .. (run or "-") .. " " .. (newest and newest[2][4] or 0))
 end
 
 local function found()

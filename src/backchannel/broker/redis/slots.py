@@ -10,7 +10,16 @@ from backchannel.errors import BrokerUrlError
 if TYPE_CHECKING:
     import hiredis
 
-__all__ = ["SCHEMES", "SLOTS", "Address", "Redirect", "Served", "read_cluster", "read_slots"]
+__all__ = [
+    "SCHEMES",
+    "SLOTS",
+    "Address",
+    "Redirect",
+    "Served",
+    "read_cluster",
+    "read_slots",
+    "url_of_node",
+]
 
 SCHEMES: Final = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 """What such URLs begin with, and what that of one node does."""
@@ -103,6 +112,19 @@ def read_cluster(url: str, where: str) -> tuple[tuple[Address, ...], str]:
         raise BrokerUrlError(f"{where}: a cluster has no database but 0; {_LOOKS}")
     host = hosts.partition(",")[0]
     return addresses, f"{SCHEMES[parts.scheme]}://{user}{at}{host}/0?{parts.query}"
+
+
+def url_of_node(url: str, address: Address) -> str:
+    """Return the URL of a node.
+
+    Args:
+        url: that of another node, as ``read_cluster`` returns it.
+        address: where the node is.
+    """
+    parts = urlsplit(url)
+    user, at, _ = parts.netloc.rpartition("@")
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    return parts._replace(netloc=f"{user}{at}{host}:{address[1]}").geturl()
 
 
 _LOOKS: Final = "it looks like redis+cluster://10.0.0.1:6379,10.0.0.2:6379"

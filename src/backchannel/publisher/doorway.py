@@ -1,0 +1,194 @@
+"""What both doors to an engine have in common: who is let in, whose data it is, what went wrong."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+from redis.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    ConnectionError,  # noqa: A004 - redis-py's own
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+
+from backchannel.broker.redis.door import check_mode, check_version, facts_of
+from backchannel.errors import BrokerUnusable
+from backchannel.publisher.pools import away
+from backchannel.publisher.steps import RUN, InRun, Lost, NotSent
+
+if TYPE_CHECKING:
+    from backchannel.broker.redis.door import Whereabouts
+
+__all__ = ["Doorway", "Inbox", "is_spoilt", "translate", "translate_opening"]
+
+REFUSALS: Final = (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    NoPermissionError,
+)
+
+FRESH: Final = 2.0
+"""Seconds that a master of a cluster is taken to be one, in the same run of data. The cluster may
+make it a replica, and a master again, and no connection is lost by that; and what is published to
+a shard's topic at a replica is answered as if nobody heard it."""
+
+_OF_ANYONE: Final = {"CLUSTER", "INFO", "SCRIPT"}
+"""Commands that a replica is good for too."""
+
+
+class _Unfit(RedisError):  # noqa: N818 - what is the matter
+    """The engine will not do; redis-py's own, so that it closes a connection that is greeted so."""
+
+
+@dataclass(slots=True)
+class Inbox:
+    """A connection that hears a topic.
+
+    Args:
+        connection: redis-py's.
+        pool: where it is from.
+        is_good: it can be used again.
+    """
+
+    connection: Any
+    pool: Any
+    is_good: bool = True
+
+    def take(self, reply: Any) -> bytes | None:
+        """Return what was heard; None where its topic is not heard there any more."""
+        kind, _, data = reply
+        if kind == b"sunsubscribe":  # its slot is another one's
+            self.is_good = False
+            return None
+        return data if kind in {b"message", b"smessage"} else b""
+
+
+class Doorway:
+    """What both doors have in common.
+
+    Args:
+        address: where the engine is.
+        patience: seconds that connecting may take.
+        connections: of each kind at most.
+    """
+
+    def __init__(self, address: Whereabouts, patience: float, connections: int):
+        self._address = address
+        self._options: dict[str, Any] = {
+            "max_connections": connections,
+            "timeout": patience,
+            "socket_connect_timeout": patience,
+            "socket_timeout": patience,
+            "protocol": 2,  # what is heard comes as plain replies
+            "retry_on_timeout": False,
+            "health_check_interval": 0,
+            "redis_connect_func": self._greet,
+        }
+        self._in_cluster = bool(address.nodes)
+        self._verb = "SSUBSCRIBE" if self._in_cluster else "SUBSCRIBE"
+        # By connection, since each knows the engine that it leads to.
+        self._runs: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+        self._looked: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+
+    def _greet(self, connection: Any) -> Any:
+        raise NotImplementedError
+
+    def _note(self, connection: Any, server: bytes, replication: bytes) -> None:
+        """Check whether an engine will do, and keep what names its run of data."""
+        facts, shown = facts_of(server), self._address.shown
+        try:
+            if self._in_cluster:
+                scheme = "rediss" if self._address.is_tls else "redis"
+                shown = f"{scheme}://{connection.host}:{connection.port}"
+                check_version(facts, shown, in_cluster=True)
+            is_tls = self._address.is_tls
+            check_mode(facts, shown, in_cluster=self._in_cluster, is_tls=is_tls)
+        except BrokerUnusable as error:
+            raise _Unfit(str(error)) from error
+        self._note_run(connection, replication)
+
+    def _note_run(self, connection: Any, info: bytes) -> None:
+        """Keep what names the engine's run of data; a replica is none to publish at."""
+        facts = facts_of(info)
+        if self._in_cluster:
+            self._looked[connection] = time.monotonic()
+        if facts.get("role") in {"master", None}:
+            self._runs[connection] = facts.get("master_replid", "")
+        elif self._in_cluster:  # it can be asked who the masters are
+            self._runs.pop(connection, None)
+        else:
+            raise ConnectionError(f"it is a replica of {facts.get('master_host')}")
+
+    def _is_stale(self, connection: Any) -> bool:
+        """Tell whether it may lead to a replica by now, or to another run of data."""
+        return self._in_cluster and self._looked.get(connection, 0.0) < time.monotonic() - FRESH
+
+    @property
+    def _farewell(self) -> tuple[tuple[str, ...], ...]:
+        """What ends hearing.
+
+        A slot that goes meanwhile says the same unasked; so in a cluster another reply is the last.
+        """
+        return (("SUNSUBSCRIBE",), ("PING",)) if self._in_cluster else (("UNSUBSCRIBE",),)
+
+    def _is_over(self, reply: Any) -> bool:
+        """Tell whether it is the last that ``_farewell`` is answered."""
+        return bool(reply == b"PONG" if self._in_cluster else reply[0] == b"unsubscribe")
+
+    def _words(self, connection: Any, words: tuple[Any, ...]) -> list[Any]:
+        run = self._runs.get(connection)
+        if run is None and self._in_cluster and words[0] not in _OF_ANYONE:
+            raise NotSent("it is a replica")
+        return [
+            (run or "") if word is RUN else _in_run(run, word) if type(word) is InRun else word
+            for word in words
+        ]
+
+
+def _in_run(run: str | None, word: InRun) -> Any:
+    return word.word if run in word.runs else word.otherwise
+
+
+def is_spoilt(error: BaseException) -> bool:
+    """Tell whether a connection that raised this can't be used again, or is not to be."""
+    return not isinstance(error, ResponseError) or isinstance(error, ReadOnlyError)
+
+
+def translate_opening(address: Whereabouts, error: BaseException) -> None:
+    """Raise what the work understands of what happened while a connection was opened."""
+    if isinstance(error, REFUSALS):
+        raise BrokerUnusable(_refused(error)) from error
+    if isinstance(error, _Unfit):
+        raise BrokerUnusable(str(error)) from error
+    if isinstance(error, RedisError | OSError | RuntimeError):  # uvloop's, see ``AwaitingDoor``
+        raise NotSent(away(address, error)) from error
+
+
+def translate(error: BaseException, run: str = "") -> None:
+    """Raise what the work understands; what it has no word for is the caller's to raise.
+
+    Args:
+        error: what happened after something was sent.
+        run: names the run of data of who it was sent to.
+    """
+    if isinstance(error, ReadOnlyError):  # the engine has become a replica meanwhile
+        raise NotSent(str(error)) from error
+    if isinstance(error, REFUSALS):
+        raise BrokerUnusable(_refused(error)) from error
+    if isinstance(error, ResponseError):
+        return
+    if isinstance(error, RedisError | OSError):  # TimeoutError is an OSError
+        raise Lost(str(error), run) from error
+
+
+def _refused(error: Exception) -> str:
+    return (
+        "the engine lets nobody in like this: redis://:password@host:port, or user:password "
+        f"({error})"
+    )
