@@ -369,6 +369,44 @@ async def test_sigterm_drains(run, transport):
     assert not re.search("ERROR|WARNING|Traceback", server.printed()), server.printed()
 
 
+@pytest.mark.parametrize("drain", ["0", "0.6"])
+@pytest.mark.parametrize("transport", ["native", "portable"])
+async def test_a_calm_sigterm_alarms_nobody(run, make_raw, transport, drain):
+    """Also where some are out of reach: they neither answer the close nor hang up."""
+    server = run("--drain", drain, "--transport", transport)
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        idle = await enter(server.connect("/ws/idle"))
+        speaker = await enter(server.connect("/ws/v1", subprotocols=["backchannel.v1.json"]))
+        await speaker.send('{"type": "hello"}')
+        assert (await read(speaker))["type"] == "hello"
+        talker = await enter(server.connect("/ws/deaf"))
+        for client in (idle, talker):
+            assert "pid" in await read(client)
+        silent = await enter(make_raw(server, "/ws/silent"))
+        deaf = await enter(make_raw(server, "/ws/deaf", receive_buffer=4096))
+        for client in (silent, deaf):
+            await client.opened()
+        for _ in range(5):  # more than fits into what the operating system buffers
+            await talker.send("x" * 900_000)
+            await talker.recv()
+            await talker.recv()
+        http = await enter(httpx.AsyncClient(trust_env=False))
+        assert (await http.get(server.http + "/healthz")).status_code == 200  # and stays connected
+        await idle.send("slow 0.1 work")
+        assert await read(idle) == "begun"
+        closes = asyncio.gather(*(close_of(client) for client in (idle, speaker, talker)))
+        server.process.signal(signal.SIGTERM)
+        (code, came), *others = await closes
+        assert {code, *(code for code, _ in others)} == {1012}
+        assert came == ["slow 0.1 work", "done slow 0.1 work"] * (drain != "0")
+        assert await silent.close_code() == 1012
+        began = time.monotonic()
+        assert await asyncio.to_thread(server.process.wait) == 0
+        assert time.monotonic() - began < 3
+    assert not re.search("WARNING|ERROR|CRITICAL|Traceback", server.printed()), server.printed()
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 async def test_a_second_signal_hurries(run, second):
     server = run("--drain", "600")
