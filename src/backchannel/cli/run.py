@@ -28,7 +28,7 @@ from backchannel import __version__
 from backchannel.blocking import forbid_blocking_calls
 from backchannel.cli.load import Found, find, split_target
 from backchannel.cli.sockets import bind, listen
-from backchannel.errors import BackchannelError
+from backchannel.errors import BackchannelError, BrokerUnavailable
 from backchannel.transport.health import HealthPages
 from backchannel.transport.native import NativeSocket
 
@@ -293,7 +293,9 @@ async def start_all(hubs: Sequence[Hub]) -> None:
     except BackchannelError as error:
         for hub in hubs:
             await hub.stop()
-        raise click.ClickException(str(error)) from error
+        hint = "; is the broker running, and is this its URL?"
+        what = str(error) + hint * isinstance(error, BrokerUnavailable)
+        raise click.ClickException(what) from error
 
 
 def show_what_is_served(found: Found, options: Options, sockets: list[socket.socket]) -> None:
