@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+# The tests start hundreds of servers: each would compile anew what it imports, a tenth of its start,
+# and each process of the tests all of them, half of the time until they begin.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # How long one example takes says more about what else the machine does than about the code.
 hypothesis.settings.register_profile("backchannel", deadline=None)

@@ -48,6 +48,7 @@ async def test_two_windows_talk_and_the_network_going_loses_nothing(app, new_con
         await expect(page.get_by_role("listitem")).to_have_text(["hello"])
 
     await ana.context.set_offline(True)
+    await expect(ana.get_by_role("status")).to_have_text("offline, trying again")
     await say(bob, "are you there?")
     await expect(bob.get_by_role("listitem")).to_have_text(["hello", "are you there?"])
     await say(ana, "in the tunnel")

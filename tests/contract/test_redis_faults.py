@@ -12,7 +12,7 @@ import time
 import pytest
 
 from backchannel import Hub, Listener
-from backchannel.errors import BrokerUnavailable, BrokerUnusable
+from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
 from backchannel.history import Position
 
 
@@ -758,13 +758,73 @@ async def test_a_hub_that_drains_gives_up_an_engine_that_stays_away(node, cable)
         ("localhost:6379", "looks like redis://localhost:6379/0"),
         ("http://localhost", "looks like redis://localhost:6379/0"),
         ("redis://localhost:port", "looks like redis://localhost:6379/0"),
+        ("redis://localhost:99999", "the port is no number from 0 to 65535; it looks like redis"),
         ("redis://localhost/abc", "the path is the number of a database"),
+        ("redis:/localhost", r"'redis' is followed by ://; it looks like redis://localhost:6379/0"),
+        (
+            "redsi://localhost",
+            r"'redsi' is none of redis, .*redis\+cluster.*: did you mean redis\?",
+        ),
+        ("redis+sentinl://a", r"none of .*: did you mean redis\+sentinel\?"),
+        ("memory", "looks like redis://localhost:6379/0"),
+        ("", "looks like redis://localhost:6379/0"),
     ],
 )
 def test_what_is_no_url_of_an_engine_is_refused_when_the_hub_is_made(url, words):
-    with pytest.raises(ValueError, match=words) as caught:
+    with pytest.raises(BrokerUrlError, match=words) as caught:
         Hub(broker=url)
     assert url in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["opense@same", "@@", "open/same", "12/same", "open:same@x", "open?same@x", "open#same"],
+)
+@pytest.mark.parametrize("user", ["", "ana"])
+async def test_no_part_of_a_password_is_shown_however_it_is_written(free_port, password, user):
+    """Some characters would have to be written as %40 and the like, and are not."""
+    url = f"redis://{user}:{password}@127.0.0.1:{free_port}/0"
+    with pytest.raises((BrokerUrlError, BrokerUnavailable)) as caught:
+        await Hub(broker=url, name="faults").start()
+    said = str(caught.value)
+    assert f"redis://{user}:…@127.0.0.1:{free_port}/0" in said
+    assert [part for part in ("open", "same") if part in said] == []
+    if not isinstance(caught.value, BrokerUnavailable):
+        assert "in a password these are written as %2F, %3F, %23 and %40: / ? # @" in said
+
+
+async def test_what_is_no_engine_is_told_in_one_line_and_no_traceback(caplog):
+    ended = asyncio.Event()
+
+    async def serve(reader, writer):
+        await reader.readuntil(b"HELLO")
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        ended.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    with pytest.raises(BrokerUnusable) as caught:
+        await Hub(broker=url, name="faults").start()
+    assert str(caught.value) == (
+        f"what answers at {url} is no Redis and no Valkey: it says b'HTTP/1.1 400 Bad Request'…; "
+        "look at host and port, and write rediss:// where it wants TLS"
+    )
+    assert caplog.messages == []
+    server.close()
+    await ended.wait()
+
+
+async def test_an_engine_without_tls_is_told(redis_server):
+    """It takes what begins TLS for a command of which more is to come, or hangs up."""
+    url = redis_server.url.replace("redis:", "rediss:")
+    with pytest.raises(BrokerUnavailable, match=r"; rediss:// wants an engine that speaks TLS"):
+        await Hub(broker=url, name="faults").start()
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a{b}", "x" * 65, "a:b"])

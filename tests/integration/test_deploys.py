@@ -9,7 +9,9 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -179,6 +181,18 @@ async def old_engine(redis_server):
 
 
 @pytest.fixture
+def http_port():
+    """Where a server listens that is none of an engine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
 def broken(request, new_redis_server, free_port):
     """A broker's URL, and what is to be said of it."""
     if request.param == "password":
@@ -188,13 +202,22 @@ def broken(request, new_redis_server, free_port):
             client.config_set("requirepass", "right")
         host = engine.url.removeprefix("redis://")
         return f"redis://:secret@{host}", rf"redis://:…@{host} refuses this password: .*"
+    if request.param == "other":
+        engine = request.getfixturevalue("redis_server")
+        with engine.client as client:
+            client.set("backchannel:deployed:about", "what another program wrote")
+        url = engine.url
+        return url, rf"{url} has data of something else under this hub's name: .*Hub\(name=…\).*"
+    if request.param == "http":
+        url = f"redis://127.0.0.1:{request.getfixturevalue('http_port')}/0"
+        return url, rf"what answers at {url} is no Redis and no Valkey: it says b.<!DOCTYPE.*"
     if request.param == "old":
         url = request.getfixturevalue("old_engine")
         return url, rf"{url} is Valkey 6\.[\d.]+: 7\.2 or newer is needed"
     if request.param == "unreachable":
         return (
             f"redis://:secret@127.0.0.1:{free_port}/0",
-            rf"redis://:…@127\.0\.0\.1:{free_port}/0 can't be reached: .*Errno 111.*",
+            rf"redis://:…@127\.0\.0\.1:{free_port}/0 can't be reached: .*Errno 111.*?",
         )
     return (
         "http://:secret@localhost",
@@ -202,7 +225,8 @@ def broken(request, new_redis_server, free_port):
     )
 
 
-ALL = ["wrong", "unreachable", "password", "old"]
+ALL = ["wrong", "unreachable", "password", "old", "other", "http"]
+IS_IT_RIGHT = "is the broker running, and is this its URL?"
 
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["alone", "workers"])
@@ -216,7 +240,8 @@ async def test_run_says_in_one_line_what_is_wrong_with_the_broker(
     )
     assert await asyncio.to_thread(started.wait) == 1
     (line,) = started.output().splitlines()
-    assert re.fullmatch(f"Error: {said}", line), line
+    assert re.fullmatch(f"Error: {said}(; {re.escape(IS_IT_RIGHT)})?", line), line
+    assert (IS_IT_RIGHT in line) == ("can't be reached" in line)
     assert "secret" not in line
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", free_port)).close()
@@ -233,7 +258,7 @@ async def test_nothing_listens_while_the_broker_is_tried(process, free_port):
             socket.create_connection(("127.0.0.1", free_port)).close()
         assert await asyncio.to_thread(started.wait) == 1
         accepted.close()
-    assert started.output() == f"Error: {url} did not answer in 5 s\n"
+    assert started.output() == f"Error: {url} did not answer in 5 s; {IS_IT_RIGHT}\n"
 
 
 @pytest.mark.parametrize("broken", ALL[1:], indirect=True)
@@ -367,6 +392,44 @@ async def test_sigterm_drains(run, transport):
     assert moments[-1] < 5
     assert await asyncio.to_thread(server.process.wait) == 0
     assert not re.search("ERROR|WARNING|Traceback", server.printed()), server.printed()
+
+
+@pytest.mark.parametrize("drain", ["0", "0.6"])
+@pytest.mark.parametrize("transport", ["native", "portable"])
+async def test_a_calm_sigterm_alarms_nobody(run, make_raw, transport, drain):
+    """Also where some are out of reach: they neither answer the close nor hang up."""
+    server = run("--drain", drain, "--transport", transport)
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        idle = await enter(server.connect("/ws/idle"))
+        speaker = await enter(server.connect("/ws/v1", subprotocols=["backchannel.v1.json"]))
+        await speaker.send('{"type": "hello"}')
+        assert (await read(speaker))["type"] == "hello"
+        talker = await enter(server.connect("/ws/deaf"))
+        for client in (idle, talker):
+            assert "pid" in await read(client)
+        silent = await enter(make_raw(server, "/ws/silent"))
+        deaf = await enter(make_raw(server, "/ws/deaf", receive_buffer=4096))
+        for client in (silent, deaf):
+            await client.opened()
+        for _ in range(5):  # more than fits into what the operating system buffers
+            await talker.send("x" * 900_000)
+            await talker.recv()
+            await talker.recv()
+        http = await enter(httpx.AsyncClient(trust_env=False))
+        assert (await http.get(server.http + "/healthz")).status_code == 200  # and stays connected
+        await idle.send("slow 0.1 work")
+        assert await read(idle) == "begun"
+        closes = asyncio.gather(*(close_of(client) for client in (idle, speaker, talker)))
+        server.process.signal(signal.SIGTERM)
+        (code, came), *others = await closes
+        assert {code, *(code for code, _ in others)} == {1012}
+        assert came == ["slow 0.1 work", "done slow 0.1 work"] * (drain != "0")
+        assert await silent.close_code() == 1012
+        began = time.monotonic()
+        assert await asyncio.to_thread(server.process.wait) == 0
+        assert time.monotonic() - began < 3
+    assert not re.search("WARNING|ERROR|CRITICAL|Traceback", server.printed()), server.printed()
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])

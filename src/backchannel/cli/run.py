@@ -28,8 +28,9 @@ from backchannel import __version__
 from backchannel.blocking import forbid_blocking_calls
 from backchannel.cli.load import Found, find, split_target
 from backchannel.cli.sockets import bind, listen
-from backchannel.errors import BackchannelError
+from backchannel.errors import BackchannelError, BrokerUnavailable
 from backchannel.transport.health import HealthPages
+from backchannel.transport.native import NativeSocket
 
 if TYPE_CHECKING:
     from backchannel.app import Hub
@@ -40,6 +41,12 @@ LEVELS = ("debug", "info", "warning", "error")
 
 ACCEPTED_AT_ONCE = 64
 """How many of them asyncio accepts in one turn: what it takes for the size of the backlog."""
+
+GRACE = 1
+"""Seconds that uvicorn waits for requests; it logs an error if even a socket is left then."""
+
+PATIENCE = 0.7
+"""Seconds of these in which clients may answer the close of their WebSocket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +157,7 @@ def make_server(options: Options) -> HubServer:
         ws_max_size=max([one.max_message for one in settings], default=1024 * 1024),
         ws_ping_interval=min([one.ping_interval for one in settings], default=25.0),
         ws_ping_timeout=min([one.ping_timeout for one in settings], default=20.0),
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=GRACE,
         backlog=ACCEPTED_AT_ONCE,
     )
     config.load()
@@ -222,12 +229,22 @@ class HubServer(uvicorn.Server):
         hubs = self._found.hubs
         await asyncio.gather(*(hub.stop(code, timeout=1.2, drain=drain) for hub in hubs))
         self._stop_listening()
+        patience = asyncio.get_running_loop().call_later(PATIENCE, self._hang_up)
         await super().shutdown(sockets)
+        patience.cancel()
         if not is_interrupted:
             self._captured_signals.clear()  # uvicorn would raise it again, and end with an error
         self._last_resort = threading.Timer(0.3, _end_regardless)
         self._last_resort.daemon = True
         self._last_resort.start()
+
+    def _hang_up(self) -> None:
+        """Leave clients that were closed and do not answer: asleep, say, or out of reach."""
+        for connection in list[Any](self.server_state.connections):
+            if isinstance(connection, NativeSocket):
+                connection._abort()
+            elif connection.transport.is_closing():  # what is left for it, it does not take
+                connection.transport.abort()
 
     def _stop_listening(self) -> None:
         for server in self.servers:
@@ -276,7 +293,9 @@ async def start_all(hubs: Sequence[Hub]) -> None:
     except BackchannelError as error:
         for hub in hubs:
             await hub.stop()
-        raise click.ClickException(str(error)) from error
+        hint = "; is the broker running, and is this its URL?"
+        what = str(error) + hint * isinstance(error, BrokerUnavailable)
+        raise click.ClickException(what) from error
 
 
 def show_what_is_served(found: Found, options: Options, sockets: list[socket.socket]) -> None:

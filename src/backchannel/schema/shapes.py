@@ -180,6 +180,9 @@ class Comparison:
             if not is_message and len(pairs) > 1 and other.kind == "object":
                 label = f"{where} ({other})"
             self._compare_pair(one, other, label)
+        if not is_message and _is_exchange(pairs, gone, added):
+            self._note(where, f"was {_either(gone)} and is {_either(added)}", breaks=True)
+            return
         for one in gone:
             word = "is not taken any more" if self._client else "is not sent any more"
             self._note(where, f"{one} {word}", breaks=self._client or is_message)
@@ -307,6 +310,16 @@ class Comparison:
             changed = was is not None and now is not None and name in _OTHER
             what = f"{name} was {_shown(was)} and is {_shown(now)}"
             self._note(where, what, breaks=changed or tighter is self._client)
+
+
+def _is_exchange(pairs: list[Any], gone: list[Shape], added: list[Shape]) -> bool:
+    """Tell whether some types became others, rather than of several classes some came and went."""
+    alike = all(one.kind == "object" for one in (*gone, *added))
+    return bool(gone and added) and not (pairs and alike)
+
+
+def _either(shapes: list[Shape]) -> str:
+    return " or ".join(map(str, shapes))
 
 
 def _shown(value: Any) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import re
 import ssl
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -25,6 +26,10 @@ __all__ = ["Door", "Opened", "Whereabouts", "check_mode", "check_version", "fact
 _NEEDED: Final = {"Redis": (6, 2), "Valkey": (7, 2)}
 _NEEDED_IN_CLUSTERS: Final = {"Redis": (7, 0), "Valkey": (7, 2)}
 """The first ones with topics of shards."""
+
+_SCHEMES: Final = ("redis", "rediss", "unix")
+_LOOKS: Final = "it looks like redis://localhost:6379/0"
+_ENCODED: Final = "in a password these are written as %2F, %3F, %23 and %40: / ? # @"
 
 
 class Whereabouts(NamedTuple):
@@ -132,13 +137,26 @@ class Door:
                 return Opened(link, *await self._greet(link, anyone=anyone))
         except TimeoutError as error:
             self._close(link)
-            raise BrokerUnavailable(f"{self.shown} did not answer in {seconds:g} s") from error
+            what = f"{self.shown} did not answer in {seconds:g} s"
+            raise BrokerUnavailable(what + self._tls_hint(link)) from error
         except (OSError, BrokerUnavailable) as error:
             self._close(link)
-            raise BrokerUnavailable(f"{self.shown} can't be reached: {error}") from error
+            if link is not None and link.nonsense:
+                raise BrokerUnusable(
+                    f"what answers at {self.shown} is no Redis and no Valkey: it says "
+                    f"{link.nonsense!r}…; look at host and port, and write rediss:// where it "
+                    "wants TLS"
+                ) from error
+            what = f"{self.shown} can't be reached: {error}"
+            raise BrokerUnavailable(what + self._tls_hint(link)) from error
         except BaseException:
             self._close(link)
             raise
+
+    def _tls_hint(self, link: Link | None) -> str:
+        if self._tls is None or link is not None:
+            return ""
+        return "; rediss:// wants an engine that speaks TLS"
 
     @staticmethod
     def _close(link: Link | None) -> None:
@@ -255,15 +273,36 @@ def read_url(url: str, call: str) -> Whereabouts:
     elif scheme in slots.SCHEMES:
         nodes, url = slots.read_cluster(url, call.format(repr(shown)))
     try:
-        options: dict[str, Any] = dict(parse_url(url))
-        parts = urlsplit(url)
+        options = _read(url, scheme)
     except ValueError as error:
-        where = call.format(repr(shown))
-        raise BrokerUrlError(f"{where}: {error}; it looks like redis://localhost:6379/0") from error
-    if parts.scheme != "unix" and parts.path.strip("/") and "db" not in options:
-        where = call.format(repr(shown))
-        raise BrokerUrlError(f"{where}: the path is the number of a database, such as /0")
+        hint = f"; {_ENCODED}" if "@" in url else ""
+        raise BrokerUrlError(f"{call.format(repr(shown))}: {error}{hint}") from error
     return Whereabouts(url, shown, options, sentinels, nodes)
+
+
+def _read(url: str, scheme: str) -> dict[str, Any]:
+    """Return what redis-py reads in a URL.
+
+    Raises:
+        ValueError: it is none; the text has nothing of a password.
+    """
+    kind, colon, _ = url.partition(":")
+    if colon and scheme == url and (kind in _SCHEMES):
+        raise ValueError(f"{kind!r} is followed by ://; {_LOOKS}")
+    if scheme != url and kind not in _SCHEMES:
+        known = [*_SCHEMES, *SCHEMES, *slots.SCHEMES]
+        near = "".join(f": did you mean {name}?" for name in get_close_matches(kind, known, 1))
+        raise ValueError(f"{kind!r} is none of {', '.join(known)}{near}; {_LOOKS}")
+    try:
+        parts = urlsplit(url)
+        options = dict[str, Any](parse_url(url))
+    except ValueError as error:
+        # Of what it takes for a port redis-py says how it reads, and it may be of a password.
+        text = "the port is no number from 0 to 65535" if "ort " in str(error) else str(error)
+        raise ValueError(f"{text}; {_LOOKS}") from None
+    if parts.scheme != "unix" and parts.path.strip("/") and "db" not in options:
+        raise ValueError("the path is the number of a database, such as /0")
+    return options
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
@@ -282,5 +321,5 @@ def facts_of(info: Any) -> dict[str, str]:
 
 
 def _hidden(url: str) -> str:
-    url = re.sub(r"//([^@/]*?)(:[^@/]*)?@", lambda found: f"//{found[1]}:…@", url)
+    url = re.sub(r"//([^:@/]*)(:.*)?@", lambda found: f"//{found[1]}:…@", url)
     return re.sub(r"(?<=password=)[^&]*", "…", url)

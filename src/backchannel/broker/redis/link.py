@@ -89,6 +89,7 @@ class Link(asyncio.Protocol):
         dropped: called with a topic of a shard that the engine ends unasked.
         lost: done when the connection has ended.
         progress: changes with each reply, and with each part of a long one.
+        nonsense: what was said first by who speaks another protocol; empty where nobody does.
     """
 
     def __init__(self, hear: Callable[[bytes, bytes], None]) -> None:
@@ -100,6 +101,7 @@ class Link(asyncio.Protocol):
         self._due: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self.progress = 0
+        self.nonsense = b""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # ── what is asked ─────────────────────────────────────────────────────────────────────────
@@ -189,8 +191,10 @@ class Link(asyncio.Protocol):
             if self._reader.has_data():
                 self.progress += 1
         except (hiredis.ProtocolError, IndexError):
-            self.close()  # it does not speak RESP: nothing it says can be told apart any more
-            raise
+            self.close()  # nothing it says can be told apart any more
+            if self.progress:
+                raise
+            self.nonsense = data.partition(b"\r\n")[0][:40] or data[:40]
 
     def _ended(self, topic: bytes) -> None:
         if self._leaving[topic] > 1:
