@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 
 import msgspec
 import pytest
@@ -493,18 +492,6 @@ async def test_state_that_is_no_plain_value_does_not_come_back_and_says_so(caplo
         caplog.clear()
         async with back(hub, ana) as again:
             assert again.greeting["resumed"] is True
-
-
-async def test_no_token_stands_in_the_log(caplog):
-    caplog.set_level(logging.DEBUG)
-    hub = new_hub()
-    async with Speaker(hub, "/ws/a") as ana:
-        await ana.heard()
-        await ana.drop()
-        async with back(hub, ana) as again:
-            await again.heard()
-            tokens = [one.greeting["resume"] for one in (ana, again)]
-    assert not any(token in caplog.text for token in tokens)
 
 
 async def test_positions_that_are_none_are_lost_and_nothing_else_happens():
