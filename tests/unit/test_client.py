@@ -510,6 +510,137 @@ async def test_a_token_that_cannot_be_had_is_asked_for_again(speaker, caplog):
     assert "connect(token=…) raised" in caplog.text
 
 
+# ── newer tokens ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def tokens():
+    """What a token= is that counts, with a way to wait until it was asked so often."""
+
+    class Tokens:
+        asked = 0
+        waiting: dict = {}  # noqa: RUF012
+
+        def __call__(self):
+            self.asked += 1
+            if self.asked in self.waiting:
+                self.waiting.pop(self.asked).set()
+            return f"secret-{self.asked}"
+
+        async def wait(self, count):
+            if self.asked < count:
+                event = self.waiting[count] = asyncio.Event()
+                await event.wait()
+
+    return Tokens()
+
+
+async def test_a_newer_token_is_brought_before_the_old_one_ends(
+    speaker, tokens, states, monkeypatch
+):
+    monkeypatch.setattr("backchannel.client.tokens.SOONEST", 0.01)
+    speaker.hello, speaker.renews = {"expires_in": 0.1}, 0.1
+    async with connect(speaker.url, token=tokens, on_state=states) as client:
+        peer = await speaker.peer()
+        assert (await peer.expect("renew"))["token"] == "secret-2"
+        assert (await peer.expect("renew", 2))["token"] == "secret-3"
+        speaker.renews = None  # for ever
+        assert await client.renew("by hand") is None
+        count = len(peer.of("renew"))
+        assert client._renewal._timer is None
+        await client.deliver("and nothing more")
+        assert len(peer.of("renew")) == count
+    assert states == ["connecting", "open", "closed"]
+
+
+@pytest.mark.parametrize(("left", "after"), [(10, 5), (120, 60), (3600, 3540), (0.2, 0.5)])
+async def test_it_is_brought_at_half_time_or_a_minute_before(speaker, tokens, left, after):
+    speaker.hello = {"expires_in": left}
+    async with connect(speaker.url, token=tokens) as client:
+        planned = client._renewal._timer.when() - asyncio.get_running_loop().time()
+        assert after - 1 < planned <= after
+    assert client._renewal._timer is None
+
+
+@pytest.mark.parametrize(("token", "left"), [("only", 10), (None, 10), (lambda: "t", None)])
+async def test_where_there_is_no_other_token_or_no_end_none_is_brought(speaker, token, left):
+    speaker.hello = {"expires_in": left}
+    async with connect(speaker.url, token=token) as client:
+        assert client._renewal._timer is None
+
+
+@pytest.mark.parametrize("answer", [OSError("no network"), None, b"bytes", "a line\n"])
+async def test_a_newer_token_that_cannot_be_had_costs_nothing_but_the_next_connection(
+    speaker, caplog, monkeypatch, answer
+):
+    monkeypatch.setattr("backchannel.client.tokens.SOONEST", 0.01)
+    speaker.hello = {"expires_in": 0.02}
+    asked = asyncio.Event()
+    answers = iter(["t1", answer, "t3"])
+
+    async def token():
+        found = next(answers)
+        if found == answer:
+            asked.set()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async with connect(speaker.url, token=token) as client:
+        await asked.wait()
+        await client.deliver("still open")
+        speaker.hello = {}
+        peer = await speaker.peer()
+        assert peer.of("renew") == []
+        await peer.close(4007)
+        assert (await speaker.peer(1)).request.headers["Authorization"] == "Bearer t3"
+        await client.deliver("back")
+    (said,) = [r.getMessage() for r in caplog.records if "no newer token came" in r.getMessage()]
+    assert "a line" not in said
+
+
+async def test_a_newer_token_that_the_server_refuses_is_told(speaker, tokens, caplog, monkeypatch):
+    monkeypatch.setattr("backchannel.client.tokens.SOONEST", 0.01)
+    speaker.hello = {"expires_in": 0.02}
+    speaker.before = lambda peer, frame: "drop" if frame["type"] == "renew" else None
+    async with connect(speaker.url, token=tokens) as client:
+        peer = await speaker.peer()
+        frame = await peer.expect("renew")
+        await peer.say("error", id=frame["id"], code="refused", text="no on_renew")
+        await client.deliver("still open")
+    assert "(4007) and is followed by another: refused: no on_renew" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert "secret-2" not in caplog.text
+
+
+async def test_a_token_that_is_waited_for_ends_with_its_connection(speaker, monkeypatch, caplog):
+    monkeypatch.setattr("backchannel.client.tokens.SOONEST", 0.01)
+    speaker.hello = {"expires_in": 0.02}
+    asked, given_up = asyncio.Event(), asyncio.Event()
+    count = 0
+
+    async def token():
+        nonlocal count
+        count += 1
+        if count == 2:
+            asked.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                given_up.set()
+        return f"t{count}"
+
+    async with connect(speaker.url, token=token) as client:
+        await asked.wait()
+        speaker.hello = {}
+        (await speaker.peer()).cut()
+        await given_up.wait()
+        await speaker.peer(1)
+        await client.deliver("back")
+        assert [peer.of("renew") for peer in speaker.peers] == [[], []]
+    assert "no newer token came" not in caplog.text
+
+
 async def test_no_token_stands_in_a_log_line(speaker, caplog):
     caplog.set_level(logging.DEBUG)
     async with connect(speaker.url, token="secret-1") as client:
@@ -547,6 +678,9 @@ async def test_a_certificate_is_checked_and_who_signed_it_can_be_said():
         ({"url": "ws://x", "queue_bytes": "1"}, TypeError, r"queue_bytes=…\) is a number"),
         ({"url": "ws://x", "max_unread": None}, TypeError, r"max_unread=…\)"),
         ({"url": "ws://x", "queue_seconds": float("nan")}, ValueError, "queue_seconds"),
+        ({"url": "ws://x", "token": b"t"}, TypeError, r"token=…\): a token is a str, not a bytes"),
+        ({"url": "ws://x", "token": "t1\n"}, ValueError, r"character 2 is '\\n': strip\(\)"),
+        ({"url": "ws://x", "token": "\ud800"}, ValueError, "a token is printable ASCII"),
     ],
 )
 def test_what_a_client_cannot_be_made_with(arguments, error, text):

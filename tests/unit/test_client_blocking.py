@@ -16,6 +16,7 @@ from backchannel.client import (
     Publication,
     ServerError,
     returning,
+    tokens,
 )
 from backchannel.client.blocking import connect
 
@@ -158,6 +159,23 @@ def test_answers_and_tokens_may_block_and_use_the_client(running):
         assert running(peer.expect("reply"))["data"] == 3
     assert peer.request.headers["Authorization"] == "Bearer t1"
     assert asked != ["backchannel client"]
+
+
+def test_a_token_that_blocks_is_asked_for_newer_ones_in_time(running, monkeypatch):
+    monkeypatch.setattr(tokens, "SOONEST", 0.01)
+    running.speaker.hello, running.speaker.renews = {"expires_in": 0.02}, None
+    asked = []
+
+    def token():
+        asked.append(threading.current_thread().name)
+        return f"t{len(asked)}"
+
+    with connect(running.url, token=token) as client:
+        peer = running.speaker.peers[0]
+        assert running(peer.expect("renew"))["token"] == "t2"
+        client.deliver("after")
+        assert client.state == "open"
+    assert "backchannel client" not in asked
 
 
 def test_an_answer_may_close_the_client(running):

@@ -18,6 +18,7 @@ from backchannel.client.frames import Received, decoded, prepared
 from backchannel.client.outbox import Kind, Request
 from backchannel.client.streams import LOG, Ended
 from backchannel.client.subscription import Subscription
+from backchannel.client.tokens import ask, check_token
 
 __all__ = ["Client"]
 
@@ -201,6 +202,8 @@ class Client(Core):
     async def renew(self, token: str | None = None) -> float | None:
         """Bring a newer token of the same user before the old one ends.
 
+        Where ``connect(token=…)`` can be called, that is done by itself in time.
+
         Args:
             token: None asks what ``connect(token=…)`` was given.
 
@@ -209,15 +212,14 @@ class Client(Core):
 
         Raises:
             ServerError: it is another user's, has expired, or the server takes none here.
-            ValueError: there is none.
+            TypeError, ValueError: there is none, or it is no token.
+            QueueFull, QueueExpired, NotRead, Closed: as ``deliver``.
         """
         if token is None:
-            source = self._options.token
-            found = source() if callable(source) else source
-            token = await found if isawaitable(found) else found
+            token = await ask(self._options.token)
         if token is None:
             raise ValueError("renew() needs a token: pass it, or connect(token=…)")
-        fields = {"type": "renew", "token": token}
+        fields = {"type": "renew", "token": check_token(token, "renew()")}
         seconds: float | None = await self._ask(Kind.ASKED, fields)
         return seconds
 
@@ -393,8 +395,7 @@ class Client(Core):
             except Exception:  # noqa: BLE001 - the application's code
                 LOG.exception("what on_message was given raised")
 
-        task = asyncio.ensure_future(read())
-        self._readers.add(task)
+        self._begin(read())
         return function
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -15,6 +15,7 @@ from backchannel.client.line import Line, Options
 from backchannel.client.outbox import Kind, Outbox, Request
 from backchannel.client.session import Session
 from backchannel.client.streams import LOG, Stream, Unread
+from backchannel.client.tokens import Renewal
 from backchannel.codes import check_close
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Core:
         self._error: Exception | None = None
         self._told: Exception | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        self._readers: set[asyncio.Task[None]] = set()
+        self._renewal = Renewal(options.token, cast("Client", self).renew, self._begin)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Client {self._url.partition('?')[0]} {self.state}>"
@@ -129,11 +131,11 @@ class Core:
         await asyncio.wait([self._task])
         if closing is not None:
             self._end(closing, None)
-        readers = self._readers - {asyncio.current_task()}
-        for task in readers:
+        tasks = self._tasks - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        if readers:
-            await asyncio.wait(readers)
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def wait_open(self) -> None:
         """Wait until there is a connection; returns at once where there is one.
@@ -159,6 +161,13 @@ class Core:
             raise self._told.with_traceback(None)
 
     # Inside.
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin a task that ends with the client."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _future(self) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().create_future()
@@ -229,6 +238,7 @@ class Core:
         if self._error is not None:
             return
         self._error, self._told = error, told
+        self._renewal.stop()
         self._outbox.close(
             lambda sent: (
                 OutcomeUnknown(f"{error}; it may have been done, or not") if sent else error

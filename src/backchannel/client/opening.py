@@ -10,9 +10,10 @@ from websockets.uri import parse_uri
 
 from backchannel.client.client import Client
 from backchannel.client.core import State
-from backchannel.client.line import Options, Token
+from backchannel.client.line import Options
 from backchannel.client.outbox import Outbox
 from backchannel.client.streams import Unread
+from backchannel.client.tokens import Token, check_token
 
 __all__ = ["connect"]
 
@@ -40,8 +41,9 @@ def connect(
 
     Args:
         url: the endpoint's: ``wss://example.com/ws/chat``.
-        token: sent as ``Authorization: Bearer …``. A callable, async or not, is asked before each
-            attempt to connect; None is none.
+        token: sent as ``Authorization: Bearer …``; None is none. A callable, async or not, is asked
+            before each attempt to connect, and for a newer one before the one ends with which the
+            connection was let in: half of its time before, or a minute where that is less.
         headers: more headers of each handshake.
         cookies: sent with each handshake.
         ssl: whose certificates are trusted, for ``wss://``; None trusts the system's.
@@ -59,8 +61,9 @@ def connect(
         max_message: bytes of the largest message of the server that is taken.
 
     Raises:
-        TypeError: the URL is no str.
-        ValueError: it is no WebSocket URL, or a number is out of range.
+        TypeError: the URL is no str, or a token neither that nor callable.
+        ValueError: it is no WebSocket URL, a number is out of range, or a token has characters that
+            no header can carry.
     """
     if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"connect() takes a URL, as wss://example.com/ws/chat, not {url!r}")
@@ -72,6 +75,8 @@ def connect(
         raise ValueError(f"connect({url!r}): {error}") from error
     if ssl is not None and url.startswith("ws://"):
         raise ValueError(f"connect({url!r}, ssl=…): only wss:// URLs have TLS")
+    if token is not None and not callable(token):
+        check_token(token, "connect(token=…)")
     _check_numbers(
         first_seconds=first_seconds, patience=patience, queue_seconds=queue_seconds,
         queue_messages=queue_messages, queue_bytes=queue_bytes, max_unread=max_unread,

@@ -48,6 +48,7 @@ class Session:
         self.outbox.first(client._channels.greeted(frame))
         if client._first is not None and not client._first.done():
             client._first.set_result(None)
+        client._renewal.plan(frame.expires_in)
         client._set_state("open")
 
     def received(self, received: Received) -> None:
@@ -87,6 +88,8 @@ class Session:
 
     def _answered(self, received: Received) -> None:
         frame = received.frame
+        if frame.type == "renewed":
+            self._client._renewal.plan(frame.expires_in)
         if (request := self.outbox.answered(frame.id)) is None:
             return  # nobody waits for it any more
         answers = {"ack": frame.position, "renewed": frame.expires_in}
@@ -105,6 +108,7 @@ class Session:
     def waiting(self) -> None:
         """Take note that there is no connection."""
         client = self._client
+        client._renewal.stop()
         seconds = client._queue_seconds
         now = asyncio.get_running_loop().time()
         self.outbox.disconnected(None if seconds is None else now + seconds)
