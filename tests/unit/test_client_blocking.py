@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ from speaker import Speaker
 
 from backchannel.client import (
     Closed,
+    Lost,
     NotAdmitted,
     OutcomeUnknown,
     Publication,
@@ -176,6 +178,30 @@ def test_a_token_that_blocks_is_asked_for_newer_ones_in_time(running, monkeypatc
         client.deliver("after")
         assert client.state == "open"
     assert "backchannel client" not in asked
+
+
+def test_on_lost_may_block_and_use_the_client(running):
+    told = queue.Queue()
+
+    def load(lost):
+        client.deliver("load")
+        told.put((lost, threading.current_thread().name))
+
+    with connect(running.url, on_lost=load) as client:
+        peer = running.speaker.peers[0]
+        for channel, fields in (("news", {"channel": "news"}), (None, {})):
+            running(peer.say("lost", **fields))
+            lost, thread = told.get(timeout=10)
+            assert lost == Lost(channel)
+            assert thread != "backchannel client"
+    assert running.speaker.messages == ["load", "load"]
+
+
+def test_on_lost_may_close_the_client(running):
+    with connect(running.url, on_lost=lambda _: client.close()) as client:
+        running(running.speaker.peers[0].say("lost"))
+        client.wait_closed()
+        assert list(client) == []
 
 
 def test_an_answer_may_close_the_client(running):

@@ -14,7 +14,7 @@ from backchannel.channel import check_channel
 from backchannel.client.core import Core
 from backchannel.client.errors import CallTimeout, ClientError, Closed, ServerError
 from backchannel.client.events import Member
-from backchannel.client.frames import Received, decoded, prepared
+from backchannel.client.frames import Received, check_text, decoded, prepared
 from backchannel.client.outbox import Kind, Request
 from backchannel.client.streams import LOG, Ended
 from backchannel.client.subscription import Subscription
@@ -149,8 +149,10 @@ class Client(Core):
             CallTimeout: there was no answer in time.
             OutcomeUnknown: the connection was lost before the answer.
             InvalidMessage: the answer is not what ``type`` says.
+            TypeError, ValueError: the event is no text.
             UnsendableMessage, QueueFull, NotRead, Closed: as ``deliver``.
         """
+        check_text(event, "call(): the event")
         clock = asyncio.get_running_loop().time
         deadline = None if timeout is None else clock() + timeout
 
@@ -256,10 +258,12 @@ class Client(Core):
             The subscription; the same object for the same channel, while the client is in it.
 
         Raises:
-            TypeError, ValueError: no valid channel name.
+            TypeError, ValueError: no valid channel name, or no text that may be a position.
             Closed: the client has ended.
         """
         self._check_open()
+        if since is not None:
+            check_text(since, f"subscribe({channel!r}, since=…)")
         subscription = self._known(check_channel(channel), type, snapshot)
         if subscription._is_asked:
             return subscription

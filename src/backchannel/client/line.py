@@ -260,6 +260,13 @@ class Line:
         if hello.frame.resume is not None and not len(self._session.outbox):
             await socket.send(_PING, text=True)  # so that the server knows that the token is here
         tasks = [asyncio.create_task(self._write(socket)), asyncio.create_task(self._beat(socket))]
+
+        def failed(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and task.exception():
+                socket.transport.abort()  # so that reading ends too, and nobody waits for ever
+
+        for task in tasks:
+            task.add_done_callback(failed)
         try:
             await self._read(socket)
         finally:

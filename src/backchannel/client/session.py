@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from backchannel.client.errors import Closed
+from backchannel.client.events import Lost
 from backchannel.client.frames import Incoming, Received
 from backchannel.client.streams import LOG
 
@@ -58,7 +59,7 @@ class Session:
             case "message":
                 client._messages.put(received, received.size)
             case "lost" if not frame.channel:
-                LOG.warning("messages to this client may have been lost")
+                client._tell_lost(Lost(None))
             case "publication" | "lost" | "snapshot" | "join" | "leave":
                 client._channels.received(received)
             case "subscribed" | "unsubscribed":
@@ -98,7 +99,7 @@ class Session:
     def _refused(self, frame: Incoming) -> None:
         request = self.outbox.answered(frame.id)
         if request is not None and request.owner is not None:
-            if frame.code == "unavailable":
+            if frame.code in {"unavailable", "too_many"}:  # just now: the broker, or what waits
                 self._client._channels.ask_later(request.owner)
             else:
                 self._client._channels.refused(request.owner, frame)
