@@ -91,7 +91,8 @@ class Client(Core):
             retry: as of ``deliver``.
 
         Returns:
-            Its position in the channel's history; None where none is kept.
+            Its position in the channel's history; None where none is kept, or where the first
+            answer was lost with the connection: then the server says only that it was done.
 
         Raises:
             ServerError: ``.code`` is ``"refused"`` where no rule allows it, ``"unavailable"`` where
