@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 
-from backchannel import Connection, Hub, Listener, Reject
+from backchannel import Connection, Hub, Listener, Reject, event
 
 hub = Hub(broker=os.environ.get("BROKER"), name="deployed", slow_callback=60)
 hub.rule("room:{name}", history=10_000)
+hub.rule(
+    "spoken:{name}", history=10_000, subscribe=lambda ws: True, publish=lambda ws: True
+)  # by clients of v1
 
 
 @hub.endpoint("/ws/{name}", channel="room:{name}")
@@ -44,3 +47,20 @@ class Back(Listener):
             raise Reject(f"{after!r} was never said")
         entering = ws.subscribe(channel, since=position)
         ws.send({"in": await entering, "lost": entering.lost})
+
+
+@hub.endpoint("/spoken")
+class Spoken(Listener):
+    """Counts what a session was told, whatever node it is at."""
+
+    durable = ("count",)
+
+    def on_open(self, ws: Connection) -> None:
+        ws.state.count = ws.state.get("count", 0)
+
+    def on_message(self, ws: Connection, message: str) -> None:
+        ws.state.count += 1
+
+    @event("counted")
+    def counted(self, ws: Connection) -> dict:
+        return {"count": ws.state.count, "resumed": ws.resumed}

@@ -10,6 +10,9 @@ import jwt
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from backchannel.client import connect
+from backchannel.client.blocking import connect as connect_blocking
+
 SECRET = "a secret for tests that is long enough for HS256"
 COMMANDS = {
     "portable": "uvicorn signed:app --port {port} --ws websockets-sansio --log-level warning",
@@ -50,6 +53,27 @@ async def refused(server, path="/ws/me", **options):
     return answer.status_code, answer.body.decode(), answer.headers.get("www-authenticate")
 
 
+class Issued:
+    """Tokens of two or three seconds, as a client is given to ask for them."""
+
+    def __init__(self):
+        self.ends = []
+        self._many = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self):
+        self.ends.append(int(time.time()) + 3)
+        # Renewed at half time, the second one at the latest when the first has ended.
+        if time.time() > self.ends[0] + 1:
+            self._loop.call_soon_threadsafe(self._many.set)
+        return token(exp=self.ends[-1])
+
+    async def outlived(self):
+        """Wait until the first token has been at its end for a second."""
+        async with asyncio.timeout(PATIENCE):
+            await self._many.wait()
+
+
 async def new_ticket(server, user="ana"):
     return (await server.request("POST", "/ticket", params={"user": user})).text
 
@@ -81,6 +105,28 @@ async def test_a_bad_token_is_answered_with_401_and_why(server):
         ({}, (401, "Not authenticated.", None)),
     ):
         assert await refused(server, **options) == answer
+
+
+async def test_the_client_brings_newer_tokens_before_they_end(server):
+    states, issued = [], Issued()
+    url = f"ws://127.0.0.1:{server.port}/ws/me"
+    async with connect(url, token=issued, on_state=states.append) as client:
+        await issued.outlived()
+        assert await client.receive() == {"user": "ana"}  # and was never let in again
+        until = await client.call("renew", {"token": token(60)})
+        assert until["until"] > time.time()
+    assert states == ["connecting", "open", "closed"]
+
+
+async def test_the_blocking_client_does_too(server):
+    states, issued = [], Issued()
+    url = f"ws://127.0.0.1:{server.port}/ws/me"
+    client = connect_blocking(url, token=issued, on_state=states.append)
+    await asyncio.to_thread(client.__enter__)
+    await issued.outlived()
+    assert await asyncio.to_thread(client.receive) == {"user": "ana"}
+    await asyncio.to_thread(client.close)
+    assert states == ["connecting", "open", "closed"]
 
 
 async def test_a_connection_ends_with_its_token_unless_that_was_renewed(server):

@@ -12,10 +12,17 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from backchannel import Hub
+from backchannel.client import Publication, connect, returning
+
+from cable import Cable  # isort: skip # found by conftest.py
 
 PATIENCE = 20.0
 CLIENTS = 12
 SPEAKERS = 3
+PAUSE = 0.1
+"""Seconds between two publications of a v1 client. All together they publish fewer than the 1,000
+in which a hub looks for an earlier attempt, in the time in which a client comes back: of those it
+could not say whether it was published, and says that."""
 GONE = (ConnectionClosed, InvalidHandshake, OSError, EOFError)
 
 
@@ -31,6 +38,11 @@ class Nodes:
 
     def _start(self):
         return self._make(*self._options, env=self._env)
+
+    @property
+    def port(self):
+        """The next node's, whether or not it takes connections."""
+        return self.servers[next(self._turns) % 3].port
 
     async def restart(self, number):
         old = self.servers[number]
@@ -139,3 +151,110 @@ async def test_a_rolling_restart_loses_nothing_for_those_who_resume(
         heard = [text for text in wanted if text.startswith(f"s{name} ")]
         # What a node had taken when it was told to go was said and confirmed: nothing is there twice.
         assert heard == said
+
+
+# ── clients of v1, which do by themselves what is done by hand above ──────────────────────────
+
+
+class Balancer(Cable):
+    """Leads each connection to the next node, also to those that are going or gone."""
+
+    def __init__(self, nodes):
+        super().__init__(None)
+        self._nodes = nodes
+
+    async def _serve(self, reader, writer):
+        self.port = self._nodes.port
+        await super()._serve(reader, writer)
+
+
+class Speaker:
+    """A client of v1 that publishes, delivers and reads until it is over."""
+
+    CHANNEL = "spoken:cars"
+
+    def __init__(self, url, name):
+        self.name, self.had, self.lost, self.openings = name, [], [], []
+        self.confirmed, self.delivered = [], 0
+        self.client = connect(url, on_state=self._became, on_lost=self.lost.append)
+
+    def _became(self, state):
+        if state == "open":
+            self.openings.append((self.client.id, self.client.resumed))
+
+    async def live(self, is_over, entered, said):
+        async with self.client as client:
+            events = await client.subscribe(self.CHANNEL).ready()
+            reading = asyncio.create_task(self._read(events))
+            entered.release()
+            for number in itertools.count():
+                text = f"{self.name} {number}"
+                self.confirmed.append((await client.publish(self.CHANNEL, text), text))
+                await client.deliver("count")
+                self.delivered += 1
+                if is_over.is_set():
+                    break
+                await asyncio.sleep(PAUSE)
+            said.release()
+            await reading
+            self.counted = await client.call("counted")
+
+    async def _read(self, events):
+        async for event in events:
+            self.had.append(event)
+            if event.data == "the end":
+                break
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("transport", ["native", "portable"])
+async def test_a_rolling_restart_costs_clients_of_v1_nothing(
+    run, transport, new_redis_server, monkeypatch
+):
+    monkeypatch.setattr(returning, "FIRST", 0.05)
+    monkeypatch.setattr(returning, "LONGEST", 0.5)  # the balancer also leads to nodes that are gone
+    engine = new_redis_server()
+    engine.start()
+    nodes = Nodes(run, transport, engine)
+    outside = Hub(broker=engine.url, name="deployed")
+    outside.rule("spoken:{name}", history=10_000)
+    await outside.start()
+    is_over, entered, said = asyncio.Event(), asyncio.Semaphore(0), asyncio.Semaphore(0)
+    async with Balancer(nodes) as balancer, asyncio.TaskGroup() as tasks:
+        speakers = [Speaker(balancer.url("/spoken"), f"s{n}") for n in range(CLIENTS)]
+        living = [tasks.create_task(one.live(is_over, entered, said)) for one in speakers]
+        for _ in speakers:
+            await entered.acquire()
+        since = (await outside.broadcast(Speaker.CHANNEL, "the beginning")).position
+        for number in range(3):
+            await nodes.restart(number)
+        is_over.set()
+        for _ in speakers:
+            await said.acquire()
+        await outside.broadcast(Speaker.CHANNEL, "the end")
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.wait(living)
+    kept = await outside.channel(Speaker.CHANNEL).history(limit=10_000)
+    await outside.stop()
+    wanted = [(str(one.position), one.message) for one in kept]
+    check_all(speakers, wanted, since)
+
+
+def check_all(speakers, wanted, since):
+    """See that each had everything once and in order, and that nothing else was ever known."""
+    assert len(wanted) > 100
+    for one in speakers:
+        assert one.lost == []
+        assert {type(event) for event in one.had} == {Publication}
+        had = [(event.position, event.data) for event in one.had]
+        assert had == wanted[len(wanted) - len(had) :]
+        assert str(since) in {position for position, _ in had}  # and all that came after it
+        mine = [said for said in wanted if said[1].startswith(f"{one.name} ")]
+        assert [text for _, text in one.confirmed] == [text for _, text in mine]
+        # An ack that is said again, since the first one was lost, may have no position any more.
+        assert {said for said in one.confirmed if said[0] is not None} <= set(mine)
+        (first, *others) = one.openings
+        assert first[1] is False
+        assert others, "it was at no node that was restarted"
+        assert all(opening == (first[0], True) for opening in others)
+        assert one.counted == {"count": one.delivered, "resumed": True}

@@ -6,8 +6,11 @@ It has nothing of backchannel: a WebSocket library, a JSON Schema validator, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
+import re
+import signal
 from pathlib import Path
 
 import jsonschema
@@ -39,8 +42,9 @@ class Client:
 
     SAID, HEARD = validator("client"), validator("server")
 
-    def __init__(self, server, channel):
-        self.url = f"ws://127.0.0.1:{server.port}/ws/{channel}"
+    def __init__(self, server, channel, user=None):
+        query = "" if user is None else f"?user={user}"
+        self.url = f"ws://127.0.0.1:{server.port}/ws/{channel}{query}"
         self.ids = itertools.count(1)
         self.token = None
         self.positions = {}
@@ -134,6 +138,177 @@ async def test_messages_calls_and_channels(server):
         await ana.hear("pong")
 
 
+async def test_who_is_there_who_comes_and_who_goes(server):
+    channel = f"room:who-{server.port}"
+    async with Client(server, channel, "ana") as ana:
+        await ana.hear("subscribed")
+        assert (await ana.hear("join"))["user"] == "ana"
+        async with Client(server, channel, "bob") as bob:
+            assert await ana.hear("join") == {"type": "join", "channel": channel, "user": "bob"}
+            id_ = await bob.ask("presence", channel=channel)
+            answer = await bob.hear("presence")
+            assert (answer["id"], answer["channel"]) == (id_, channel)
+            there = {one["user"]: one["devices"] for one in answer["users"]}
+            assert there == {
+                "ana": [{"connection": ana.greeting["connection"], "meta": {}}],
+                "bob": [{"connection": bob.greeting["connection"], "meta": {}}],
+            }
+        assert await ana.hear("leave") == {"type": "leave", "channel": channel, "user": "bob"}
+        await ana.ask("presence", channel="room:elsewhere")
+        assert (await ana.hear("error", "presence"))["code"] == "refused"
+
+
+async def test_who_leaves_a_channel_hears_no_more_of_it(server):
+    channel = f"room:left-{server.port}"
+    async with Client(server, "room:home") as ana, Client(server, channel) as bob:
+        await bob.hear("subscribed")
+        for _ in range(2):  # and may come again
+            id_ = await ana.ask("subscribe", channel=channel)
+            while (frame := await ana.hear("subscribed")).get("id") != id_:
+                assert frame["channel"] == "room:home"
+            await bob.keep("publish", channel=channel, data="heard")
+            assert (await ana.hear("publication"))["data"] == "heard"
+            id_ = await ana.ask("unsubscribe", channel=channel)
+            gone = await ana.hear("unsubscribed")
+            assert gone == {"type": "unsubscribed", "id": id_, "channel": channel}
+            await bob.keep("publish", channel=channel, data="not heard")
+            await bob.hear("ack")
+        id_ = await ana.ask("unsubscribe", channel="room:never-entered")
+        assert (await ana.hear("unsubscribed"))["id"] == id_
+        await ana.say({"type": "ping"})
+        await ana.hear("pong")
+    assert ana.publications == ["heard", "heard"]
+
+
+async def test_calls_are_cancelled_on_both_sides(server):
+    async with Client(server, "room:cancel") as ana:
+        waiting = await ana.ask("call", event="wait")
+        assert (await ana.hear("message"))["data"] == "waiting"
+        await ana.say({"type": "cancel", "id": waiting})
+        heard = [await ana.hear("error", "message") for _ in range(2)]
+        answer = next(frame for frame in heard if frame["type"] == "error")
+        assert (answer["id"], answer["code"]) == (waiting, "cancelled")
+        assert [frame["data"] for frame in heard if frame["type"] == "message"] == ["cancelled"]
+        late = await ana.ask("call", event="wait", timeout=0.1)
+        answer = await ana.hear("error")
+        assert (answer["id"], answer["code"]) == (late, "timeout")
+        id_ = await ana.ask("call", event="hurry")
+        question = await ana.hear("call")
+        assert (await ana.hear("cancel"))["id"] == question["id"]
+        assert await ana.hear("reply") == {"type": "reply", "id": id_, "data": "too late"}
+        await ana.say({"type": "reply", "id": question["id"], "data": "nobody waits for it"})
+        id_ = await ana.ask("call", event="ask")
+        question = await ana.hear("call")
+        refusal = {"type": "error", "id": question["id"], "code": "unknown_type", "text": "what?"}
+        await ana.say(refusal)
+        answer = await ana.hear("error")
+        assert (answer["id"], answer["code"]) == (id_, "failed")
+
+
+async def test_a_newer_token_of_the_same_user_is_taken(server):
+    async with Client(server, "room:token", "ana") as ana, Client(server, "room:token") as nobody:
+        assert ana.greeting["user"] == "ana"
+        assert 0 < ana.greeting["expires_in"] <= 60
+        assert nobody.greeting["expires_in"] is None
+        id_ = await ana.ask("renew", token="ana for 3600")
+        answer = await ana.hear("renewed")
+        assert answer["id"] == id_
+        assert 3590 < answer["expires_in"] <= 3600
+        for client, token in ((ana, "bob for 60"), (ana, "x"), (ana, "ana for -1"), (nobody, "x")):
+            id_ = await client.ask("renew", token=token)
+            answer = await client.hear("error", "renewed")
+            assert (answer["id"], answer["code"]) == (id_, "refused")
+
+
+async def test_a_snapshot_and_then_what_changes_it(server):
+    channel = f"words:{server.port}"
+    async with Client(server, "room:home", "ana") as ana, Client(server, "room:home") as bob:
+        for word in ("one", "two"):
+            await bob.keep("publish", channel=channel, data=word)
+            last = (await bob.hear("ack"))["position"]
+        id_ = await ana.ask("subscribe", channel=channel)
+        state = await ana.hear("snapshot")
+        assert (state["channel"], state["position"]) == (channel, last)
+        assert state["data"] == {"words": ["one", "two"], "for": "ana"}
+        while (entered := await ana.hear("subscribed")).get("id") != id_:
+            pass
+        assert entered["position"] == last
+        await bob.keep("publish", channel=channel, data="three")
+        assert (await ana.hear("publication"))["data"] == "three"
+    assert ana.publications == ["three"]
+
+
+async def test_what_is_not_there_any_more_is_lost(server):
+    """Of a short history some, of none nobody knows; what comes after it comes."""
+    short, plain = f"short:{server.port}", f"plain:{server.port}"
+    async with Client(server, "room:home") as bob:
+        ana = Client(server, "room:home")
+        async with ana:
+            for channel in (short, plain):
+                id_ = await ana.ask("subscribe", channel=channel)
+                while (await ana.hear("subscribed")).get("id") != id_:
+                    pass
+            await bob.keep("publish", channel=short, data=0)
+            await bob.hear("ack")
+            await ana.hear("publication")
+            ana.vanish()
+        for number in range(1, 6):
+            await bob.keep("publish", channel=short, data=number)
+            last = (await bob.hear("ack"))["position"]
+        async with ana:
+            assert ana.greeting["resumed"]
+            lost, entered = {}, set()
+            while not entered >= {short, plain}:
+                frame = await ana.hear("lost", "subscribed")
+                if frame["type"] == "lost":
+                    lost[frame["channel"]] = frame.get("position")
+                    assert frame["channel"] not in entered  # it is told first
+                else:
+                    entered.add(frame["channel"])
+            assert lost == {short: last, plain: None}
+            await bob.keep("publish", channel=short, data="after")
+            while ana.publications[-1] != "after":
+                await ana.hear("publication")
+        assert ana.publications == [0, "after"]
+
+
+@pytest.mark.parametrize("transport", ["native", "portable"])
+async def test_a_server_that_stops_says_when_to_come_back(process, make_server, transport):
+    options = ("--port", "0", "--transport", transport, "--drain", "1")
+    started = process("backchannel", "run", "spoken.py", *options)
+    port = int(started.wait_for_output(r"ws://localhost:(\d+)")[1])
+    started.wait_for_output("Ctrl-C to stop")
+    server = make_server("run", started, port)
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(Client(server, f"room:{n}", "ana")) for n in range(4)
+        ]
+        started.signal(signal.SIGTERM)
+        told = []
+        for client in clients:
+            told.append((await client.hear("going_away"))["after"])
+            with pytest.raises(ConnectionClosed) as closed:
+                await client.hear("no more")
+            assert closed.value.rcvd.code == 1012
+    assert all(0 <= after < 60 for after in told)
+    assert len(set(told)) == 4  # which differ from client to client
+    assert await asyncio.to_thread(started.wait) == 0
+
+
+def test_every_type_of_frame_is_spoken_here():
+    """By name: a type that is new in the schemas needs a scenario in this file."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    for sender in ("client", "server"):
+        schema = json.loads((SCHEMAS / f"{sender}.schema.json").read_text(encoding="utf-8"))
+        kinds = schema["discriminator"]["mapping"]
+        verbs = "say|ask|keep" if sender == "client" else "hear"
+        calls = [
+            found[0]
+            for found in re.finditer(rf"\.(?:{verbs})\([^\n]*|refusal = .*|hello = .*", text)
+        ]
+        assert {kind for kind in kinds if not any(f'"{kind}"' in call for call in calls)} == set()
+
+
 async def test_a_network_that_goes_and_comes_loses_and_doubles_nothing(server):
     channel = f"room:cuts-{server.port}"
     ana, turns = Client(server, channel), 12
@@ -163,11 +338,13 @@ async def test_a_network_that_goes_and_comes_loses_and_doubles_nothing(server):
 
 
 async def test_unknown_versions_and_first_frames_are_refused(server):
+    url = f"ws://127.0.0.1:{server.port}/ws/room:x"
     with pytest.raises(InvalidStatus) as refused:
-        await connect(
-            f"ws://127.0.0.1:{server.port}/ws/room:x", subprotocols=["backchannel.v7.json"]
-        )
-    assert refused.value.response.status_code in {400, 403}
+        await connect(url, subprotocols=["backchannel.v7.json", "backchannel.v8.json"])
+    assert refused.value.response.status_code == 400
+    assert NAME in refused.value.response.body.decode()
+    async with connect(url, subprotocols=["backchannel.v7.json", NAME]) as socket:
+        assert socket.subprotocol == NAME
     async with connect(f"ws://127.0.0.1:{server.port}/ws/room:x", subprotocols=[NAME]) as socket:
         await socket.send('{"type":"ping"}')
         with pytest.raises(ConnectionClosed) as closed:

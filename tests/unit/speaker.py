@@ -91,6 +91,8 @@ class Speaker:
         refuse: called with each handshake's request; returns (status, headers, text) or None.
         puts: channels that a connection is put into by itself.
         plain: channels without history.
+        hello: more for its hello.
+        renews: seconds until a token ends that was brought to it.
     """
 
     def __init__(self, ssl=None):
@@ -106,6 +108,7 @@ class Speaker:
         self.puts = ()
         self.plain = set()
         self.hello = {}
+        self.renews = 60
         self.events = {"add": lambda data: data["a"] + data["b"]}
         self.invalid = []  # what is wrong with clients' frames, by the schema
         self._news = asyncio.Event()
@@ -263,7 +266,7 @@ class Speaker:
         await self._answer(peer, frame, "presence", channel=frame["channel"], users=users)
 
     async def _renew(self, peer, frame):
-        await self._answer(peer, frame, "renewed", expires_in=60)
+        await self._answer(peer, frame, "renewed", expires_in=self.renews)
 
     async def _ping(self, peer, frame):
         await self._answer(peer, frame, "pong")

@@ -38,6 +38,7 @@ from backchannel.client import (
     line,
     returning,
 )
+from backchannel.client.outbox import Kind, Request
 from backchannel.errors import InvalidMessage, Reject, UnsendableMessage
 
 
@@ -169,6 +170,72 @@ async def test_what_cannot_be_sent_raises_and_sends_nothing(speaker):
             await client.publish("", 1)
         await client.deliver("after")
     assert speaker.messages == ["after"]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])
+async def test_lone_surrogates_are_refused_at_the_call_and_nothing_is_sent(speaker, text):
+    async with connect(speaker.url) as client:
+        for sending in (
+            client.send(text),
+            client.send({"a": [text]}),
+            client.deliver(text),
+            client.deliver({text: 1}),
+            client.publish("news", {"a": text}),
+            client.call("add", {"a": text}),
+        ):
+            with pytest.raises(UnsendableMessage, match=r"surrogate|which JSON can't have"):
+                await sending
+        for asking in (client.publish(text, 1), client.presence(text), client.call(text)):
+            with pytest.raises(ValueError, match="lone surrogate"):
+                await asking
+        with pytest.raises(ValueError, match=r"renew\(\): a token is printable ASCII"):
+            await client.renew(text)
+        for entering in (lambda: client.subscribe(text), lambda: client.channel(text)):
+            with pytest.raises(ValueError, match="lone surrogate"):
+                entering()
+        with pytest.raises(ValueError, match=r"subscribe\('news', since=…\) has a lone surrogate"):
+            client.subscribe("news", since=text)
+        with pytest.raises(ValueError, match="UTF-8"):
+            await client.close(4100, text)
+        await client.deliver("after")
+        assert [frame["type"] for frame in speaker.peers[0].heard] == ["hello", "ping", "message"]
+    assert speaker.messages == ["after"]
+
+
+async def test_what_is_no_text_is_refused_where_text_belongs(speaker):
+    async with connect(speaker.url) as client:
+        with pytest.raises(TypeError, match=r"call\(\): the event is a str, not 7"):
+            await client.call(7)
+        with pytest.raises(TypeError, match=r"subscribe\('news', since=…\) is a str, not 7"):
+            client.subscribe("news", since=7)
+        with pytest.raises(TypeError, match=r"renew\(\): a token is a str, not a bytes"):
+            await client.renew(b"secret")
+        await client.deliver("after")
+
+
+async def test_an_answer_that_is_no_utf_8_fails_alone(speaker):
+    async with connect(speaker.url) as client:
+        client.answer("gives")(lambda _: "\ud800")
+
+        @client.answer("rejects")
+        def reject(_):
+            raise Reject("no \ud800")
+
+        peer = await speaker.peer()
+        await peer.say("call", id=1, event="gives", data=None)
+        assert (await peer.expect("error"))["code"] == "failed"
+        await peer.say("call", id=2, event="rejects", data=None)
+        assert (await peer.expect("error", 2))["text"] == "no \\ud800"
+        await client.deliver("after")
+
+
+async def test_a_bug_in_what_is_written_ends_the_client_rather_than_let_it_wait(speaker, caplog):
+    async with connect(speaker.url) as client:
+        waiting = asyncio.create_task(client.receive())
+        client._add(Request(Kind.PLAIN, {"type": "message", "no": "\ud800"}))
+        with pytest.raises(UnicodeEncodeError):
+            await waiting
+    assert "the client has a bug; it is closed" in caplog.text
 
 
 async def test_an_error_that_answers_nothing_is_logged(speaker, caplog):
@@ -510,6 +577,137 @@ async def test_a_token_that_cannot_be_had_is_asked_for_again(speaker, caplog):
     assert "connect(token=…) raised" in caplog.text
 
 
+# ── newer tokens ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def tokens():
+    """What a token= is that counts, with a way to wait until it was asked so often."""
+
+    class Tokens:
+        asked = 0
+        waiting: dict = {}  # noqa: RUF012
+
+        def __call__(self):
+            self.asked += 1
+            if self.asked in self.waiting:
+                self.waiting.pop(self.asked).set()
+            return f"secret-{self.asked}"
+
+        async def wait(self, count):
+            if self.asked < count:
+                event = self.waiting[count] = asyncio.Event()
+                await event.wait()
+
+    return Tokens()
+
+
+async def test_a_newer_token_is_brought_before_the_old_one_ends(
+    speaker, tokens, states, monkeypatch
+):
+    monkeypatch.setattr("backchannel.client.tokens.SOONEST", 0.01)
+    speaker.hello, speaker.renews = {"expires_in": 0.1}, 0.1
+    async with connect(speaker.url, token=tokens, on_state=states) as client:
+        peer = await speaker.peer()
+        assert (await peer.expect("renew"))["token"] == "secret-2"
+        assert (await peer.expect("renew", 2))["token"] == "secret-3"
+        speaker.renews = None  # for ever
+        assert await client.renew("by hand") is None
+        count = len(peer.of("renew"))
+        assert client._renewal._timer is None
+        await client.deliver("and nothing more")
+        assert len(peer.of("renew")) == count
+    assert states == ["connecting", "open", "closed"]
+
+
+@pytest.mark.parametrize(("left", "after"), [(10, 5), (120, 60), (3600, 3540), (0.2, 0.5)])
+async def test_it_is_brought_at_half_time_or_a_minute_before(speaker, tokens, left, after):
+    speaker.hello = {"expires_in": left}
+    async with connect(speaker.url, token=tokens) as client:
+        planned = client._renewal._timer.when() - asyncio.get_running_loop().time()
+        assert after - 1 < planned <= after
+    assert client._renewal._timer is None
+
+
+@pytest.mark.parametrize(("token", "left"), [("only", 10), (None, 10), (lambda: "t", None)])
+async def test_where_there_is_no_other_token_or_no_end_none_is_brought(speaker, token, left):
+    speaker.hello = {"expires_in": left}
+    async with connect(speaker.url, token=token) as client:
+        assert client._renewal._timer is None
+
+
+@pytest.mark.parametrize("answer", [OSError("no network"), None, b"bytes", "a line\n"])
+async def test_a_newer_token_that_cannot_be_had_costs_nothing_but_the_next_connection(
+    speaker, caplog, monkeypatch, answer
+):
+    monkeypatch.setattr("backchannel.client.tokens.SOONEST", 0.01)
+    speaker.hello = {"expires_in": 0.02}
+    asked = asyncio.Event()
+    answers = iter(["t1", answer, "t3"])
+
+    async def token():
+        found = next(answers)
+        if found == answer:
+            asked.set()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async with connect(speaker.url, token=token) as client:
+        await asked.wait()
+        await client.deliver("still open")
+        speaker.hello = {}
+        peer = await speaker.peer()
+        assert peer.of("renew") == []
+        await peer.close(4007)
+        assert (await speaker.peer(1)).request.headers["Authorization"] == "Bearer t3"
+        await client.deliver("back")
+    (said,) = [r.getMessage() for r in caplog.records if "no newer token came" in r.getMessage()]
+    assert "a line" not in said
+
+
+async def test_a_newer_token_that_the_server_refuses_is_told(speaker, tokens, caplog, monkeypatch):
+    monkeypatch.setattr("backchannel.client.tokens.SOONEST", 0.01)
+    speaker.hello = {"expires_in": 0.02}
+    speaker.before = lambda peer, frame: "drop" if frame["type"] == "renew" else None
+    async with connect(speaker.url, token=tokens) as client:
+        peer = await speaker.peer()
+        frame = await peer.expect("renew")
+        await peer.say("error", id=frame["id"], code="refused", text="no on_renew")
+        await client.deliver("still open")
+    assert "(4007) and is followed by another: refused: no on_renew" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert "secret-2" not in caplog.text
+
+
+async def test_a_token_that_is_waited_for_ends_with_its_connection(speaker, monkeypatch, caplog):
+    monkeypatch.setattr("backchannel.client.tokens.SOONEST", 0.01)
+    speaker.hello = {"expires_in": 0.02}
+    asked, given_up = asyncio.Event(), asyncio.Event()
+    count = 0
+
+    async def token():
+        nonlocal count
+        count += 1
+        if count == 2:
+            asked.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                given_up.set()
+        return f"t{count}"
+
+    async with connect(speaker.url, token=token) as client:
+        await asked.wait()
+        speaker.hello = {}
+        (await speaker.peer()).cut()
+        await given_up.wait()
+        await speaker.peer(1)
+        await client.deliver("back")
+        assert [peer.of("renew") for peer in speaker.peers] == [[], []]
+    assert "no newer token came" not in caplog.text
+
+
 async def test_no_token_stands_in_a_log_line(speaker, caplog):
     caplog.set_level(logging.DEBUG)
     async with connect(speaker.url, token="secret-1") as client:
@@ -547,6 +745,11 @@ async def test_a_certificate_is_checked_and_who_signed_it_can_be_said():
         ({"url": "ws://x", "queue_bytes": "1"}, TypeError, r"queue_bytes=…\) is a number"),
         ({"url": "ws://x", "max_unread": None}, TypeError, r"max_unread=…\)"),
         ({"url": "ws://x", "queue_seconds": float("nan")}, ValueError, "queue_seconds"),
+        ({"url": "ws://x", "on_state": 1}, TypeError, r"on_state=…\) is what can be called, not 1"),
+        ({"url": "ws://x", "on_lost": "f"}, TypeError, r"on_lost=…\) is what can be called"),
+        ({"url": "ws://x", "token": b"t"}, TypeError, r"token=…\): a token is a str, not a bytes"),
+        ({"url": "ws://x", "token": "t1\n"}, ValueError, r"character 2 is '\\n': strip\(\)"),
+        ({"url": "ws://x", "token": "\ud800"}, ValueError, "a token is printable ASCII"),
     ],
 )
 def test_what_a_client_cannot_be_made_with(arguments, error, text):
@@ -818,8 +1021,9 @@ async def test_a_refused_subscription_raises_where_it_is_used(speaker):
         assert await client.call("add", {"a": 1, "b": 1}) == 2
 
 
-async def test_a_channel_whose_history_can_not_be_read_just_now_is_asked_for_again(
-    speaker, monkeypatch
+@pytest.mark.parametrize("code", ["unavailable", "too_many"])
+async def test_a_channel_that_can_not_be_had_just_now_is_asked_for_again(
+    speaker, monkeypatch, code
 ):
     monkeypatch.setattr(channels, "LATER", 0.01)
     asked = []
@@ -829,7 +1033,7 @@ async def test_a_channel_whose_history_can_not_be_read_just_now_is_asked_for_aga
             asked.append(frame["id"])
             if len(asked) < 3:
                 answering.append(
-                    asyncio.ensure_future(peer.say("error", id=frame["id"], code="unavailable"))
+                    asyncio.ensure_future(peer.say("error", id=frame["id"], code=code))
                 )
                 return "drop"
         return None
@@ -841,6 +1045,22 @@ async def test_a_channel_whose_history_can_not_be_read_just_now_is_asked_for_aga
         assert len(asked) == 3
         await speaker.publish("news", 1)
         assert (await anext(events)).data == 1
+
+
+async def test_too_many_channels_are_final(speaker):
+    def before(peer, frame):
+        if frame["type"] == "subscribe":
+            fields = {"id": frame["id"], "code": "too_many_channels", "text": "1000 at most"}
+            answering.append(asyncio.ensure_future(peer.say("error", **fields)))
+            return "drop"
+        return None
+
+    answering = []
+    speaker.before = before
+    async with connect(speaker.url) as client:
+        with pytest.raises(ServerError, match="too_many_channels: 1000 at most"):
+            await client.subscribe("news").ready()
+        assert len(speaker.peers[0].of("subscribe")) == 1
 
 
 async def test_a_channel_is_left_and_entered_again(speaker):
@@ -970,6 +1190,81 @@ async def test_a_channel_that_a_new_session_is_not_in_any_more_ends(speaker):
         speaker.puts, speaker.forgets = (), True
         (await speaker.peer()).cut()
         assert [event async for event in chat] == [Unsubscribed("chat:1", "another session")]
+
+
+# ── what is told of losses ──────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def lost():
+    """What on_lost was told, to wait for."""
+    return asyncio.Queue()
+
+
+async def test_losses_are_told_whether_or_not_the_channel_is_read(speaker, states, lost):
+    speaker.plain = {"plain"}
+    async with connect(speaker.url, on_state=states, on_lost=lost.put_nowait) as client:
+        news = await client.subscribe("news").ready()
+        await client.subscribe("plain").ready()
+        left = await client.subscribe("left").ready()
+        peer = await speaker.peer()
+        await peer.say("lost", channel="news", position="e.7")
+        assert await lost.get() == Lost("news", "e.7")
+        await peer.say("lost")
+        assert await lost.get() == Lost(None)
+        assert await anext(news) == Lost("news", "e.7")  # and in its place in the stream
+        speaker.before = lambda peer, frame: "drop" if frame["type"] == "unsubscribe" else None
+        leaving = asyncio.create_task(left.unsubscribe())
+        await peer.expect("unsubscribe")
+        await peer.say("lost", channel="left")
+        await peer.say("unsubscribed", channel="left", id=peer.of("unsubscribe")[0]["id"])
+        await leaving
+        await offline(speaker, client, states)
+        speaker.forgets = True
+        speaker.refuse = lambda _: None
+        assert await lost.get() == Lost("news", "e.0")  # of a position that is not there
+        assert await lost.get() == Lost("plain")  # of which nobody knows, in a new session
+        await client.deliver("sync")
+        assert lost.empty()
+
+
+async def test_on_lost_may_wait_and_use_the_client_and_ends_with_it(speaker, lost, caplog):
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def load(what):
+        if what.channel == "bad":
+            raise ZeroDivisionError
+        if what.channel == "slow":
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+        await client.deliver(f"load {what.channel}")
+        lost.put_nowait(what)
+
+    async with connect(speaker.url, on_lost=load) as client:
+        peer = await speaker.peer()
+        for name in ("bad", "slow", "news"):
+            await peer.say("lost", channel=name)
+        assert (await lost.get()).channel == "news"
+        await begun.wait()
+    assert ended.is_set()
+    assert speaker.messages == ["load news"]
+    assert caplog.text.count("what connect(on_lost=…) was given raised") == 1
+
+
+async def test_what_raises_at_a_loss_holds_nothing_up_and_silence_is_said(speaker, caplog):
+    def fail(what):
+        raise ZeroDivisionError
+
+    for on_lost, said in ((fail, "was given raised"), (None, "may have been lost")):
+        async with connect(speaker.url, on_lost=on_lost) as client:
+            peer = speaker.peers[-1]
+            await peer.say("lost")
+            await peer.say("message", data="seen")
+            assert await client.receive() == "seen"
+        assert said in caplog.text
 
 
 # ── backpressure and liveness ───────────────────────────────────────────────────────────────

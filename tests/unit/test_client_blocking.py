@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,11 +12,13 @@ from speaker import Speaker
 
 from backchannel.client import (
     Closed,
+    Lost,
     NotAdmitted,
     OutcomeUnknown,
     Publication,
     ServerError,
     returning,
+    tokens,
 )
 from backchannel.client.blocking import connect
 
@@ -158,6 +161,47 @@ def test_answers_and_tokens_may_block_and_use_the_client(running):
         assert running(peer.expect("reply"))["data"] == 3
     assert peer.request.headers["Authorization"] == "Bearer t1"
     assert asked != ["backchannel client"]
+
+
+def test_a_token_that_blocks_is_asked_for_newer_ones_in_time(running, monkeypatch):
+    monkeypatch.setattr(tokens, "SOONEST", 0.01)
+    running.speaker.hello, running.speaker.renews = {"expires_in": 0.02}, None
+    asked = []
+
+    def token():
+        asked.append(threading.current_thread().name)
+        return f"t{len(asked)}"
+
+    with connect(running.url, token=token) as client:
+        peer = running.speaker.peers[0]
+        assert running(peer.expect("renew"))["token"] == "t2"
+        client.deliver("after")
+        assert client.state == "open"
+    assert "backchannel client" not in asked
+
+
+def test_on_lost_may_block_and_use_the_client(running):
+    told = queue.Queue()
+
+    def load(lost):
+        client.deliver("load")
+        told.put((lost, threading.current_thread().name))
+
+    with connect(running.url, on_lost=load) as client:
+        peer = running.speaker.peers[0]
+        for channel, fields in (("news", {"channel": "news"}), (None, {})):
+            running(peer.say("lost", **fields))
+            lost, thread = told.get(timeout=10)
+            assert lost == Lost(channel)
+            assert thread != "backchannel client"
+    assert running.speaker.messages == ["load", "load"]
+
+
+def test_on_lost_may_close_the_client(running):
+    with connect(running.url, on_lost=lambda _: client.close()) as client:
+        running(running.speaker.peers[0].say("lost"))
+        client.wait_closed()
+        assert list(client) == []
 
 
 def test_an_answer_may_close_the_client(running):

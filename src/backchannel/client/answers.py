@@ -79,5 +79,6 @@ class Answers:
         self._refuse(id_, "failed", "the client could not answer")
 
     def _refuse(self, id_: int, code: str, text: str, field: str | None = None) -> None:
+        text = text.encode(errors="backslashreplace").decode()  # the application's: maybe no UTF-8
         fields = {"type": "error", "id": id_, "code": code, "text": text}
         self._reply(Request(Kind.BOUND, fields if field is None else {**fields, "field": field}))

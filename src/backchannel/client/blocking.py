@@ -34,15 +34,16 @@ def connect(url: str, **options: Any) -> Client:
 
     Args:
         url: the endpoint's: ``wss://example.com/ws/chat``.
-        options: those of ``backchannel.client.connect``. What ``token`` calls may block; what
-            ``on_state`` calls must not.
+        options: those of ``backchannel.client.connect``. What ``token`` and ``on_lost`` are runs in
+            worker threads, and may block; ``on_state`` must not.
 
     Raises:
         TypeError, ValueError: as ``backchannel.client.connect``.
     """
-    token = options.get("token")
-    if callable(token) and not iscoroutinefunction(token):
-        options["token"] = _in_a_thread(token)
+    for name in ("token", "on_lost"):
+        given = options.get(name)
+        if callable(given) and not iscoroutinefunction(given):
+            options[name] = _in_a_thread(given)
     return Client(make(url, **options))
 
 

@@ -7,6 +7,7 @@ import random
 from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.client.errors import Closed, ServerError
+from backchannel.client.events import Lost
 from backchannel.client.frames import OVERHEAD, Incoming, Received
 from backchannel.client.outbox import Kind, Request
 from backchannel.client.streams import LOG, Stream, Unread
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Channels"]
 
 LATER: Final = 1.0
-"""Seconds after which a channel is asked for again whose history could not be read, at most."""
+"""Seconds after which a channel is asked for again that could not be had just now, at most."""
 
 
 class Channels:
@@ -106,7 +107,7 @@ class Channels:
         return Request(Kind.ENTERING, fields, owner=subscription)
 
     def ask_later(self, subscription: Subscription[Any]) -> None:
-        """Ask once more in a while: the server can't know now."""
+        """Ask once more in a while: the server can't say now, or has too much to do."""
         seconds = random.uniform(0.5, 1.0) * LATER  # noqa: S311 - no secret
         asyncio.get_running_loop().call_later(seconds, self._ask_again, subscription)
 
@@ -122,6 +123,8 @@ class Channels:
         name = frame.channel
         if name in self._leaving:
             return
+        if frame.type == "lost":
+            self._client._tell_lost(Lost(name, frame.position))
         if frame.type == "unsubscribed":
             if name in self._known:
                 subscription = self._known.pop(name)

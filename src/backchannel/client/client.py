@@ -14,10 +14,11 @@ from backchannel.channel import check_channel
 from backchannel.client.core import Core
 from backchannel.client.errors import CallTimeout, ClientError, Closed, ServerError
 from backchannel.client.events import Member
-from backchannel.client.frames import Received, decoded, prepared
+from backchannel.client.frames import Received, check_text, decoded, prepared
 from backchannel.client.outbox import Kind, Request
 from backchannel.client.streams import LOG, Ended
 from backchannel.client.subscription import Subscription
+from backchannel.client.tokens import ask, check_token
 
 __all__ = ["Client"]
 
@@ -90,7 +91,8 @@ class Client(Core):
             retry: as of ``deliver``.
 
         Returns:
-            Its position in the channel's history; None where none is kept.
+            Its position in the channel's history; None where none is kept, or where the first
+            answer was lost with the connection: then the server says only that it was done.
 
         Raises:
             ServerError: ``.code`` is ``"refused"`` where no rule allows it, ``"unavailable"`` where
@@ -148,8 +150,10 @@ class Client(Core):
             CallTimeout: there was no answer in time.
             OutcomeUnknown: the connection was lost before the answer.
             InvalidMessage: the answer is not what ``type`` says.
+            TypeError, ValueError: the event is no text.
             UnsendableMessage, QueueFull, NotRead, Closed: as ``deliver``.
         """
+        check_text(event, "call(): the event")
         clock = asyncio.get_running_loop().time
         deadline = None if timeout is None else clock() + timeout
 
@@ -201,6 +205,8 @@ class Client(Core):
     async def renew(self, token: str | None = None) -> float | None:
         """Bring a newer token of the same user before the old one ends.
 
+        Where ``connect(token=…)`` can be called, that is done by itself in time.
+
         Args:
             token: None asks what ``connect(token=…)`` was given.
 
@@ -209,15 +215,14 @@ class Client(Core):
 
         Raises:
             ServerError: it is another user's, has expired, or the server takes none here.
-            ValueError: there is none.
+            TypeError, ValueError: there is none, or it is no token.
+            QueueFull, QueueExpired, NotRead, Closed: as ``deliver``.
         """
         if token is None:
-            source = self._options.token
-            found = source() if callable(source) else source
-            token = await found if isawaitable(found) else found
+            token = await ask(self._options.token)
         if token is None:
             raise ValueError("renew() needs a token: pass it, or connect(token=…)")
-        fields = {"type": "renew", "token": token}
+        fields = {"type": "renew", "token": check_token(token, "renew()")}
         seconds: float | None = await self._ask(Kind.ASKED, fields)
         return seconds
 
@@ -254,10 +259,12 @@ class Client(Core):
             The subscription; the same object for the same channel, while the client is in it.
 
         Raises:
-            TypeError, ValueError: no valid channel name.
+            TypeError, ValueError: no valid channel name, or no text that may be a position.
             Closed: the client has ended.
         """
         self._check_open()
+        if since is not None:
+            check_text(since, f"subscribe({channel!r}, since=…)")
         subscription = self._known(check_channel(channel), type, snapshot)
         if subscription._is_asked:
             return subscription
@@ -393,8 +400,7 @@ class Client(Core):
             except Exception:  # noqa: BLE001 - the application's code
                 LOG.exception("what on_message was given raised")
 
-        task = asyncio.ensure_future(read())
-        self._readers.add(task)
+        self._begin(read())
         return function
 
 

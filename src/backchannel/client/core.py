@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from inspect import isawaitable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 from backchannel.client.answers import Answers
 from backchannel.client.channels import Channels
 from backchannel.client.errors import Closed, OutcomeUnknown
+from backchannel.client.events import Lost
 from backchannel.client.frames import Body, Received
 from backchannel.client.line import Line, Options
 from backchannel.client.outbox import Kind, Outbox, Request
 from backchannel.client.session import Session
 from backchannel.client.streams import LOG, Stream, Unread
+from backchannel.client.tokens import Renewal
 from backchannel.codes import check_close
 
 if TYPE_CHECKING:
     from backchannel.client.client import Client
 
-__all__ = ["Core", "State"]
+__all__ = ["Core", "Hooks", "State"]
+
+_RAISED: Final = "what connect(on_lost=…) was given raised"
 
 State = Literal["connecting", "open", "waiting", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the application wants to be told by itself; see ``backchannel.client.connect``."""
+
+    on_state: Callable[[State], Any] | None = None
+    on_lost: Callable[[Lost], Any] | None = None
 
 
 class Core:
@@ -33,7 +47,7 @@ class Core:
         outbox: what it has to say.
         unread: what waits to be read.
         queue_seconds: how long what it has to say may wait for a connection.
-        on_state: called with each new state.
+        hooks: what is called by itself.
     """
 
     def __init__(
@@ -42,7 +56,7 @@ class Core:
         outbox: Outbox,
         unread: Unread,
         queue_seconds: float | None,
-        on_state: Callable[[State], Any] | None,
+        hooks: Hooks,
     ):
         self.state: State = "connecting"
         self.id = ""
@@ -51,7 +65,7 @@ class Core:
         self._url = options.url
         self._options = options
         self._queue_seconds = queue_seconds
-        self._on_state = on_state
+        self._hooks = hooks
         self._outbox, self._unread = outbox, unread
         loose = unread.limit // 4
         self._messages: Stream[Received] = Stream("messages of the listener", unread, loose)
@@ -65,7 +79,8 @@ class Core:
         self._error: Exception | None = None
         self._told: Exception | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        self._readers: set[asyncio.Task[None]] = set()
+        self._renewal = Renewal(options.token, cast("Client", self).renew, self._begin)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Client {self._url.partition('?')[0]} {self.state}>"
@@ -129,11 +144,11 @@ class Core:
         await asyncio.wait([self._task])
         if closing is not None:
             self._end(closing, None)
-        readers = self._readers - {asyncio.current_task()}
-        for task in readers:
+        tasks = self._tasks - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        if readers:
-            await asyncio.wait(readers)
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def wait_open(self) -> None:
         """Wait until there is a connection; returns at once where there is one.
@@ -159,6 +174,13 @@ class Core:
             raise self._told.with_traceback(None)
 
     # Inside.
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin a task that ends with the client."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _future(self) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().create_future()
@@ -219,16 +241,31 @@ class Core:
         if self._changed is not None:
             self._changed.set_result(None)
             self._changed = None
-        if self._on_state is not None:
+        if self._hooks.on_state is not None:
             try:
-                self._on_state(state)
+                self._hooks.on_state(state)
             except Exception:  # noqa: BLE001 - the application's code
                 LOG.exception("what connect(on_state=…) was given raised")
+
+    def _tell_lost(self, lost: Lost) -> None:
+        """Tell the application of a loss at once, whoever reads the channel and when."""
+        if (on_lost := self._hooks.on_lost) is None:
+            if lost.channel is None:
+                LOG.warning(
+                    "messages to this client may have been lost: connect(on_lost=…) would be told"
+                )
+            return
+        try:
+            if isawaitable(done := on_lost(lost)):
+                self._begin(_finish(done))
+        except Exception:  # noqa: BLE001 - the application's code
+            LOG.exception(_RAISED)
 
     def _end(self, error: Exception, told: Exception | None) -> None:
         if self._error is not None:
             return
         self._error, self._told = error, told
+        self._renewal.stop()
         self._outbox.close(
             lambda sent: (
                 OutcomeUnknown(f"{error}; it may have been done, or not") if sent else error
@@ -243,3 +280,10 @@ class Core:
             self._first.set_exception(error)
             self._first.exception()  # somebody may have been cancelled
         self._set_state("closed")
+
+
+async def _finish(done: Awaitable[Any]) -> None:
+    try:
+        await done
+    except Exception:  # noqa: BLE001 - the application's code
+        LOG.exception(_RAISED)

@@ -42,11 +42,12 @@ class Lost:
     """Publications may be missing here: load the state anew.
 
     Args:
-        channel: its name.
+        channel: its name; None, which ``on_lost`` alone is told, where messages may be missing that
+            were for this client, its user, its session or everyone.
         position: the place to go on from; None where it is not known.
     """
 
-    channel: str
+    channel: str | None
     position: str | None = None
 
 

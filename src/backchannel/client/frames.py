@@ -16,6 +16,7 @@ __all__ = [
     "Body",
     "Incoming",
     "Received",
+    "check_text",
     "decoded",
     "pack",
     "prepared",
@@ -120,6 +121,28 @@ def prepared(data: Any) -> Body:
     if isinstance(encoded, bytes):
         return encoded
     return msgspec.Raw(msgspec.json.encode(data) if isinstance(data, str) else encoded.encode())
+
+
+def check_text(text: object, what: str) -> str:
+    """Return text that a field of a frame can carry.
+
+    Args:
+        text: what was given for it.
+        what: what that is, for people.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: it has a lone surrogate, which UTF-8 can't express.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{what} is a str, not {text!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} has a lone surrogate at character {error.start}, which UTF-8 can't express"
+        ) from None
+    return text
 
 
 def pack(fields: dict[str, Any], data: Body | None = None) -> tuple[bytes, bool]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl as tls
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
@@ -34,15 +33,13 @@ from backchannel.client.errors import (
 from backchannel.client.frames import SUBPROTOCOL, Incoming, Received, unpack
 from backchannel.client.returning import Pace, comes_back, is_temporary, retry_after
 from backchannel.client.streams import LOG
+from backchannel.client.tokens import Token, ask
 
 if TYPE_CHECKING:
     from backchannel.client.outbox import Outbox
     from backchannel.client.streams import Unread
 
-__all__ = ["Line", "Options", "Session", "Token"]
-
-Token = str | Callable[[], str | Awaitable[str | None] | None]
-"""A token, or what is asked for one before each attempt to connect."""
+__all__ = ["Line", "Options", "Session"]
 
 STALLED: Final = 5.0
 """Seconds without anything being read after which those who wait for answers are told."""
@@ -217,12 +214,8 @@ class Line:
         )
 
     async def _token(self) -> str | None:
-        token = self.options.token
-        if token is None or isinstance(token, str):
-            return token
         try:
-            found = token()
-            return await found if isawaitable(found) else found
+            return await ask(self.options.token)
         except Exception as error:
             LOG.warning("connect(token=…) raised: it is asked again later", exc_info=error)
             raise _Temporary(f"connect(token=…) raised {error!r}") from error
@@ -267,6 +260,13 @@ class Line:
         if hello.frame.resume is not None and not len(self._session.outbox):
             await socket.send(_PING, text=True)  # so that the server knows that the token is here
         tasks = [asyncio.create_task(self._write(socket)), asyncio.create_task(self._beat(socket))]
+
+        def failed(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and task.exception():
+                socket.transport.abort()  # so that reading ends too, and nobody waits for ever
+
+        for task in tasks:
+            task.add_done_callback(failed)
         try:
             await self._read(socket)
         finally:

@@ -9,10 +9,12 @@ from typing import Any
 from websockets.uri import parse_uri
 
 from backchannel.client.client import Client
-from backchannel.client.core import State
-from backchannel.client.line import Options, Token
+from backchannel.client.core import Hooks, State
+from backchannel.client.events import Lost
+from backchannel.client.line import Options
 from backchannel.client.outbox import Outbox
 from backchannel.client.streams import Unread
+from backchannel.client.tokens import Token, check_token
 
 __all__ = ["connect"]
 
@@ -26,6 +28,7 @@ def connect(
     ssl: tls.SSLContext | None = None,
     proxy: str | bool | None = True,
     on_state: Callable[[State], Any] | None = None,
+    on_lost: Callable[[Lost], Any] | None = None,
     first_seconds: float | None = 30.0,
     patience: float = 10.0,
     queue_messages: int = 1000,
@@ -40,14 +43,18 @@ def connect(
 
     Args:
         url: the endpoint's: ``wss://example.com/ws/chat``.
-        token: sent as ``Authorization: Bearer …``. A callable, async or not, is asked before each
-            attempt to connect; None is none.
+        token: sent as ``Authorization: Bearer …``; None is none. A callable, async or not, is asked
+            before each attempt to connect, and for a newer one before the one ends with which the
+            connection was let in: half of its time before, or a minute where that is less.
         headers: more headers of each handshake.
         cookies: sent with each handshake.
         ssl: whose certificates are trusted, for ``wss://``; None trusts the system's.
         proxy: True takes the system's proxy, as environment variables have it; a URL is that
             one; None none.
         on_state: called with each new ``client.state``, in the event loop; it must not block.
+        on_lost: called with a ``Lost`` where something can't be had any more, when that is known,
+            whether or not the channel is read; its ``channel`` is None where it belongs to none.
+            It may be async, and then runs beside everything else until the client is closed.
         first_seconds: how long to try for the first connection; None is for ever. Later ones are
             tried for until the client is closed.
         patience: seconds that the answer to a sign of life may take; twice as many for a handshake.
@@ -59,8 +66,10 @@ def connect(
         max_message: bytes of the largest message of the server that is taken.
 
     Raises:
-        TypeError: the URL is no str.
-        ValueError: it is no WebSocket URL, or a number is out of range.
+        TypeError: the URL is no str, a token neither that nor callable, or ``on_state`` or
+            ``on_lost`` not callable.
+        ValueError: it is no WebSocket URL, a number is out of range, or a token has characters that
+            no header can carry.
     """
     if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"connect() takes a URL, as wss://example.com/ws/chat, not {url!r}")
@@ -72,6 +81,11 @@ def connect(
         raise ValueError(f"connect({url!r}): {error}") from error
     if ssl is not None and url.startswith("ws://"):
         raise ValueError(f"connect({url!r}, ssl=…): only wss:// URLs have TLS")
+    for name, hook in (("on_state", on_state), ("on_lost", on_lost)):
+        if hook is not None and not callable(hook):
+            raise TypeError(f"connect({name}=…) is what can be called, not {hook!r}")
+    if token is not None and not callable(token):
+        check_token(token, "connect(token=…)")
     _check_numbers(
         first_seconds=first_seconds, patience=patience, queue_seconds=queue_seconds,
         queue_messages=queue_messages, queue_bytes=queue_bytes, max_unread=max_unread,
@@ -84,7 +98,11 @@ def connect(
         url, token, all_headers, ssl, proxy or None, patience, first_seconds, max_message
     )
     return Client(
-        options, Outbox(queue_messages, queue_bytes), Unread(max_unread), queue_seconds, on_state
+        options,
+        Outbox(queue_messages, queue_bytes),
+        Unread(max_unread),
+        queue_seconds,
+        Hooks(on_state, on_lost),
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from backchannel.client.errors import Closed
+from backchannel.client.events import Lost
 from backchannel.client.frames import Incoming, Received
 from backchannel.client.streams import LOG
 
@@ -48,6 +49,7 @@ class Session:
         self.outbox.first(client._channels.greeted(frame))
         if client._first is not None and not client._first.done():
             client._first.set_result(None)
+        client._renewal.plan(frame.expires_in)
         client._set_state("open")
 
     def received(self, received: Received) -> None:
@@ -57,7 +59,7 @@ class Session:
             case "message":
                 client._messages.put(received, received.size)
             case "lost" if not frame.channel:
-                LOG.warning("messages to this client may have been lost")
+                client._tell_lost(Lost(None))
             case "publication" | "lost" | "snapshot" | "join" | "leave":
                 client._channels.received(received)
             case "subscribed" | "unsubscribed":
@@ -87,6 +89,8 @@ class Session:
 
     def _answered(self, received: Received) -> None:
         frame = received.frame
+        if frame.type == "renewed":
+            self._client._renewal.plan(frame.expires_in)
         if (request := self.outbox.answered(frame.id)) is None:
             return  # nobody waits for it any more
         answers = {"ack": frame.position, "renewed": frame.expires_in}
@@ -95,7 +99,7 @@ class Session:
     def _refused(self, frame: Incoming) -> None:
         request = self.outbox.answered(frame.id)
         if request is not None and request.owner is not None:
-            if frame.code == "unavailable":
+            if frame.code in {"unavailable", "too_many"}:  # just now: the broker, or what waits
                 self._client._channels.ask_later(request.owner)
             else:
                 self._client._channels.refused(request.owner, frame)
@@ -105,6 +109,7 @@ class Session:
     def waiting(self) -> None:
         """Take note that there is no connection."""
         client = self._client
+        client._renewal.stop()
         seconds = client._queue_seconds
         now = asyncio.get_running_loop().time()
         self.outbox.disconnected(None if seconds is None else now + seconds)

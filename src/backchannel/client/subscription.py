@@ -181,6 +181,7 @@ class Subscription(Generic[T]):
         if self._has_gap and not is_known:
             lost = Incoming("lost", channel=self.channel, position=position)
             self._stream.put(Received(lost, lost.data, OVERHEAD), OVERHEAD)
+            self._client._tell_lost(Lost(self.channel, position))
         self._has_gap = False
 
     def _ended(self, error: Exception | None) -> None:
