@@ -135,8 +135,6 @@ class Publishing:
             whom = f"{target.kind} {target.key!r}" if is_named else target.kind
             HUB.debug("publish to %s: %s", whom, excerpt(encode(message)))
         frame = encode(message)
-        if self._broker.shared:
-            check_size(frame, self.settings.max_publication)
         publication = Publication(
             target,
             frame,
@@ -144,6 +142,10 @@ class Publishing:
             () if exclude is ABSENT else targets(self, exclude, "exclude"),
             form_of(message),
         )
+        if self._broker.shared:
+            is_for_all = to is ABSENT and exclude is ABSENT
+            audience = 0 if is_for_all else publication.audience_size
+            check_size(frame, self.settings.max_publication, audience)
         return self.runtime.do(self._publish, publication)
 
     def _publish_event(self, target: Target, frame: Frame) -> None:

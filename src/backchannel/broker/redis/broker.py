@@ -52,7 +52,7 @@ class RedisBroker:
         hub: the hub's name; hubs of different names share nothing.
         timeout: seconds that a publication may wait for an engine that is away, and that a question
             may wait for the other nodes' answers.
-        max_unsent: bytes of publications that may wait, for each master of a cluster.
+        max_unsent: bytes of publications that are not answered, for each master of a cluster.
         lease: seconds after which what a node that died has announced is removed.
         moment: seconds that a user may be away from a channel without having left it.
 
