@@ -196,6 +196,16 @@ class Node(Protocol):
         """Log a problem, and show it in the hub's health."""
         ...
 
+    def drop(self, source: str, text: str, *words: object) -> None:
+        """Count something that was heard and that no node says; log the first of its source.
+
+        Args:
+            source: who says it, or where.
+            text: for the log, with ``%s`` in it for the words.
+            words: what it is about.
+        """
+        ...
+
 
 class Broker(Protocol):
     """Carries every publication, on one node too: there is one delivery path.
