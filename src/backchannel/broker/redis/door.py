@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import re
 import ssl
@@ -11,17 +12,23 @@ from urllib.parse import urlsplit
 
 import hiredis
 from redis.asyncio.connection import SSLConnection, parse_url
+from redis.exceptions import RedisError
 
 from backchannel.broker.redis import slots
 from backchannel.broker.redis.link import Link
 from backchannel.broker.redis.sentinel import SCHEMES, Sentinels, read_sentinels
 from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
+from backchannel.urls import hidden, port_of, problem_of, problem_of_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Door", "Opened", "Whereabouts", "read_url"]
 
+KNOWN: Final = ("redis", "rediss", "unix", *SCHEMES, *slots.SCHEMES)
+"""What URLs of engines begin with."""
+
+_LOOKS: Final = "it looks like redis://localhost:6379/0"
 _NEEDED: Final = {"Redis": (6, 2), "Valkey": (7, 2)}
 _NEEDED_IN_CLUSTERS: Final = {"Redis": (7, 0), "Valkey": (7, 2)}
 """The first ones with topics of shards."""
@@ -81,7 +88,11 @@ class Door:
 
     def __init__(self, url: str):
         _, self.shown, options, sentinels, self.nodes = read_url(url, "Hub(broker={})")
-        self._sentinels = sentinels and sentinels._replace(tls=_tls(options))
+        try:
+            self._tls = _tls(options)
+        except (RedisError, OSError, ValueError) as error:
+            raise BrokerUrlError(f"Hub(broker={self.shown!r}): {error}") from error
+        self._sentinels = sentinels and sentinels._replace(tls=self._tls)
         self.is_watched = sentinels is not None
         self.in_cluster = False
         self._path: str | None = options.get("path")
@@ -90,7 +101,6 @@ class Door:
         self._db: int = options.get("db") or 0
         self._user: str | None = options.get("username")
         self._password: str | None = options.get("password")
-        self._tls = _tls(options)
 
     def of_node(self, address: slots.Address) -> Door:
         """Return where a node of a cluster is that is spoken to like this one."""
@@ -127,7 +137,11 @@ class Door:
                 return Opened(link, *await self._greet(link, anyone=anyone))
         except TimeoutError as error:
             self._close(link)
-            raise BrokerUnavailable(f"{self.shown} did not answer in {seconds:g} s") from error
+            tls = link is None and self._tls is not None
+            hint = ", or does not speak TLS, as rediss:// says" if tls else ""
+            raise BrokerUnavailable(
+                f"{self.shown} did not answer in {seconds:g} s{hint}"
+            ) from error
         except (OSError, BrokerUnavailable) as error:
             self._close(link)
             raise BrokerUnavailable(f"{self.shown} can't be reached: {error}") from error
@@ -160,6 +174,8 @@ class Door:
         try:
             await link.call("HELLO", "3", *self._credentials())
         except hiredis.ReplyError as error:
+            if _is_unknown(error):
+                await self._check_old(link)
             raise BrokerUnusable(self._unwelcome(error)) from error
         if self._db:
             await self._ask(link, "SELECT", self._db)
@@ -182,9 +198,18 @@ class Door:
         if text.startswith(("NOAUTH", "WRONGPASS", "ERR AUTH")):
             what = "wants a password" if text.startswith("NOAUTH") else "refuses this password"
             return f"{self.shown} {what}: redis://:password@host:port, or user:password ({text})"
-        if "unknown command" in text.lower() or text.startswith("NOPROTO"):
+        if _is_unknown(error):
             return f"{self.shown} is too old: Redis 6.2 or Valkey 7.2 is needed ({text})"
         return f"{self.shown} answers {text!r}"
+
+    async def _check_old(self, link: Link) -> None:
+        """Raise BrokerUnusable with the version of one that knows no HELLO, if it tells it."""
+        if (credentials := self._credentials()[1:]) and self._user is None:
+            credentials = credentials[1:]  # users came with HELLO
+        with contextlib.suppress(hiredis.ReplyError):
+            if credentials:
+                await link.call("AUTH", *credentials)
+            self._check_version(_facts(await link.call("INFO", "server")))
 
     async def _ask(self, link: Link, *command: str | int) -> Any:
         try:
@@ -226,22 +251,40 @@ def read_url(url: str, call: str) -> Whereabouts:
     Raises:
         BrokerUrlError: it is no such URL.
     """
-    shown, sentinels = _hidden(url), None
+    shown, sentinels = hidden(url), None
+    where = call.format(repr(shown))
     nodes: tuple[slots.Address, ...] = ()
-    if (scheme := url.partition("://")[0]) in SCHEMES:
-        sentinels, url = read_sentinels(url, call.format(repr(shown)))
+    scheme = url.partition("://")[0]
+    problem = problem_of(url)
+    if problem is None and scheme in KNOWN:
+        problem = problem_of_options(url, *(("sentinel_password",) if scheme in SCHEMES else ()))
+    if problem is not None:
+        raise BrokerUrlError(f"{where}: {problem}")
+    if scheme in SCHEMES:
+        sentinels, url = read_sentinels(url, where)
     elif scheme in slots.SCHEMES:
-        nodes, url = slots.read_cluster(url, call.format(repr(shown)))
+        nodes, url = slots.read_cluster(url, where)
+    elif scheme not in KNOWN:
+        schemes = ", ".join(f"{one}://" for one in KNOWN)
+        raise BrokerUrlError(f"{where}: begins with none of {schemes}; {_LOOKS}")
+    elif scheme != "unix":
+        _check_place(url, where)
     try:
         options: dict[str, Any] = dict(parse_url(url))
-        parts = urlsplit(url)
-    except ValueError as error:
-        where = call.format(repr(shown))
-        raise BrokerUrlError(f"{where}: {error}; it looks like redis://localhost:6379/0") from error
+    except ValueError:  # its text may have a part of the password
+        raise BrokerUrlError(f"{where}: can't be read; {_LOOKS}") from None
+    parts = urlsplit(url)
     if parts.scheme != "unix" and parts.path.strip("/") and "db" not in options:
-        where = call.format(repr(shown))
         raise BrokerUrlError(f"{where}: the path is the number of a database, such as /0")
     return Whereabouts(url, shown, options, sentinels, nodes)
+
+
+def _check_place(url: str, where: str) -> None:
+    place = urlsplit(url).netloc.rpartition("@")[2]
+    try:
+        port_of(place or "localhost")
+    except ValueError as error:
+        raise BrokerUrlError(f"{where}: {error}; {_LOOKS}") from None
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
@@ -253,11 +296,11 @@ def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
     return context
 
 
+def _is_unknown(error: Exception) -> bool:
+    text = str(error)
+    return "unknown command" in text.lower() or text.startswith("NOPROTO")
+
+
 def _facts(info: Any) -> dict[str, str]:
     lines = bytes(info).decode(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
-
-
-def _hidden(url: str) -> str:
-    url = re.sub(r"//([^@/]*?)(:[^@/]*)?@", lambda found: f"//{found[1]}:…@", url)
-    return re.sub(r"(?<=password=)[^&]*", "…", url)

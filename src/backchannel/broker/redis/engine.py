@@ -143,7 +143,8 @@ class Engine:
             link.close()
             await link.lost
             self.link = None
-            BROKER.error("%s is lost; connections stay open", self.shown)
+            why = f": {link.problem}" if link.problem else ""
+            BROKER.error("%s is lost%s; connections stay open", self.shown, why)
             self._owner.disconnected()
 
     async def _gives_sign_of_life(self, link: Link, seconds: float) -> bool:
