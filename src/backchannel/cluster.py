@@ -66,6 +66,7 @@ class Cluster:
         self._confirming: dict[Target, asyncio.Future[None]] = {}
         self._holders: dict[Connection, tuple[Target, ...]] = {}
         self._found = Mark()
+        self._is_warned = False
         self.strangers = Strangers()
 
     def begin_anew(self) -> None:
@@ -76,6 +77,7 @@ class Cluster:
         self._confirming.clear()
         self._holders.clear()
         self._found = Mark()
+        self._is_warned = False
 
     # ── as the broker's node ──────────────────────────────────────────────────────────────────
 
@@ -148,6 +150,14 @@ class Cluster:
                 f"was written by a hub with the endpoints {other}, and this one has {own}: two "
                 "applications, or two versions of one that have no endpoint in common"
             )
+        if own.has_none_of(other) and not self._is_warned:
+            self._is_warned = True
+            BROKER.warning(
+                "this hub has the endpoints %s, and another node of the hub named %r, as both say, "
+                "has %s: where these are two applications, each wants a name of its own, or what "
+                "one publishes reaches clients of the other",
+                own, self._hub.settings.name, other,
+            )  # fmt: skip
         self._found = other
 
     def keep(self, work: Coroutine[Any, Any, Any]) -> None:
