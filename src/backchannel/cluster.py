@@ -410,7 +410,7 @@ class Cluster:
             case ["recheck"]:
                 return self._recheck(target)
             case _:
-                verb = excerpt(repr(words[1:2]), 80)
+                verb = excerpt(str(words[1]) if words[1:] else "", 80)
                 text = "node %s asks what this one does not understand: %s"
                 self.drop(f"{asker} {verb}", text, excerpt(asker, 80), verb)
                 return None

@@ -121,8 +121,9 @@ async def test_an_engine_that_knows_no_hello_is_told_its_version(url, more, aske
         assert heard[1] == b"*2\r\n$4\r\nAUTH\r\n$10\r\nopensesame\r\n"
 
 
-async def test_an_engine_that_knows_no_hello_and_tells_no_version_is_too_old():
-    async with scripted(UNKNOWN, b"-NOAUTH Authentication required.\r\n") as place:
+@pytest.mark.parametrize("reply", [b"-NOAUTH Authentication required.\r\n", b"what?\r\n"])
+async def test_an_engine_that_knows_no_hello_and_tells_no_version_is_too_old(reply):
+    async with scripted(UNKNOWN, reply) as place:
         with pytest.raises(BrokerUnusable, match=r"is too old: Redis 6\.2 or Valkey 7\.2"):
             await Hub(broker=f"redis://{place}", name="start").start()
 

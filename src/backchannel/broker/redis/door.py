@@ -206,7 +206,7 @@ class Door:
         """Raise BrokerUnusable with the version of one that knows no HELLO, if it tells it."""
         if (credentials := self._credentials()[1:]) and self._user is None:
             credentials = credentials[1:]  # users came with HELLO
-        with contextlib.suppress(hiredis.ReplyError):
+        with contextlib.suppress(hiredis.ReplyError, BrokerUnavailable):
             if credentials:
                 await link.call("AUTH", *credentials)
             self._check_version(_facts(await link.call("INFO", "server")))
