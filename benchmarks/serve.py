@@ -106,9 +106,7 @@ def catch_up(
     return ["catch_up.py", str(port), str(pid)]
 
 
-def miss(
-    stack: contextlib.ExitStack, name: str, peer: str, broker: str, _engine: int
-) -> list[str]:
+def miss(stack: contextlib.ExitStack, name: str, peer: str, broker: str, _engine: int) -> list[str]:
     """Start a server; return the command of the clients that go and come back."""
     pid, port = stack.enter_context(serving(peer, make.BUILD / f"{name}.{peer}.log", broker))
     return ["miss.py", PEERS[peer].dialect, str(port), str(pid)]

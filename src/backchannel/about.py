@@ -56,12 +56,15 @@ class Mark(NamedTuple):
     def may_be(self, other: Mark) -> bool:
         """Tell whether two may be of one hub.
 
-        Not so where both have endpoints and none in common, unless both applications gave the name.
-        What variables are called makes no difference.
+        Not so where they have none in common, unless both applications gave the name.
         """
-        if (self.named and other.named) or not (self.endpoints and other.endpoints):
-            return True
-        return not {*map(_shape, self.endpoints)}.isdisjoint(map(_shape, other.endpoints))
+        return (self.named and other.named) or not self.has_none_of(other)
+
+    def has_none_of(self, other: Mark) -> bool:
+        """Tell whether both have endpoints and none in common, whatever variables are called."""
+        if not (self.endpoints and other.endpoints):
+            return False
+        return {*map(_shape, self.endpoints)}.isdisjoint(map(_shape, other.endpoints))
 
     def __str__(self) -> str:
         more = len(self.endpoints) - SHOWN

@@ -29,6 +29,7 @@ from backchannel.template import Template
 from backchannel.transport import asgi, health, http, scripts
 from backchannel.transport.lifespan import serve_lifespan, wrap_lifespan
 from backchannel.transport.memory import MemoryClient
+from backchannel.urls import hidden
 from backchannel.workers import count_workers
 
 if TYPE_CHECKING:
@@ -336,7 +337,7 @@ def _broker(settings: Settings) -> Broker:
         from backchannel.broker.redis import RedisBroker  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ImportError(
-            f"Hub(broker={url.partition('@')[2] or url!r}) needs redis and hiredis: pip install "
+            f"Hub(broker={hidden(url)!r}) needs redis and hiredis: pip install "
             f'"backchannel[redis]" ({error})'
         ) from error
     return RedisBroker(

@@ -12,14 +12,17 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from backchannel.about import About, Mark
+from backchannel.channel import check_channel
+from backchannel.codes import check_close
 from backchannel.connection import CloseReason
 from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
 from backchannel.farewell import news_of
 from backchannel.history import Follower, Position, Retention
 from backchannel.info import packed
-from backchannel.observe import BROKER
+from backchannel.observe import BROKER, excerpt
 from backchannel.sent import Outcome
+from backchannel.strangers import Strangers
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -48,6 +51,7 @@ class Cluster:
 
     Attributes:
         is_shared: there may be other nodes; else nothing here costs anything.
+        strangers: counts what was heard that no node says.
         deliver: hands a publication to the connections of this node; see ``contracts.Node``.
     """
 
@@ -62,6 +66,8 @@ class Cluster:
         self._confirming: dict[Target, asyncio.Future[None]] = {}
         self._holders: dict[Connection, tuple[Target, ...]] = {}
         self._found = Mark()
+        self._is_warned = False
+        self.strangers = Strangers()
 
     def begin_anew(self) -> None:
         """Forget what was of an earlier event loop."""
@@ -71,6 +77,7 @@ class Cluster:
         self._confirming.clear()
         self._holders.clear()
         self._found = Mark()
+        self._is_warned = False
 
     # ── as the broker's node ──────────────────────────────────────────────────────────────────
 
@@ -143,6 +150,14 @@ class Cluster:
                 f"was written by a hub with the endpoints {other}, and this one has {own}: two "
                 "applications, or two versions of one that have no endpoint in common"
             )
+        if own.has_none_of(other) and not self._is_warned:
+            self._is_warned = True
+            BROKER.warning(
+                "this hub has the endpoints %s, and another node of the hub named %r, as both say, "
+                "has %s: where these are two applications, each wants a name of its own, or what "
+                "one publishes reaches clients of the other",
+                own, self._hub.settings.name, other,
+            )  # fmt: skip
         self._found = other
 
     def keep(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -152,6 +167,10 @@ class Cluster:
     def report(self, text: str, error: BaseException | None = None) -> None:
         """Log a problem, and show it in the hub's health."""
         self._hub.runtime.report(text, error)
+
+    def drop(self, source: str, text: str, *words: object) -> None:
+        """Count something that was heard and that no node says; log the first of its source."""
+        self.strangers.take(source, text, *words)
 
     def interrupted(self, targets: Collection[Target] | None = None) -> None:
         """Fill the gaps: not all that was published to these may have been heard."""
@@ -363,19 +382,20 @@ class Cluster:
 
     def answer(self, asker: str, target: Target, words: list[Any]) -> Any:
         """Answer what a node asks; None where this one is not meant or does not understand."""
-        whom, verb, *rest = words
-        if whom == "others" and asker == self.id:
+        if words[:1] == ["others"] and asker == self.id:
             return None
         members = self._hub.roster.members(target)
-        match [verb, *rest]:
-            case ["close", int(code), str(reason)]:
+        match words[1:]:
+            case ["close", int(code), str(reason)] if _can_close(code, reason):
                 ending = CloseReason(code, reason, "server")
                 self._hub.farewells.note(target, ending)
                 return sum([ws._dispatch.end(ending) for ws in list(members)])
             case ["replace", int(turn)]:  # another connection goes on with its session
                 live: Any = [ws._dispatch for ws in members]
                 return self._hub.resumes.hand_over(target.key, turn, live, self._hub.grace)
-            case ["farewell", "user" | "session" as kind, str(key), int(code), str(reason)]:
+            case ["farewell", "user" | "session" as kind, str(key), int(code), str(reason)] if (
+                _can_close(code, reason)
+            ):
                 closed = Target(kind, key)
                 self._hub.farewells.note(closed, CloseReason(code, reason, "server"))
                 return None
@@ -385,12 +405,14 @@ class Cluster:
                 return list(dict.fromkeys(ws.user for ws in members if ws.user is not None))
             case ["connections"]:
                 return [packed(self._hub.info(ws)) for ws in members]
-            case ["subscribe" | "unsubscribe", str(channel)]:
+            case ["subscribe" | "unsubscribe" as verb, str(channel)] if _is_channel(channel):
                 return self._change(target, channel, entering=verb == "subscribe")
             case ["recheck"]:
                 return self._recheck(target)
             case _:
-                BROKER.error("node %s asks what this one does not understand: %r", asker, verb)
+                verb = excerpt(str(words[1]) if words[1:] else "", 80)
+                text = "node %s asks what this one does not understand: %s"
+                self.drop(f"{asker} {verb}", text, excerpt(asker, 80), verb)
                 return None
 
     async def _change(self, target: Target, channel: str, *, entering: bool) -> int:
@@ -401,6 +423,22 @@ class Cluster:
 
     async def _recheck(self, target: Target) -> list[Any]:
         return [packed(self._hub.info(ws)) for ws in await self._hub.recheck(target)]
+
+
+def _can_close(code: int, reason: str) -> bool:
+    try:
+        check_close(code, reason)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_channel(name: str) -> bool:
+    try:
+        check_channel(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _belongs_to(ws: Connection) -> tuple[Target, ...]:

@@ -47,7 +47,7 @@ class Settings:
             endpoint in common are refused under one name, unless both were given it.
         broker_timeout: seconds that a publication waits for a broker that is away, and that other
             nodes have to answer.
-        max_unsent: bytes of publications that may wait for the broker.
+        max_unsent: bytes of publications that the broker has not answered.
         max_publication: bytes of the largest message that goes through a broker's engine.
         presence_lease: seconds after which a node that died, or that the broker has not heard of
             for as long, has nobody in channels any more (rules with ``presence=True``).

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from backchannel.history import Page, Position, Retention
-from backchannel.messages import Frame
+from backchannel.messages import Frame, size_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -47,6 +47,10 @@ class Target(NamedTuple):
     key: str = ""
 
 
+NAMED: Final = 16
+"""Bytes that a target takes beside its key where it travels, at most."""
+
+
 class Publication(msgspec.Struct, frozen=True, gc=False):
     """One message on its way to an audience.
 
@@ -69,6 +73,13 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     form: Form = "plain"
     key: str = ""
     again: bool = False
+
+    @property
+    def audience_size(self) -> int:
+        """Bytes that ``to`` and ``exclude`` take as they travel, roughly."""
+        if not self.to and not self.exclude:
+            return 0
+        return sum([NAMED + size_of(key) for _, key in (*(self.to or ()), *self.exclude)])
 
 
 class Receipt(NamedTuple):
@@ -183,6 +194,16 @@ class Node(Protocol):
 
     def report(self, text: str, error: BaseException | None = None) -> None:
         """Log a problem, and show it in the hub's health."""
+        ...
+
+    def drop(self, source: str, text: str, *words: object) -> None:
+        """Count something that was heard and that no node says; log the first of its source.
+
+        Args:
+            source: who says it, or where.
+            text: for the log, with ``%s`` in it for the words.
+            words: what it is about.
+        """
         ...
 
 

@@ -272,6 +272,7 @@ class HubCore(Publishing, Access):
             channels=len(self.roster.counts()),
             broker=self._broker.state,
             problems=self.runtime.problems,
+            foreign=self.cluster.strangers.count,
             ready=self.is_running and not self.is_leaving and self._broker.is_connected,
         )
 

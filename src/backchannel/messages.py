@@ -24,6 +24,7 @@ __all__ = [
     "encode",
     "form_of",
     "mentions_pydantic",
+    "size_of",
     "tag_reader",
     "text_and_path",
     "types_in",
@@ -67,24 +68,39 @@ def form_of(message: Any) -> Literal["plain", "json"]:
     return "plain" if is_plain else "json"
 
 
-def check_size(frame: Frame, limit: int) -> None:
+def size_of(frame: Frame) -> int:
+    """Return how many bytes a frame has."""
+    if isinstance(frame, str) and not frame.isascii():
+        return len(frame.encode())
+    return len(frame)
+
+
+def check_size(frame: Frame, limit: int, audience: int = 0) -> None:
     """Refuse a message that is too large to go through a broker's engine.
 
     Args:
         frame: the encoded message.
         limit: bytes that it may have.
+        audience: bytes that naming those takes whom it is for, or not for.
 
     Raises:
         UnsendableMessage: it has more.
     """
-    if 4 * len(frame) <= limit:  # a character is four bytes at most
+    if 4 * len(frame) + audience <= limit:  # a character is four bytes at most
         return
-    size = len(frame.encode()) if isinstance(frame, str) else len(frame)
+    size = size_of(frame)
     if size > limit:
         raise UnsendableMessage(
             "$",
             f"is {size} bytes long, and what goes through the broker may have "
             f"max_publication={limit}: send where it can be fetched instead",
+        )
+    if size + audience > limit:
+        raise UnsendableMessage(
+            "$",
+            f"is {size} bytes long, but to= and exclude= take {audience} bytes more, and all of "
+            f"it may have max_publication={limit}: name fewer, or send to a channel that has only "
+            "those whom it is for",
         )
 
 

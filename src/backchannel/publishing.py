@@ -18,6 +18,7 @@ from backchannel.audience import Audience
 from backchannel.channel import check_channel
 from backchannel.connection import ABSENT, Connection
 from backchannel.contracts import Broker, Publication, Receipt, Target
+from backchannel.dialect import frames
 from backchannel.errors import BrokerUnavailable
 from backchannel.history import History, Position
 from backchannel.messages import check_size, encode, form_of
@@ -25,6 +26,7 @@ from backchannel.observe import HUB, excerpt
 
 if TYPE_CHECKING:
     from backchannel.catchup import CatchUps
+    from backchannel.cluster import Cluster
     from backchannel.config import Settings
     from backchannel.fanout import Fanout
     from backchannel.hub import HubCore
@@ -50,6 +52,7 @@ class Publishing:
     fanout: Fanout
     rules: Rules
     runtime: Runtime
+    cluster: Cluster
     _broker: Broker
     _catch_ups: CatchUps
 
@@ -135,8 +138,6 @@ class Publishing:
             whom = f"{target.kind} {target.key!r}" if is_named else target.kind
             HUB.debug("publish to %s: %s", whom, excerpt(encode(message)))
         frame = encode(message)
-        if self._broker.shared:
-            check_size(frame, self.settings.max_publication)
         publication = Publication(
             target,
             frame,
@@ -144,6 +145,10 @@ class Publishing:
             () if exclude is ABSENT else targets(self, exclude, "exclude"),
             form_of(message),
         )
+        if self._broker.shared:
+            is_for_all = to is ABSENT and exclude is ABSENT
+            audience = 0 if is_for_all else publication.audience_size
+            check_size(frame, self.settings.max_publication, audience)
         return self.runtime.do(self._publish, publication)
 
     def _publish_event(self, target: Target, frame: Frame) -> None:
@@ -163,6 +168,10 @@ class Publishing:
             self._catch_ups.hear(position, publication)
         target = publication.target
         if publication.form == "event":
+            if (problem := frames.problem_of_event(publication.frame)) is not None:
+                text = "a stranger publishes an event to %r, which is dropped: %s (%s)"
+                self.cluster.drop(text, text, target, excerpt(publication.frame), problem)
+                return 0
             speakers = [ws for ws in self.roster.receivers(publication) if ws._speaks]
             return sum([ws._push(publication.frame) for ws in speakers])
         if target.kind == "channel" and publication.to is None:

@@ -33,6 +33,8 @@ class Health:
         channels: how many have members on this node.
         broker: how the broker is doing, in a few words.
         problems: what went wrong and was not awaited by anyone, newest last.
+        foreign: how much was heard from the broker that is nothing a node of this hub says: it was
+            dropped.
         ready: it takes connections, and what they send gets to its broker.
     """
 
@@ -41,6 +43,7 @@ class Health:
     channels: int
     broker: str
     problems: tuple[str, ...]
+    foreign: int
     ready: bool
 
 

@@ -134,7 +134,9 @@ async def test_what_waits_for_the_engine_is_bounded_in_bytes(node, cable):
         cable.cut()
         await until(lambda: is_away(hub))
         waiting = [hub.broadcast("cars", f"{n} ".ljust(1000, "x")) for n in range(8)]
-        with pytest.raises(BrokerUnavailable, match=r"8 publications wait .* over 10000 bytes"):
+        with pytest.raises(
+            BrokerUnavailable, match=r"8 publications wait .* over max_unsent=10000 "
+        ):
             await hub.broadcast("cars", "x" * 5000)
         cable.mend()
         assert [text.split()[0] for text in await read(client, 8)] == list("01234567")
@@ -758,14 +760,14 @@ async def test_a_hub_that_drains_gives_up_an_engine_that_stays_away(node, cable)
         ("localhost:6379", "looks like redis://localhost:6379/0"),
         ("http://localhost", "looks like redis://localhost:6379/0"),
         ("redis://localhost:port", "looks like redis://localhost:6379/0"),
-        ("redis://localhost:99999", "the port is no number from 0 to 65535; it looks like redis"),
+        ("redis://localhost:99999", "no host with a port from 1 to 65535; it looks like redis"),
         ("redis://localhost/abc", "the path is the number of a database"),
         ("redis:/localhost", r"'redis' is followed by ://; it looks like redis://localhost:6379/0"),
         (
             "redsi://localhost",
-            r"'redsi' is none of redis, .*redis\+cluster.*: did you mean redis\?",
+            r"begins with none of redis://, .*redis\+cluster.*: did you mean redis://\?",
         ),
-        ("redis+sentinl://a", r"none of .*: did you mean redis\+sentinel\?"),
+        ("redis+sentinl://a", r"none of .*: did you mean redis\+sentinel://\?"),
         ("memory", "looks like redis://localhost:6379/0"),
         ("", "looks like redis://localhost:6379/0"),
     ],
@@ -791,40 +793,7 @@ async def test_no_part_of_a_password_is_shown_however_it_is_written(free_port, p
     assert f"redis://{user}:…@127.0.0.1:{free_port}/0" in said
     assert [part for part in ("open", "same") if part in said] == []
     if not isinstance(caught.value, BrokerUnavailable):
-        assert "in a password these are written as %2F, %3F, %23 and %40: / ? # @" in said
-
-
-async def test_what_is_no_engine_is_told_in_one_line_and_no_traceback(caplog):
-    ended = asyncio.Event()
-
-    async def serve(reader, writer):
-        await reader.readuntil(b"HELLO")
-        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        with contextlib.suppress(ConnectionError):
-            await reader.read()
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-        ended.set()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
-    with pytest.raises(BrokerUnusable) as caught:
-        await Hub(broker=url, name="faults").start()
-    assert str(caught.value) == (
-        f"what answers at {url} is no Redis and no Valkey: it says b'HTTP/1.1 400 Bad Request'…; "
-        "look at host and port, and write rediss:// where it wants TLS"
-    )
-    assert caplog.messages == []
-    server.close()
-    await ended.wait()
-
-
-async def test_an_engine_without_tls_is_told(redis_server):
-    """It takes what begins TLS for a command of which more is to come, or hangs up."""
-    url = redis_server.url.replace("redis:", "rediss:")
-    with pytest.raises(BrokerUnavailable, match=r"; rediss:// wants an engine that speaks TLS"):
-        await Hub(broker=url, name="faults").start()
+        assert "is written as urllib.parse.quote(password, safe='') does" in said
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a{b}", "x" * 65, "a:b"])

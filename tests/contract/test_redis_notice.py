@@ -320,3 +320,27 @@ async def test_as_much_as_is_admitted_gets_through_an_engine_as_it_comes(new_hub
         await other.broadcast("cars", "and on it goes")
         assert await client.receive() == "and on it goes"
     assert hub.health.problems == other.health.problems == ()
+
+
+async def test_two_of_one_name_with_no_endpoint_in_common_are_warned_of_once(redis_server, caplog):
+    """By their own word they are one hub: both start."""
+    shop, games = (Hub(broker=redis_server.url, name="chat") for _ in range(2))
+    shop.add("/shop/{channel}", Listener)
+    games.add("/games/{channel}", Listener)
+    await shop.start()
+    assert caplog.records == []
+    await games.start()
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING"
+    for words in ("/shop/{channel}", "/games/{channel}", "'chat'", "a name of its own"):
+        assert words in warning.getMessage()
+    games.rule("kept:{name}", history=10)  # which is told to others
+    with redis_server.client as engine:
+        await until(lambda: b"kept:" in engine.get("backchannel:chat:about"))
+    assert caplog.records == [warning]
+    same = Hub(broker=redis_server.url, name="chat")
+    same.add("/games/{room}", Listener)
+    await same.start()
+    assert caplog.records == [warning]
+    for hub in (shop, games, same):
+        await hub.stop()

@@ -210,7 +210,10 @@ def broken(request, new_redis_server, free_port):
         return url, rf"{url} has data of something else under this hub's name: .*Hub\(name=…\).*"
     if request.param == "http":
         url = f"redis://127.0.0.1:{request.getfixturevalue('http_port')}/0"
-        return url, rf"what answers at {url} is no Redis and no Valkey: it says b.<!DOCTYPE.*"
+        return (
+            url,
+            rf"{url} can't be reached: .* neither Redis nor Valkey, .*: it says b.<!DOCTYPE.*",
+        )
     if request.param == "old":
         url = request.getfixturevalue("old_engine")
         return url, rf"{url} is Valkey 6\.[\d.]+: 7\.2 or newer is needed"

@@ -48,6 +48,7 @@ __all__ = [
     "Unsubscribed",
     "Who",
     "id_in",
+    "problem_of_event",
     "read",
     "schema",
     "write",
@@ -365,6 +366,17 @@ def id_in(frame: Frame) -> int | None:
         return msgspec.convert(json.loads(head), _Numbered).id
     except (ValueError, RecursionError):
         return None
+
+
+def problem_of_event(frame: Frame) -> str | None:
+    """Tell what is wrong with an event for a channel; None where clients understand it."""
+    try:
+        event, _ = read(frame, "server")
+    except UnknownType:
+        return None  # of a newer node: clients leave it at that
+    except InvalidMessage as error:
+        return str(error)
+    return None if isinstance(event, Join | Leave) else "it is no event of a channel"
 
 
 def _check_type(frame: Frame, sender: str) -> None:

@@ -61,7 +61,7 @@ class Plan:
         """
         deadline = monotonic() + self._timeout
         about = yield from self._read_about(deadline)
-        check_size(publication.frame, about.max_publication)
+        check_size(publication.frame, about.max_publication, publication.audience_size)
         publication = _folded(publication, about)
         if publication.target.kind != "channel":
             data = _packer(publication)

@@ -23,6 +23,7 @@ from backchannel.messages import encode
 from backchannel.observe import HUB
 from backchannel.session.stores import MemorySessions, OwnStore, RedisSessions
 from backchannel.session.web import NO_SESSION, Session, asked, cookies_in
+from backchannel.urls import hidden, problem_of
 
 if TYPE_CHECKING:
     from backchannel.request import Request
@@ -350,6 +351,8 @@ def _store(store: str, max_age: int) -> OwnStore:
     if store == "memory":
         return MemorySessions(max_age)
     if isinstance(store, str) and store.startswith(("redis://", "rediss://", "unix://")):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if (problem := problem_of(store)) is not None:
+            raise ValueError(f"ServerSessions(store={hidden(store)!r}): {problem}")
         return RedisSessions(store, max_age)
     # What was given may be an address with a password.
     raise ValueError(

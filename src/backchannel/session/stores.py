@@ -16,6 +16,7 @@ import msgspec
 
 from backchannel.observe import HUB
 from backchannel.stores import SessionStore
+from backchannel.urls import hidden
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -159,6 +160,7 @@ class RedisSessions:
     def __init__(self, url: str, max_age: int):
         try:
             from redis.asyncio import Redis  # noqa: PLC0415 - an extra
+            from redis.asyncio.connection import parse_url  # noqa: PLC0415
             from redis.asyncio.retry import Retry  # noqa: PLC0415
             from redis.backoff import NoBackoff  # noqa: PLC0415
         except ImportError as error:
@@ -166,6 +168,13 @@ class RedisSessions:
                 "sessions in Redis need the extra [redis]: pip install redis, or keep them in "
                 'this process: ServerSessions(store="memory")'
             ) from error
+        try:
+            parse_url(url)
+        except ValueError:  # its text may have a part of the password
+            raise ValueError(
+                f"ServerSessions(store={hidden(url)!r}) can't be read: it looks like "
+                "redis://host:6379/0"
+            ) from None
         make: Callable[..., Redis] = Redis.from_url  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         self._make = functools.partial(
             make,

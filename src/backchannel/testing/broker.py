@@ -46,6 +46,7 @@ class RecordingNode:
         heard: publications, with their positions.
         interruptions: how often it was told that something may have been missed.
         problems: what it was told to report.
+        dropped: from where it was told of something that no node says.
         answers: what it answers to the first word of a question; a callable is called.
         here: the devices it has of a user in a channel; ``come`` and ``go`` announce them.
         told: channel, user and True for a join, in the order it was told.
@@ -57,6 +58,7 @@ class RecordingNode:
         self.heard: asyncio.Queue[tuple[Publication, Position | None]] = asyncio.Queue()
         self.interruptions = 0
         self.problems: list[str] = []
+        self.dropped: list[str] = []
         self.answers: dict[str, Any] = {}
         self.kept: dict[str, Retention] = {}
         self.keeps_presence = False
@@ -105,6 +107,10 @@ class RecordingNode:
     def report(self, text: str, error: BaseException | None = None) -> None:  # noqa: ARG002
         """Keep it."""
         self.problems.append(text)
+
+    def drop(self, source: str, text: str, *words: object) -> None:  # noqa: ARG002
+        """Keep where it was heard."""
+        self.dropped.append(source)
 
     def attending(self) -> list[tuple[str, str]]:
         """Name what it has."""

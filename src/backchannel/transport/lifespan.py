@@ -22,9 +22,7 @@ async def serve_lifespan(hub: HubCore, receive: Receive, send: Send) -> None:
     while True:
         event = await receive()
         if event["type"] == "lifespan.startup":
-            try:
-                await hub.start()
-            except Exception as error:  # noqa: BLE001 - the server is told
+            if (error := await _start(hub)) is not None:
                 await _failed(error, send)
                 return
             await send({"type": "lifespan.startup.complete"})
@@ -54,9 +52,7 @@ async def wrap_lifespan(
         if started is not None and started["type"] == "lifespan.startup.failed":
             await send(started)
             return
-        try:
-            await hub.start()
-        except Exception as error:  # noqa: BLE001 - the server is told
+        if (error := await _start(hub)) is not None:
             await _failed(error, send)
             return
         await send({"type": "lifespan.startup.complete"})
@@ -70,6 +66,18 @@ async def wrap_lifespan(
     finally:
         inner.cancel()
         await asyncio.wait({inner})
+
+
+async def _start(hub: HubCore) -> Exception | None:
+    """Start a hub; return why it could not.
+
+    What a server raises when it is told is then no consequence of it, with both tracebacks.
+    """
+    try:
+        await hub.start()
+    except Exception as error:  # noqa: BLE001 - the server is told
+        return error
+    return None
 
 
 async def _failed(error: Exception, send: Send) -> None:

@@ -29,7 +29,7 @@ from backchannel.broker.redis.tickets import RedisTickets
 from backchannel.contracts import Publication, Target
 from backchannel.errors import BrokerUnavailable
 from backchannel.history import REMEMBERED, Page, Position
-from backchannel.observe import BROKER, excerpt
+from backchannel.observe import excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
@@ -52,7 +52,7 @@ class RedisBroker:
         hub: the hub's name; hubs of different names share nothing.
         timeout: seconds that a publication may wait for an engine that is away, and that a question
             may wait for the other nodes' answers.
-        max_unsent: bytes of publications that may wait, for each master of a cluster.
+        max_unsent: bytes of publications that are not answered, for each master of a cluster.
         lease: seconds after which what a node that died has announced is removed.
         moment: seconds that a user may be away from a channel without having left it.
 
@@ -84,7 +84,6 @@ class RedisBroker:
         self._node: Node
         self._notice: Notice
         self._targets: dict[bytes, Target] = {}
-        self._foreign = 0
 
     @property
     def state(self) -> str:
@@ -215,7 +214,7 @@ class RedisBroker:
         try:
             heard = parcel.unpack(target, data)
         except Exception as error:  # noqa: BLE001 - whatever a stranger published there
-            self._take_foreign(topic, data, error)
+            self._drop("publishes to", topic, data, error)
             return
         try:
             if isinstance(heard, Publication):
@@ -257,13 +256,9 @@ class RedisBroker:
     def _answer(self, asking: parcel.Asking, words: Any) -> None:
         self._route.say(self._keys.node(asking.node), parcel.pack_answer(asking.number, words))
 
-    def _take_foreign(self, topic: bytes, data: bytes, error: Exception) -> None:
-        self._foreign += 1
-        if self._foreign == 1:
-            shown = excerpt(data)
-            BROKER.error(
-                "a stranger publishes to %r, which is dropped: %s (%s)", topic, shown, error
-            )
+    def _drop(self, where: str, name: bytes, data: bytes, error: Exception) -> None:
+        text = f"a stranger {where} %r, which is dropped: %s (%s)"
+        self._node.drop(where, text, name, excerpt(data), error)
 
     # ── presence ──────────────────────────────────────────────────────────────────────────────
 
@@ -311,4 +306,6 @@ class RedisBroker:
             reply = await self._route.evaluate("history", keys, words)
         except hiredis.ReplyError as error:
             raise BrokerUnavailable(f"the history of {channel!r} can't be read: {error}") from error
-        return parcel.unpack_page(target, reply)
+        return parcel.unpack_page(
+            target, reply, lambda data, error: self._drop("wrote to", keys[1], data, error)
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import re
 import ssl
@@ -12,24 +13,26 @@ from urllib.parse import urlsplit
 
 import hiredis
 from redis.asyncio.connection import SSLConnection, parse_url
+from redis.exceptions import RedisError
 
 from backchannel.broker.redis import slots
 from backchannel.broker.redis.link import Link
 from backchannel.broker.redis.sentinel import SCHEMES, Sentinels, read_sentinels
 from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
+from backchannel.urls import hidden, port_of, problem_of, problem_of_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Door", "Opened", "Whereabouts", "check_mode", "check_version", "facts_of", "read_url"]
 
+KNOWN: Final = ("redis", "rediss", "unix", *SCHEMES, *slots.SCHEMES)
+"""What URLs of engines begin with."""
+
+_LOOKS: Final = "it looks like redis://localhost:6379/0"
 _NEEDED: Final = {"Redis": (6, 2), "Valkey": (7, 2)}
 _NEEDED_IN_CLUSTERS: Final = {"Redis": (7, 0), "Valkey": (7, 2)}
 """The first ones with topics of shards."""
-
-_SCHEMES: Final = ("redis", "rediss", "unix")
-_LOOKS: Final = "it looks like redis://localhost:6379/0"
-_ENCODED: Final = "in a password these are written as %2F, %3F, %23 and %40: / ? # @"
 
 
 class Whereabouts(NamedTuple):
@@ -91,7 +94,11 @@ class Door:
 
     def __init__(self, url: str):
         _, self.shown, options, sentinels, self.nodes = read_url(url, "Hub(broker={})")
-        self._sentinels = sentinels and sentinels._replace(tls=_tls(options))
+        try:
+            self._tls = _tls(options)
+        except (RedisError, OSError, ValueError) as error:
+            raise BrokerUrlError(f"Hub(broker={self.shown!r}): {error}") from error
+        self._sentinels = sentinels and sentinels._replace(tls=self._tls)
         self.is_watched = sentinels is not None
         self.in_cluster = False
         self._path: str | None = options.get("path")
@@ -100,7 +107,6 @@ class Door:
         self._db: int = options.get("db") or 0
         self._user: str | None = options.get("username")
         self._password: str | None = options.get("password")
-        self._tls = _tls(options)
 
     def of_node(self, address: slots.Address) -> Door:
         """Return where a node of a cluster is that is spoken to like this one."""
@@ -141,12 +147,6 @@ class Door:
             raise BrokerUnavailable(what + self._tls_hint(link)) from error
         except (OSError, BrokerUnavailable) as error:
             self._close(link)
-            if link is not None and link.nonsense:
-                raise BrokerUnusable(
-                    f"what answers at {self.shown} is no Redis and no Valkey: it says "
-                    f"{link.nonsense!r}…; look at host and port, and write rediss:// where it "
-                    "wants TLS"
-                ) from error
             what = f"{self.shown} can't be reached: {error}"
             raise BrokerUnavailable(what + self._tls_hint(link)) from error
         except BaseException:
@@ -156,7 +156,7 @@ class Door:
     def _tls_hint(self, link: Link | None) -> str:
         if self._tls is None or link is not None:
             return ""
-        return "; rediss:// wants an engine that speaks TLS"
+        return ", or does not speak TLS, as rediss:// says"
 
     @staticmethod
     def _close(link: Link | None) -> None:
@@ -183,6 +183,8 @@ class Door:
         try:
             await link.call("HELLO", "3", *self._credentials())
         except hiredis.ReplyError as error:
+            if _is_unknown(error):
+                await self._check_old(link)
             raise BrokerUnusable(self._unwelcome(error)) from error
         if self._db:
             await self._ask(link, "SELECT", self._db)
@@ -205,9 +207,19 @@ class Door:
         if text.startswith(("NOAUTH", "WRONGPASS", "ERR AUTH")):
             what = "wants a password" if text.startswith("NOAUTH") else "refuses this password"
             return f"{self.shown} {what}: redis://:password@host:port, or user:password ({text})"
-        if "unknown command" in text.lower() or text.startswith("NOPROTO"):
+        if _is_unknown(error):
             return f"{self.shown} is too old: Redis 6.2 or Valkey 7.2 is needed ({text})"
         return f"{self.shown} answers {text!r}"
+
+    async def _check_old(self, link: Link) -> None:
+        """Raise BrokerUnusable with the version of one that knows no HELLO, if it tells it."""
+        if (credentials := self._credentials()[1:]) and self._user is None:
+            credentials = credentials[1:]  # users came with HELLO
+        with contextlib.suppress(hiredis.ReplyError, BrokerUnavailable):
+            if credentials:
+                await link.call("AUTH", *credentials)
+            facts = facts_of(await link.call("INFO", "server"))
+            check_version(facts, self.shown, in_cluster=self.in_cluster)
 
     async def _ask(self, link: Link, *command: str | int) -> Any:
         try:
@@ -266,43 +278,49 @@ def read_url(url: str, call: str) -> Whereabouts:
     Raises:
         BrokerUrlError: it is no such URL.
     """
-    shown, sentinels = _hidden(url), None
+    shown, sentinels = hidden(url), None
+    where = call.format(repr(shown))
     nodes: tuple[slots.Address, ...] = ()
-    if (scheme := url.partition("://")[0]) in SCHEMES:
-        sentinels, url = read_sentinels(url, call.format(repr(shown)))
+    scheme = url.partition("://")[0]
+    problem = problem_of(url)
+    if problem is None and scheme in KNOWN:
+        problem = problem_of_options(url, *(("sentinel_password",) if scheme in SCHEMES else ()))
+    if problem is not None:
+        raise BrokerUrlError(f"{where}: {problem}")
+    if scheme in SCHEMES:
+        sentinels, url = read_sentinels(url, where)
     elif scheme in slots.SCHEMES:
-        nodes, url = slots.read_cluster(url, call.format(repr(shown)))
+        nodes, url = slots.read_cluster(url, where)
+    elif scheme not in KNOWN:
+        raise BrokerUrlError(f"{where}: {_no_scheme(url)}; {_LOOKS}")
+    elif scheme != "unix":
+        _check_place(url, where)
     try:
-        options = _read(url, scheme)
-    except ValueError as error:
-        hint = f"; {_ENCODED}" if "@" in url else ""
-        raise BrokerUrlError(f"{call.format(repr(shown))}: {error}{hint}") from error
+        options: dict[str, Any] = dict(parse_url(url))
+    except ValueError:  # its text may have a part of the password
+        raise BrokerUrlError(f"{where}: can't be read; {_LOOKS}") from None
+    parts = urlsplit(url)
+    if parts.scheme != "unix" and parts.path.strip("/") and "db" not in options:
+        raise BrokerUrlError(f"{where}: the path is the number of a database, such as /0")
     return Whereabouts(url, shown, options, sentinels, nodes)
 
 
-def _read(url: str, scheme: str) -> dict[str, Any]:
-    """Return what redis-py reads in a URL.
+def _no_scheme(url: str) -> str:
+    """Tell what is wrong with how a URL begins."""
+    kind, _, rest = url.partition(":")
+    if kind in KNOWN:
+        return f"{kind!r} is followed by ://"
+    near = get_close_matches(kind, KNOWN, 1) if rest.startswith("//") else ()
+    hint = "".join(f": did you mean {name}://?" for name in near)
+    return f"begins with none of {', '.join(f'{one}://' for one in KNOWN)}{hint}"
 
-    Raises:
-        ValueError: it is none; the text has nothing of a password.
-    """
-    kind, colon, _ = url.partition(":")
-    if colon and scheme == url and (kind in _SCHEMES):
-        raise ValueError(f"{kind!r} is followed by ://; {_LOOKS}")
-    if scheme != url and kind not in _SCHEMES:
-        known = [*_SCHEMES, *SCHEMES, *slots.SCHEMES]
-        near = "".join(f": did you mean {name}?" for name in get_close_matches(kind, known, 1))
-        raise ValueError(f"{kind!r} is none of {', '.join(known)}{near}; {_LOOKS}")
+
+def _check_place(url: str, where: str) -> None:
+    place = urlsplit(url).netloc.rpartition("@")[2]
     try:
-        parts = urlsplit(url)
-        options = dict[str, Any](parse_url(url))
+        port_of(place or "localhost")
     except ValueError as error:
-        # Of what it takes for a port redis-py says how it reads, and it may be of a password.
-        text = "the port is no number from 0 to 65535" if "ort " in str(error) else str(error)
-        raise ValueError(f"{text}; {_LOOKS}") from None
-    if parts.scheme != "unix" and parts.path.strip("/") and "db" not in options:
-        raise ValueError("the path is the number of a database, such as /0")
-    return options
+        raise BrokerUrlError(f"{where}: {error}; {_LOOKS}") from None
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:
@@ -320,6 +338,6 @@ def facts_of(info: Any) -> dict[str, str]:
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
-def _hidden(url: str) -> str:
-    url = re.sub(r"//([^:@/]*)(:.*)?@", lambda found: f"//{found[1]}:…@", url)
-    return re.sub(r"(?<=password=)[^&]*", "…", url)
+def _is_unknown(error: Exception) -> bool:
+    text = str(error)
+    return "unknown command" in text.lower() or text.startswith("NOPROTO")

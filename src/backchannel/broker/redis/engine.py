@@ -85,10 +85,16 @@ class Engine:
         self._hear = hear
         self._owner = owner
         self._staying: asyncio.Task[None] | None = None
+        self._asked = 0.0  # for a sign of life, by the loop's clock; 0 is answered
         self.link: Link | None = None
         self.shown = self._door.shown
         self.run = self.before = ""
         self.scripts: dict[str, str] = {}
+
+    @property
+    def silence(self) -> float:
+        """Seconds since a sign of life was asked for that has not come; 0 where it has."""
+        return asyncio.get_running_loop().time() - self._asked if self._asked else 0.0
 
     async def start(self) -> None:
         """Connect for the first time, and stay connected from then on.
@@ -137,18 +143,20 @@ class Engine:
             link.close()
             await link.lost
             self.link = None
-            BROKER.error("%s is lost; connections stay open", self.shown)
+            why = f": {link.problem}" if link.problem else ""
+            BROKER.error("%s is lost%s; connections stay open", self.shown, why)
             self._owner.disconnected()
 
-    @staticmethod
-    async def _gives_sign_of_life(link: Link, seconds: float) -> bool:
+    async def _gives_sign_of_life(self, link: Link, seconds: float) -> bool:
         """Tell whether the engine answers; it has more time while it answers something else."""
         answer, seen = link.call("PING"), -1
+        self._asked = asyncio.get_running_loop().time()
         for _ in range(PATIENCE):
             if answer.done() or link.progress == seen:
                 break
             seen = link.progress
             await asyncio.wait({answer}, timeout=seconds)
+        self._asked = 0.0
         return answer.done() and answer.exception() is None
 
     @staticmethod

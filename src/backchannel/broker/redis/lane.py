@@ -96,8 +96,15 @@ class Lane:
     def state(self) -> str:
         """How it is doing, for people."""
         if self.engine.link is not None:
-            return f"connected to {self.shown}"
+            silent = f", {silence}" if (silence := self.silence) else ""
+            return f"connected to {self.shown}{silent}"
         return f"{self.shown} is away; {len(self._waiting)} publications wait"
+
+    @property
+    def silence(self) -> str:
+        """For how long an engine that is there gives no sign of life, for people; or empty."""
+        seconds = self.engine.silence
+        return f"{self.shown} has not answered for {seconds:.0f} s" if seconds >= 1 else ""
 
     async def start(self) -> None:
         """Connect for the first time; raises as ``Engine.start`` does."""
@@ -178,13 +185,8 @@ class Lane:
 
     def post(self, posting: Posting | Question) -> None:
         """Publish at the end of this turn of the event loop, or when the engine is back."""
-        if self.unsent + posting.size > self._origin.max_unsent and self._waiting:
-            posting.fail(
-                BrokerUnavailable(
-                    f"{len(self._waiting)} publications wait for {self.shown}; with this "
-                    f"one they would be over {self._origin.max_unsent} bytes"
-                )
-            )
+        if self.unsent + posting.size > self._origin.max_unsent and self.unsent:
+            posting.fail(BrokerUnavailable(self._too_much))
             return
         posting.owner = self
         self._waiting.append(posting)
@@ -199,6 +201,13 @@ class Lane:
             self._until = loop.time() + self._origin.timeout  # for all of this turn
             loop.call_soon(self.flush)
         posting.until = self._until
+
+    @property
+    def _too_much(self) -> str:
+        what = f"{len(self._waiting)} publications wait for {self.shown}"
+        if self.engine.link is not None:
+            what = f"{self.shown} has not answered {self.unsent} bytes so far"
+        return f"{what}; with this one it would be over max_unsent={self._origin.max_unsent} bytes"
 
     def take_over(self, postings: Iterable[Posting | Question]) -> None:
         """Publish what waited for another engine."""

@@ -40,9 +40,10 @@ class Command(Protocol):
 class _Call:
     """A command whose reply someone awaits."""
 
-    __slots__ = ("future",)
+    __slots__ = ("_link", "future")
 
-    def __init__(self) -> None:
+    def __init__(self, link: Link) -> None:
+        self._link = link
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def settle(self, reply: Any) -> None:
@@ -55,7 +56,8 @@ class _Call:
 
     def abandon(self) -> None:
         if not self.future.done():
-            self.future.set_exception(BrokerUnavailable("the connection to the broker was lost"))
+            text = self._link.problem or "the connection to the broker was lost"
+            self.future.set_exception(BrokerUnavailable(text))
             self.future.exception()  # whoever waited may have gone
 
 
@@ -88,8 +90,8 @@ class Link(asyncio.Protocol):
     Attributes:
         dropped: called with a topic of a shard that the engine ends unasked.
         lost: done when the connection has ended.
+        problem: why it was given up; empty where it was lost.
         progress: changes with each reply, and with each part of a long one.
-        nonsense: what was said first by who speaks another protocol; empty where nobody does.
     """
 
     def __init__(self, hear: Callable[[bytes, bytes], None]) -> None:
@@ -101,7 +103,7 @@ class Link(asyncio.Protocol):
         self._due: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self.progress = 0
-        self.nonsense = b""
+        self.problem = ""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # ── what is asked ─────────────────────────────────────────────────────────────────────────
@@ -113,13 +115,13 @@ class Link(asyncio.Protocol):
             hiredis.ReplyError: the engine refused it.
             BrokerUnavailable: the connection was lost.
         """
-        call = _Call()
+        call = _Call(self)
         self.send(call, *command)
         return call.future
 
     def call_packed(self, packed: bytes) -> asyncio.Future[Any]:
         """Send a command as ``pack_command`` makes it; see ``call``."""
-        call = _Call()
+        call = _Call(self)
         self.send_packed([packed], (call,))
         return call.future
 
@@ -190,11 +192,13 @@ class Link(asyncio.Protocol):
                     self._ended(push[1])
             if self._reader.has_data():
                 self.progress += 1
-        except (hiredis.ProtocolError, IndexError):
+        except (hiredis.ProtocolError, IndexError) as error:
             self.close()  # nothing it says can be told apart any more
-            if self.progress:
-                raise
-            self.nonsense = data.partition(b"\r\n")[0][:40] or data[:40]
+            if isinstance(error, IndexError) and self._waiting:
+                raise  # a bug
+            said = data.partition(b"\r\n")[0][:40] or data[:40]
+            what = "what answers there is neither Redis nor Valkey, or wants TLS"
+            self.problem = f"{what}: it says {said!r}…"
 
     def _ended(self, topic: bytes) -> None:
         if self._leaving[topic] > 1:

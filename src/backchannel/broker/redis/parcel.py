@@ -9,6 +9,7 @@ engine keeps history; the script that keeps it puts that there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -98,6 +99,10 @@ class _Addressed(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     form: Form = "plain"
 
 
+class _Event(msgspec.Struct):
+    type: str
+
+
 class _Question(msgspec.Struct, array_like=True):
     target: Target
     asking: Asking
@@ -111,6 +116,9 @@ class _Answer(msgspec.Struct, array_like=True):
 
 _LETTERS: Final[dict[Form, bytes]] = {"plain": b"T", "json": b"J", "event": b"E"}
 _FORMS: Final[dict[bytes, Form]] = {letter: form for form, letter in _LETTERS.items()}
+_PLAIN: Final[Form] = "plain"
+_check_json = msgspec.json.Decoder(msgspec.Raw).decode  # which is not read, only checked
+_check_event = msgspec.json.Decoder(_Event).decode
 _addressed = msgspec.msgpack.Decoder(_Addressed)
 _question = msgspec.msgpack.Decoder(_Question)
 _answer = msgspec.msgpack.Decoder(_Answer)
@@ -166,6 +174,8 @@ def unpack(target: Target, data: bytes) -> Publication | Heard | Question | Answ
     """
     kind, rest = data[:1], data[1:]
     if (form := _FORMS.get(kind)) is not None:
+        if form is not _PLAIN:
+            _check(rest, form)
         return Publication(target, rest.decode(), form=form)
     if kind == b"B":
         return Publication(target, rest)
@@ -189,27 +199,51 @@ def unpack(target: Target, data: bytes) -> Publication | Heard | Question | Answ
     raise ValueError(f"it starts with {kind!r}")
 
 
-def unpack_page(target: Target, reply: list[Any]) -> Page[Publication]:
+def unpack_page(
+    target: Target, reply: list[Any], drop: Callable[[bytes, Exception], None] | None = None
+) -> Page[Publication]:
     """Read what ``history.lua`` returns.
 
     Args:
         target: the channel.
         reply: it.
+        drop: called with each entry that is nothing any of these functions made, and why. Then a
+            publication for nobody has its place, so that positions go on.
     """
     epoch, top, lost, *entries = reply
     found: list[tuple[int, Publication]] = []
     for number, data in zip(entries[::2], entries[1::2], strict=True):
-        heard = unpack(target, data)
-        if isinstance(heard, Heard):
-            heard = heard.publication
-        if isinstance(heard, Publication):
-            found.append((number, heard))
+        try:
+            found.append((number, _unpack_kept(target, data)))
+        except Exception as error:  # noqa: BLE001 - whatever a stranger put there
+            found.append((number, Publication(target, "", to=())))
+            if drop is not None:
+                drop(data, error)
     return Page(Position(epoch.decode(), top), tuple(found), bool(lost))
+
+
+def _unpack_kept(target: Target, data: bytes) -> Publication:
+    heard = unpack(target, data)
+    if isinstance(heard, Heard):
+        return heard.publication
+    if not isinstance(heard, Publication):
+        raise ValueError("it is nothing that is kept")  # noqa: TRY004 - of the data
+    return heard
+
+
+def _check(text: bytes | str, form: Form) -> None:
+    """Check what becomes part of a dialect's frames as it is; raises ValueError."""
+    if form == "json":
+        _check_json(text)
+    elif form == "event":
+        _check_event(text)
 
 
 def _unpack_addressed(target: Target, data: bytes) -> Heard:
     found = _addressed.decode(data)
     if not isinstance(found.frame, str | bytes):
         raise ValueError("its frame is neither text nor binary")  # noqa: TRY004 - of the data
+    if found.form == "event" or (found.form == "json" and isinstance(found.frame, str)):
+        _check(found.frame, found.form)
     publication = Publication(target, found.frame, found.to, found.exclude, found.form)
     return Heard(publication, None, found.asking)

@@ -10,6 +10,7 @@ from backchannel.broker.redis import parcel
 from backchannel.contracts import Receipt
 from backchannel.errors import BrokerUnavailable
 from backchannel.history import Position
+from backchannel.messages import size_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -71,7 +72,13 @@ class Posting:
         self.outcome = outcome
         self.inquiry: Inquiry | None = None
         self.until = 0.0
-        self.size = _OVERHEAD + len(publication.frame)
+        frame = publication.frame
+        size = _OVERHEAD + len(frame)
+        if type(frame) is str and not frame.isascii():
+            size = _OVERHEAD + size_of(frame)
+        if publication.exclude or publication.to:
+            size += publication.audience_size
+        self.size = size
 
     @property
     def target(self) -> Target:
@@ -175,10 +182,9 @@ class Question:
         size: bytes it needs.
     """
 
-    __slots__ = ("_asked", "_inquiry", "owner", "target", "until", "words")
+    __slots__ = ("_asked", "_inquiry", "owner", "size", "target", "until", "words")
 
     is_retry = False
-    size = _OVERHEAD
     owner: Owner
 
     def __init__(
@@ -187,6 +193,7 @@ class Question:
         self.target = target
         self.words = words
         self.until = 0.0
+        self.size = _OVERHEAD + sum(size_of(str(word)) for word in (target.key, *words))
         self._inquiry = inquiry
         self._asked = asked
 

@@ -129,7 +129,7 @@ class Origin:
         inquiries: what it asks the other nodes.
         hear: called with topic and payload of what is heard.
         timeout: seconds that a publication may wait for an engine that is away.
-        max_unsent: bytes of publications that may wait for each engine.
+        max_unsent: bytes of publications that each engine may have yet to answer.
 
     Attributes:
         node: it, from when the broker is bound.

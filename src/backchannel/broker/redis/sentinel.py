@@ -10,6 +10,7 @@ import hiredis
 
 from backchannel.broker.redis.link import Link
 from backchannel.errors import BrokerUnavailable, BrokerUrlError
+from backchannel.urls import port_of
 
 if TYPE_CHECKING:
     import ssl
@@ -92,7 +93,7 @@ def read_sentinels(url: str, where: str) -> tuple[Sentinels, str]:
     try:
         addresses = tuple(_address(host) for host in hosts.split(","))
     except ValueError as error:
-        raise BrokerUrlError(f"{where}: {error}; {_LOOKS}") from error
+        raise BrokerUrlError(f"{where}: {error}; {_LOOKS}") from None
     if not service:
         raise BrokerUrlError(f"{where}: the path is what sentinels call the master; {_LOOKS}")
     query: dict[str, Any] = parse_qs(parts.query)
@@ -106,10 +107,8 @@ _LOOKS: Final = "it looks like redis+sentinel://10.0.0.1:26379,10.0.0.2:26379/my
 
 
 def _address(text: str) -> tuple[str, int]:
-    parts = urlsplit(f"//{text}")
-    if not parts.hostname:
-        raise ValueError(f"{text!r} is no host and port")
-    return parts.hostname, parts.port or 26379
+    host, port = port_of(text)
+    return host, port or 26379
 
 
 def _nothing(topic: bytes, data: bytes) -> None:

@@ -97,7 +97,8 @@ class Shards:
         masters = self.masters
         away = sorted(lane.shown for lane in masters if not lane.is_connected)
         if masters and not away:
-            return f"connected to {self.shown}, {len(masters)} masters"
+            silent = [f", {silence}" for lane in masters if (silence := lane.silence)]
+            return f"connected to {self.shown}, {len(masters)} masters{''.join(sorted(silent))}"
         waiting = sum(lane.waiting for lane in masters) + sum(
             len(detour) for detour in self._detours.values()
         )

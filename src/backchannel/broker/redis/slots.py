@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from backchannel.errors import BrokerUrlError
+from backchannel.urls import port_of
 
 if TYPE_CHECKING:
     import hiredis
@@ -107,7 +108,7 @@ def read_cluster(url: str, where: str) -> tuple[tuple[Address, ...], str]:
     try:
         addresses = tuple(_address(host) for host in hosts.split(","))
     except ValueError as error:
-        raise BrokerUrlError(f"{where}: {error}; {_LOOKS}") from error
+        raise BrokerUrlError(f"{where}: {error}; {_LOOKS}") from None
     if parts.path.strip("/") not in {"", "0"}:
         raise BrokerUrlError(f"{where}: a cluster has no database but 0; {_LOOKS}")
     host = hosts.partition(",")[0]
@@ -131,7 +132,5 @@ _LOOKS: Final = "it looks like redis+cluster://10.0.0.1:6379,10.0.0.2:6379"
 
 
 def _address(text: str) -> Address:
-    parts = urlsplit(f"//{text}")
-    if not parts.hostname:
-        raise ValueError(f"{text!r} is no host and port")
-    return parts.hostname, parts.port or 6379
+    host, port = port_of(text)
+    return host, port or 6379

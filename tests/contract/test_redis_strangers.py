@@ -1,0 +1,177 @@
+"""What strangers publish to a hub's topics, or write into its history: dropped, counted, logged once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+import pytest
+from speaking import Speaker
+
+from backchannel import AsyncPublisher, Hub, Listener
+
+BAD_JSON = [
+    b"J{bad", b"J", b"J\x00\x01", b"J1}{", b'J{"a":1},"type":"hello"', b'J"\xff"', b'J"a\nb"', b"JNaN",
+]  # fmt: skip
+BAD_EVENTS = [
+    b"Enonsense", b"E", b"E1", b"E{}", b'E{"type":1}', b'E{"type":"join"}', b'E{"type":"pong"}',
+    b'E{"type":"hello","connection":"x"}', b'E{"type":"join","channel":"kept:a","user":1}',
+]  # fmt: skip
+BAD_ADDRESSED = [
+    b"X" + msgspec.msgpack.encode(words)
+    for words in (
+        ["{bad", None, [], None, "json"],
+        ["{bad", None, [], None, "event"],
+        [b"\x00", None, [], None, "event"],
+        ['{"type":"join"}', None, [], None, "event"],
+        ["{}", None, [], None, "other"],
+    )
+]
+
+
+def topic(channel):
+    return f"backchannel:strangers:{{c:{channel}}}"
+
+
+@pytest.fixture
+async def hub(redis_server):
+    hub = Hub(broker=redis_server.url, name="strangers")
+    hub.rule("kept:{name}", history=1000, subscribe=lambda ws: True)
+    hub.rule("{name}", subscribe=lambda ws: True)
+    hub.add("/ws/{channel}", Listener)
+    await hub.start()
+    yield hub
+    await hub.stop()
+
+
+async def hear(speaker):
+    """Return the next publication, and nothing may come before it."""
+    async with asyncio.timeout(5):
+        found = await speaker.hear()
+    assert found["type"] == "publication"
+    return found["data"]
+
+
+def errors(caplog):
+    return [one for one in caplog.records if one.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("data", [*BAD_JSON, *BAD_EVENTS, *BAD_ADDRESSED])
+async def test_what_clients_would_not_understand_is_dropped(hub, redis_server, caplog, data):
+    async with Speaker(hub, "/ws/cars") as speaker, hub.test_client("/ws/cars") as raw:
+        assert (await speaker.hear())["type"] == "subscribed"
+        with redis_server.client as engine:
+            for _ in range(3):
+                engine.publish(topic("cars"), data)
+        await hub.broadcast("cars", {"from": "us"})
+        assert await hear(speaker) == {"from": "us"}
+        assert await raw.receive_json() == {"from": "us"}
+        assert hub.health.foreign == 3
+        assert hub.health.problems == ()
+    assert len(errors(caplog)) == 1
+    assert "a stranger publishes" in errors(caplog)[0].getMessage()
+    assert errors(caplog)[0].exc_info is None
+
+
+async def test_an_event_of_a_newer_node_reaches_clients(hub, redis_server):
+    async with Speaker(hub, "/ws/cars") as speaker:
+        assert (await speaker.hear())["type"] == "subscribed"
+        with redis_server.client as engine:
+            engine.publish(topic("cars"), b'E{"type":"typing","channel":"cars"}')
+        assert await speaker.client.receive_json() == {"type": "typing", "channel": "cars"}
+        assert hub.health.foreign == 0
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xffgarbage", b"", b"J{bad", b"Q\x01", b"A\x92\x01\x01", *BAD_ADDRESSED[:1]]
+)
+async def test_what_a_stranger_wrote_into_a_history_is_passed_over(hub, redis_server, caplog, data):
+    async def spoil():
+        """Write it at the next position, as a publication that went wrong would be."""
+        top = (await hub._broker.history("kept:cars", None, 0)).top.offset + 1
+        with redis_server.client as engine:
+            name = topic("kept:cars")
+            fields = {"parcel": data, "time": engine.time()[0], "id": f"stranger:{top}"}
+            engine.xadd(f"{name}:entries", fields, id=f"{top}-1")
+            engine.hset(f"{name}:state", "top", top)
+
+    async with (
+        Speaker(hub, "/ws/kept:cars") as speaker,
+        AsyncPublisher(redis_server.url, hub="strangers") as publisher,
+    ):
+        assert (await speaker.hear())["type"] == "subscribed"
+        first = (await hub.broadcast("kept:cars", "0")).position
+        await spoil()
+        await hub.broadcast("kept:cars", "1")
+        await spoil()
+        assert [await hear(speaker) for _ in range(2)] == ["0", "1"]
+        kept = await hub.channel("kept:cars").history()
+        assert [(one.message, one.position.offset) for one in kept] == [("0", 1), ("1", 3)]
+        assert kept.position.offset == 4
+        kept = await hub.channel("kept:cars").history(since=first)
+        assert [one.message for one in kept] == ["1"]
+        assert [one.message for one in await publisher.channel("kept:cars").history()] == ["0", "1"]
+        await hub.broadcast("kept:cars", "2")
+        assert await hear(speaker) == "2"
+        hello = {"resume": speaker.greeting["resume"], "positions": {"kept:cars": str(first)}}
+        await speaker.drop()
+        async with Speaker(hub, "/ws/kept:cars", hello=hello) as again:
+            assert [await hear(again) for _ in range(2)] == ["1", "2"]
+    assert hub.health.foreign >= 4
+    assert hub.health.problems == ()
+    assert len(errors(caplog)) == 1
+    assert "a stranger wrote to" in errors(caplog)[0].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["all", "nonsense", 1], "nonsense"),
+        (["all", "close", 1005, ""], "close"),
+        (["all", "close", 99999, ""], "close"),
+        (["all", "close", 1000, "x" * 124], "close"),
+        (["all", "close"], "close"),
+        (["all", "farewell", "user", "ana", 7, ""], "farewell"),
+        (["all", "farewell", "channel", "ana", 1000, ""], "farewell"),
+        (["all", "subscribe", ""], "subscribe"),
+        (["all", "subscribe", "\x00"], "subscribe"),
+        (["all", ["count"]], "count"),
+        (["all", {"a": 1}], "a"),
+        (["all"], ""),
+        ([], ""),
+    ],
+)
+async def test_a_question_that_nobody_understands_is_logged_once_for_each_who_asks(
+    hub, redis_server, caplog, words, shown
+):
+    async with hub.test_client("/ws/cars") as client:
+        with redis_server.client as engine:
+            for asker in ("ab", "cd"):
+                data = b"Q" + msgspec.msgpack.encode([["channel", "cars"], [asker, 1], words])
+                for _ in range(3):
+                    engine.publish(topic("cars"), data)
+        await hub.broadcast("cars", "one of us")
+        assert await client.receive() == "one of us"
+        assert client.connection.is_open
+        assert client.connection.channels == {"cars"}
+    assert hub.health.foreign == 6
+    assert hub.health.problems == ()
+    assert len(errors(caplog)) == 2
+    for asker, record in zip(("ab", "cd"), errors(caplog), strict=True):
+        assert "does not understand" in record.getMessage()
+        assert asker in record.getMessage()
+        assert shown in record.getMessage()
+        assert record.exc_info is None
+
+
+async def test_the_log_is_not_filled_by_many_who_ask(hub, redis_server, caplog):
+    async with hub.test_client("/ws/cars") as client:
+        with redis_server.client as engine:
+            for number in range(300):
+                asking = [["channel", "cars"], [f"asker {number}", 1], ["all", "nonsense"]]
+                engine.publish(topic("cars"), b"Q" + msgspec.msgpack.encode(asking))
+        await hub.broadcast("cars", "one of us")
+        assert await client.receive() == "one of us"
+    assert hub.health.foreign == 300
+    assert len(errors(caplog)) == 100
