@@ -8,10 +8,10 @@ import pytest
 
 from backchannel import Hub
 from backchannel.broker.memory import MemoryBroker
-from backchannel.broker.redis import RedisBroker
 from backchannel.contracts import Publication, Target
 from backchannel.testing.broker import BrokerContract, RecordingNode
 
+LEASE = 1.5  # as in conftest.py
 CARS = Target("channel", "cars")
 
 
@@ -34,17 +34,59 @@ class TestMemoryBroker(BrokerContract):
 
 
 class TestRedisBroker(BrokerContract):
+    lease = LEASE
+
     @pytest.fixture
-    def make_broker(self, redis_server):
-        return lambda: RedisBroker(redis_server.url, "test")
+    def make_broker(self, redis_server, cabled):
+        return lambda: cabled(redis_server.url)
+
+    @pytest.fixture
+    def cut(self):
+        return cut
+
+    @pytest.fixture
+    def mend(self):
+        return mend
+
+    @pytest.fixture
+    def lose_data(self, redis_server):
+        async def lose_data():
+            redis_server.stop()
+            redis_server.start()
+
+        return lose_data
 
 
 class TestClusterBroker(BrokerContract):
     one_order = False  # of what goes to several channels: they may be at several masters
+    lease = LEASE
 
     @pytest.fixture
-    def make_broker(self, cluster):
-        return lambda: RedisBroker(cluster.url, "test")
+    def make_broker(self, cluster, cabled):
+        return lambda: cabled(cluster.url)
+
+    @pytest.fixture
+    def cut(self):
+        return cut
+
+    @pytest.fixture
+    def mend(self):
+        return mend
+
+    @pytest.fixture
+    def lose_data(self, cluster):
+        async def lose_data():
+            cluster.flush()
+
+        return lose_data
+
+
+async def cut(node):
+    node.broker.door.cut()
+
+
+async def mend(node):
+    node.broker.door.mend()
 
 
 class Failing(MemoryBroker):
