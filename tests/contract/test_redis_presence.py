@@ -446,6 +446,37 @@ async def test_nobody_of_a_dead_node_is_counted_once_its_lease_is_over(broker_no
     assert {len(devices) for devices in members.values()} == {1}
 
 
+async def test_counting_a_huge_room_costs_the_engine_no_more_than_a_small_one(
+    broker_node, redis_server
+):
+    """In its own CPU time; asking who is there does cost more, so that the measure is one."""
+    node = await broker_node()
+    for room, size in (("small", 10), ("huge", 10_000)):
+        for number in range(size):
+            node.come(room, f"user {number}")
+        assert await node.broker.count_members(room) == size
+    with redis_server.client as engine:
+
+        async def cost(ask, times):
+            before = engine.info("cpu")
+            for _ in range(times):
+                await ask()
+            after = engine.info("cpu")
+            kinds = ("used_cpu_user", "used_cpu_sys")
+            return sum(after[kind] - before[kind] for kind in kinds) / times
+
+        async def least(ask, times):
+            return min([await cost(ask, times) for _ in range(5)])
+
+        small, huge = [
+            await least(functools.partial(node.broker.count_members, room), 100)
+            for room in ("small", "huge")
+        ]
+        everybody = await least(functools.partial(node.broker.members, "huge"), 2)
+    assert huge < 4 * small
+    assert everybody > 20 * small
+
+
 async def test_counting_users_leaves_nothing_behind(broker_node, redis_server):
     one, two = await broker_node(), await broker_node()
     for node in (one, two):
