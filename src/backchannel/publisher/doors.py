@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -214,16 +215,30 @@ class BlockingDoor(_Door):
 
 
 class AwaitingDoor(_Door):
-    """Takes steps in an event loop.
+    """Takes steps in an event loop; a forked process begins anew in one of its own.
 
     See ``_Door`` for the arguments.
     """
 
     def __init__(self, address: Whereabouts, patience: float, connections: int):
         super().__init__(address, patience, connections)
-        self._pools = AwaitingPools(address, self._options)
+        self._parents: list[AwaitingPools] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._pools = AwaitingPools(self._address, self._options)
         self._speaking, self._hearing = self._pools.speaking, self._pools.hearing
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _look_whose(self) -> None:
+        """Begin anew where this process was forked: the connections are its parent's.
+
+        They are kept, since what would close them here would be said on the parent's sockets.
+        """
+        if self._pid != os.getpid():
+            self._parents.append(self._pools)
+            self._begin()
 
     async def run(self, work: Work[T]) -> T:
         """Do what there is to do; returns and raises what it does.
@@ -231,6 +246,7 @@ class AwaitingDoor(_Door):
         Raises:
             RuntimeError: it was used in another event loop before.
         """
+        self._look_whose()
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None:
@@ -254,6 +270,7 @@ class AwaitingDoor(_Door):
 
     async def aclose(self) -> None:
         """Close all connections; it may be used in another event loop then."""
+        self._look_whose()
         await self._pools.aclose()
         self._loop = None
 
