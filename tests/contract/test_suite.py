@@ -25,6 +25,10 @@ class Suite(BrokerContract):
     late = 0.5
 
 
+class PatientSuite(BrokerContract):
+    lease = 0.9
+
+
 class LastingLeases(RedisBroker):
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **{**settings, "lease": 1e6})
@@ -250,7 +254,8 @@ def run(redis_server, cabled):
                 "make_broker": make_broker, "nodes": nodes, "cut": cut, "mend": mend, "kill": cut,
                 "lose_data": lose_data, **hooks,
             }  # fmt: skip
-            test = getattr(Suite(), f"test_{name}")
+            suite = PatientSuite() if kind is RedisBroker else Suite()
+            test = getattr(suite, f"test_{name}")
             await test(**{word: known[word] for word in inspect.signature(test).parameters})
 
     return run
