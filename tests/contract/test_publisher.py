@@ -734,3 +734,57 @@ async def test_processes_that_are_forked_may_use_it_at_the_same_time(hubs, url):
     for who in ("0", "1", "2", "parent"):
         own = [text for text in heard if text.split()[0] == who]
         assert own == [f"{who} {number}" for number in range(50)]
+
+
+FORKING_AWAITING = """
+    import asyncio, os, sys
+    from backchannel import AsyncPublisher
+
+    publisher = AsyncPublisher(sys.argv[1], "outside")
+
+    async def use(who):
+        for number in range(20):
+            await publisher.broadcast("kept:a", f"{who} {number}")
+            assert await publisher.user("ana").count() == 1
+
+    async def child(number):
+        if number == 0:
+            await publisher.aclose()  # which it may do first of all
+        await use(f"child {number}")
+
+    with asyncio.Runner() as runner:
+        runner.run(use("before"))
+        children = []
+        for number in range(3):
+            if (pid := os.fork()) == 0:
+                try:
+                    asyncio.run(child(number))
+                    os._exit(0)
+                except BaseException as error:
+                    print(repr(error), file=sys.stderr, flush=True)
+                    os._exit(1)
+            children.append(pid)
+        runner.run(use("parent"))
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+        assert codes == [0, 0, 0], codes
+        runner.run(use("after"))
+        runner.run(publisher.aclose())
+"""
+
+
+async def test_processes_that_are_forked_may_use_an_async_one_at_the_same_time(hubs, redis_server):
+    """With connections, and in an event loop, of their own."""
+    async with (
+        hubs[0].test_client("/ws/kept:a") as client,
+        hubs[1].test_client("/ws/x?user=ana"),
+    ):
+        script = await asyncio.create_subprocess_exec(
+            sys.executable, "-W", "error", "-c", textwrap.dedent(FORKING_AWAITING), redis_server.url,
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, problems = await asyncio.wait_for(script.communicate(), 50)
+        assert (script.returncode, problems) == (0, b"")
+        heard = await read(client, 120)
+    for who in ("before", "child 0", "child 1", "child 2", "parent", "after"):
+        own = [text for text in heard if text.rpartition(" ")[0] == who]
+        assert own == [f"{who} {number}" for number in range(20)]

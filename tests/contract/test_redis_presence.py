@@ -406,6 +406,98 @@ async def test_many_that_a_dead_node_held_are_gone_with_its_lease(broker_node):
     assert all(devices == [b"phone"] for devices in (await alive.broker.members("cars")).values())
 
 
+async def test_nobody_of_a_dead_node_is_counted_once_its_lease_is_over(broker_node, redis_server):
+    """To the millisecond, by the engine's clock, though they are removed bit by bit."""
+    dead, too, alive = [await broker_node() for _ in range(3)]
+    everybody = {f"user {number}" for number in range(6000)}
+    staying = {f"user {number}" for number in range(0, 6000, 5)}
+    for user in everybody:
+        dead.come("cars", user)
+    for user in sorted(everybody)[:1000]:
+        too.come("cars", user)  # who has devices at two nodes that die is as dead
+    for user in staying:
+        alive.come("cars", user)
+    for node in (dead, too, alive):
+        assert await node.broker.count_members("cars") == 6000
+    with redis_server.client as engine:
+
+        def now():
+            seconds, micros = engine.time()
+            return seconds * 1000 + micros // 1000
+
+        nodes = alive.broker._roll._key + b"nodes"
+        for node in (dead, too):
+            await die(node)
+
+        def leases():  # they begin anew where the machine was too busy for anybody to be heard
+            return [engine.zscore(nodes, node.id) or 0 for node in (dead, too)]
+
+        was_seen = False
+        while not was_seen or engine.zcard(nodes) > 1:
+            before = now()
+            count, members = await asyncio.gather(
+                alive.broker.count_members("cars"), alive.broker.members("cars")
+            )
+            ends = leases()
+            if now() <= min(ends):
+                assert (count, len(members)) == (6000, 6000)
+            elif before > max(ends):
+                was_seen = True
+                assert (count, set(members)) == (len(staying), staying)
+    assert {len(devices) for devices in members.values()} == {1}
+
+
+async def test_counting_a_huge_room_costs_the_engine_no_more_than_a_small_one(
+    broker_node, redis_server
+):
+    """In its own CPU time; asking who is there does cost more, so that the measure is one."""
+    node = await broker_node()
+    for room, size in (("small", 10), ("huge", 10_000)):
+        for number in range(size):
+            node.come(room, f"user {number}")
+        assert await node.broker.count_members(room) == size
+    with redis_server.client as engine:
+
+        async def cost(ask, times):
+            before = engine.info("cpu")
+            for _ in range(times):
+                await ask()
+            after = engine.info("cpu")
+            kinds = ("used_cpu_user", "used_cpu_sys")
+            return sum(after[kind] - before[kind] for kind in kinds) / times
+
+        async def least(ask, times):
+            return min([await cost(ask, times) for _ in range(5)])
+
+        small, huge = [
+            await least(functools.partial(node.broker.count_members, room), 100)
+            for room in ("small", "huge")
+        ]
+        everybody = await least(functools.partial(node.broker.members, "huge"), 2)
+    assert huge < 4 * small
+    assert everybody > 20 * small
+
+
+async def test_counting_users_leaves_nothing_behind(broker_node, redis_server):
+    one, two = await broker_node(), await broker_node()
+    for node in (one, two):
+        for user in ("ana", "bob"):
+            node.come("cars", user)
+        await node.broker.count_members("cars")
+    for node in (one, two):
+        for user in ("ana", "bob"):
+            node.go("cars", user)
+        await node.broker.count_members("cars")
+    left = 0
+    async with asyncio.timeout(10):
+        while left < 2:
+            told = [node.told.get_nowait() for node in (one, two) if not node.told.empty()]
+            left += sum(not joined for *_, joined in told)
+            await asyncio.sleep(0.01)
+    with redis_server.client as engine:
+        assert [key for key in engine.scan_iter() if key.endswith(b":cars")] == []
+
+
 async def test_a_node_that_nobody_is_left_to_find_is_found_by_the_next_one(broker_node):
     dead = await broker_node()
     dead.come("cars", "ana")

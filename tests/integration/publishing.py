@@ -1,4 +1,4 @@
-"""Programs that publish through one engine: a node, a Django site beside it, and a script."""
+"""Programs that publish through one engine: a node, a Django or Flask site beside it, and a script."""
 
 from __future__ import annotations
 
@@ -51,6 +51,25 @@ def site() -> Any:
 
     globals()["urlpatterns"] = [path("say/<room>", say)]
     return get_wsgi_application()
+
+
+def flask_site() -> Any:
+    """The same site with Flask."""
+    from flask import Flask, request
+
+    from backchannel import Publisher
+
+    app = Flask(__name__)
+    publisher = Publisher(URL, NAME)
+    publisher.broadcast("room:start", "the site is there")  # with --preload: before the fork
+
+    @app.get("/say/<room>")
+    def say(room: str) -> dict[str, Any]:
+        sent = publisher.broadcast(f"room:{room}", request.args["text"])
+        reached = publisher.user("ana").send(f"psst {request.args['text']}").reached
+        return {"position": str(sent.position), "reached": reached, "worker": os.getpid()}
+
+    return app
 
 
 def script() -> None:

@@ -1,4 +1,4 @@
-"""A Django site and a script that run no hub publish to the sockets of real nodes."""
+"""Sites, Celery tasks and a script that run no hub publish to the sockets of real nodes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ NODES = {
 SITES = {
     "threads": "waitress --listen=127.0.0.1:{port} --threads=8 --call publishing:site",
     "forks": "gunicorn publishing:site() --bind 127.0.0.1:{port} --preload --workers 3",
+    "flask": "gunicorn publishing:flask_site() --bind 127.0.0.1:{port} --preload --workers 3",
 }
 
 
@@ -31,7 +32,7 @@ def site(request, node, start, redis_server):
     return start(request.param, SITES[request.param], env=(("BROKER", redis_server.url),))
 
 
-async def test_what_django_views_publish_arrives_in_the_sockets(node, site):
+async def test_what_views_publish_arrives_in_the_sockets(node, site):
     async with (
         node.connect("/ws/lobby") as bob,
         node.connect("/ws/other?user=ana") as ana,
@@ -44,10 +45,37 @@ async def test_what_django_views_publish_arrives_in_the_sockets(node, site):
         offsets = sorted(int(one["position"].rpartition(".")[2]) for one in said)
         assert offsets == list(range(1, 61))
         assert {one["reached"] for one in said} == {1}
-        assert (len({one["worker"] for one in said}) > 1) == (site.name == "forks")
+        assert (len({one["worker"] for one in said}) > 1) == (site.name != "threads")
         everything = {str(number) for number in range(60)}
         assert {await read(bob) for _ in range(60)} == everything
         assert {await read(ana) for _ in range(60)} == {f"psst {text}" for text in everything}
+
+
+async def test_what_celery_tasks_publish_arrives_in_the_sockets(
+    start, process, redis_server, tmp_path
+):
+    """From all processes of its worker, which forks them after it has published itself."""
+    node = start("native", NODES["native"], env=(("BROKER", redis_server.url),))
+    for name in ("done", "control"):
+        (tmp_path / "tasks" / name).mkdir(parents=True)
+    env = {"BROKER": redis_server.url, "TASKS": str(tmp_path / "tasks")}
+    options = (
+        "--pool prefork --concurrency 2 --prefetch-multiplier 1 --without-gossip --loglevel INFO"
+    )
+    worker = process(
+        "celery", "--app", "tasks", "worker", *options.split(), env={**env, "TASKS_WORKER": "1"}
+    )
+    async with node.connect("/ws/lobby") as bob, node.connect("/ws/other?user=ana") as ana:
+        worker.wait_for_output("ready")
+        texts = {str(number) for number in range(20)}
+        caller = process("tasks.py", *texts, env=env)
+        assert caller.wait() == 0, caller.output()
+        said = [await read(bob) for _ in texts]
+        assert {one["text"] for one in said} == texts
+        assert worker.pid not in {one["worker"] for one in said}
+        assert {await read(ana) for _ in texts} == {f"psst {text}" for text in texts}
+    worker.popen.kill()  # it takes its time to end, and has nothing to finish
+    assert "ERROR" not in worker.output(), worker.output()
 
 
 async def test_what_a_script_publishes_arrives_and_goes_on_in_history(node, process, redis_server):

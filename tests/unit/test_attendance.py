@@ -106,6 +106,39 @@ async def test_a_page_that_is_loaded_anew_is_neither_left_nor_joined(hub, told):
     assert told.nothing_more()
 
 
+async def test_who_comes_and_goes_is_told_of_once_however_often_within_the_moment(hub, told):
+    """A join waits for nothing, so that a short visit is told of as both."""
+    async with hub.test_client("/ws/room:a?user=ana"):
+        await told("ana joined room:a")
+    for _ in range(5):
+        async with hub.test_client("/ws/room:a?user=ana"):
+            assert told.nothing_more()
+    await told("ana left room:a")
+    assert told.nothing_more()
+
+
+async def test_a_callback_can_wait_to_see_who_stays(hub):
+    """As docs/presence.md says; what comes next about the user waits for it."""
+    waits = {"ana": asyncio.Event(), "bob": asyncio.Event()}
+    told = asyncio.Queue()
+
+    @hub.on_join
+    async def joined(channel, user):
+        await waits[user].wait()
+        members = {str(one): one.devices for one in await hub.channel(channel).users()}
+        if members.get(user):
+            told.put_nowait(f"{user} stays")
+
+    hub.on_leave(lambda channel, user: told.put_nowait(f"{user} left"))
+    async with hub.test_client("/ws/room:a?user=bob"):
+        async with hub.test_client("/ws/room:a?user=ana"):
+            pass
+        waits["ana"].set()
+        assert await asyncio.wait_for(told.get(), 5) == "ana left"
+        waits["bob"].set()
+        assert await asyncio.wait_for(told.get(), 5) == "bob stays"
+
+
 async def test_who_comes_back_later_has_left_and_joined(hub, told):
     for _ in range(2):
         async with hub.test_client("/ws/room:a?user=ana"):

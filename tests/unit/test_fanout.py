@@ -4,8 +4,10 @@ would have given it."""
 from __future__ import annotations
 
 import asyncio
+import sys
 import types
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -14,6 +16,7 @@ from backchannel import fanout
 from backchannel.contracts import Publication, Target
 from backchannel.fanout import Encoder, Fanout
 from backchannel.history import Position
+from backchannel.publishing import Publishing
 from backchannel.roster import Roster
 from backchannel.wire.frames import Reader
 
@@ -255,3 +258,53 @@ async def test_a_long_flush_is_done_in_slices(monkeypatch):
         await asyncio.sleep(0)
     assert all(client.read()[:2] == ["first", "second"] for client in clients)
     assert clients[-1].read() == ["first", "second", "third"]
+
+
+def steps(function):
+    """Count the steps of bytecode that a call takes, which is the same on any machine."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def steps_of_a_broadcast(size, blocked):
+    """Count those of a node's second delivery in a turn to a room, without so many users."""
+    fan, roster = Fanout(Encoder(1024, 12), lambda _: None), Roster()
+    for number in range(size):
+        client = Client(fan, shares=True, held=False)
+        client.user = f"user {number}"
+        client.rejoin()
+        roster.admit(client)
+        roster.enter(client, "a")
+    publication = Publication(
+        Target("channel", "a"),
+        "hello",
+        exclude=tuple(Target("user", f"user {number}") for number in range(blocked)),
+    )
+    hub = types.SimpleNamespace(fanout=fan, roster=roster)
+    fan.broadcast(said("the first"), roster.members(publication.target))
+    reached = []
+    taken = steps(lambda: reached.append(Publishing._deliver(hub, publication, None)))
+    assert reached == [size - blocked]
+    return taken
+
+
+@pytest.mark.parametrize("blocked", [1, 10])
+def test_a_block_list_costs_by_the_number_blocked_not_by_the_size_of_the_room(blocked):
+    small, large = (steps_of_a_broadcast(size, blocked) for size in (20, 10_000))
+    assert small == large
+    none = steps_of_a_broadcast(10_000, 0)
+    one = steps_of_a_broadcast(10_000, 1)
+    assert large - none <= blocked * (one - none) * 1.1

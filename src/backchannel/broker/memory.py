@@ -99,10 +99,13 @@ class MemoryBroker:
         since: Position | None,
         limit: int,
         *,
-        had: bool = False,  # noqa: ARG002
+        had: bool = False,
     ) -> Page[Publication]:
         """Read what is kept of a channel."""
-        return self._log(channel).read(since, limit)
+        log = self._log(channel)
+        if had and since is not None:
+            log.check(since)
+        return log.read(since, limit)
 
     # ── presence ──────────────────────────────────────────────────────────────────────────────
 
@@ -189,6 +192,11 @@ class _Log:
             if one.key == key:
                 return Position(self._top.epoch, self._top.offset - back)
         return None
+
+    def check(self, had: Position) -> None:
+        """Begin a new epoch where somebody had a later position than the newest."""
+        if had.epoch == self._top.epoch and had.offset > self._top.offset:
+            self._top = Position(secrets.token_hex(4), self._top.offset)
 
     def read(self, since: Position | None, limit: int) -> Page[Publication]:
         """Return what came after a position, or the newest."""

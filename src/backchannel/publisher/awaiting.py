@@ -32,7 +32,8 @@ class AsyncPublisher(Front):
     """Publishes to a hub without running one: from an async view, a bot, a worker.
 
     Each call is awaited, and returns when the engine has what was published. One serves one event
-    loop, in which many tasks may use it; without an event loop use Publisher.
+    loop, in which many tasks may use it, and one in each process that is forked later; without an
+    event loop use Publisher.
 
     Args:
         url: the engine that the hub's nodes have as their broker: ``redis://localhost:6379/0``,

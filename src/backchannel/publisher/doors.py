@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -160,15 +161,29 @@ class BlockingDoor(Doorway):
 
 
 class AwaitingDoor(Doorway):
-    """Takes steps in an event loop.
+    """Takes steps in an event loop; a forked process begins anew in one of its own.
 
     See ``Doorway`` for the arguments.
     """
 
     def __init__(self, address: Whereabouts, patience: float, connections: int):
         super().__init__(address, patience, connections)
+        self._parents: list[dict[Address | None, AwaitingPools]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
         self._pools: dict[Address | None, AwaitingPools] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _look_whose(self) -> None:
+        """Begin anew where this process was forked: the connections are its parent's.
+
+        They are kept, since what would close them here would be said on the parent's sockets.
+        """
+        if self._pid != os.getpid():
+            self._parents.append(self._pools)
+            self._begin()
 
     async def run(self, work: Work[T]) -> T:
         """Do what there is to do; returns and raises what it does.
@@ -176,6 +191,7 @@ class AwaitingDoor(Doorway):
         Raises:
             RuntimeError: it was used in another event loop before.
         """
+        self._look_whose()
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None:
@@ -199,6 +215,7 @@ class AwaitingDoor(Doorway):
 
     async def aclose(self) -> None:
         """Close all connections; it may be used in another event loop then."""
+        self._look_whose()
         for pools in list(self._pools.values()):
             await pools.aclose()
         self._loop = None

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from backchannel.testing.broker import RecordingNode
-
-    Nodes = Callable[[int], Coroutine[Any, Any, list[RecordingNode]]]
+from backchannel.testing.recording import Nodes, RecordingNode
 
 __all__ = ["PresenceContract"]
 

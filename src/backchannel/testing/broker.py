@@ -7,160 +7,31 @@
         def make_broker(self):
             return lambda: MyBroker("my://localhost")  # of one and the same engine, empty
 
-They are async; pytest-asyncio runs them with ``asyncio_mode = "auto"``.
+They are async; pytest-asyncio runs them with ``asyncio_mode = "auto"``. What happens when something
+fails can be tested only by who can make it fail: those tests need hooks, which are fixtures too,
+and are skipped without. See ``BrokerContract``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import secrets
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from backchannel.contracts import Broker, Publication, Receipt, Target
-from backchannel.errors import BrokerUnusable
+from backchannel.contracts import Broker, Publication, Target
+from backchannel.errors import BrokerUnavailable, BrokerUnusable
 from backchannel.history import Page, Position, Retention
 from backchannel.sent import Outcome
-from backchannel.stores import TicketHolder
 from backchannel.testing.attendance import PresenceContract
+from backchannel.testing.keeping import KeepingContract
+from backchannel.testing.outages import OutageContract
+from backchannel.testing.recording import BOATS, CARS, KEPT, Nodes, RecordingNode, started
 
 __all__ = ["BrokerContract", "RecordingNode"]
 
-CARS = Target("channel", "cars")
-BOATS = Target("channel", "boats")
-KEPT = Retention(5, 3600.0)
-
-Nodes = Callable[[int], Coroutine[Any, Any, list["RecordingNode"]]]
-
-
-class RecordingNode:
-    """A node that keeps what it hears.
-
-    Args:
-        broker: its broker.
-
-    Attributes:
-        heard: publications, with their positions.
-        interruptions: how often it was told that something may have been missed.
-        problems: what it was told to report.
-        dropped: from where it was told of something that no node says.
-        answers: what it answers to the first word of a question; a callable is called.
-        here: the devices it has of a user in a channel; ``come`` and ``go`` announce them.
-        told: channel, user and True for a join, in the order it was told.
-    """
-
-    def __init__(self, broker: Broker):
-        self.id = secrets.token_hex(4)
-        self.broker = broker
-        self.heard: asyncio.Queue[tuple[Publication, Position | None]] = asyncio.Queue()
-        self.interruptions = 0
-        self.problems: list[str] = []
-        self.dropped: list[str] = []
-        self.answers: dict[str, Any] = {}
-        self.kept: dict[str, Retention] = {}
-        self.keeps_presence = False
-        self.here: dict[tuple[str, str], bytes] = {}
-        self.told: asyncio.Queue[tuple[str, str, bool]] = asyncio.Queue()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        broker.bind(self)
-
-    def deliver(self, publication: Publication, position: Position | None) -> int:
-        """Keep it; it reached one."""
-        self.heard.put_nowait((publication, position))
-        return 1
-
-    def answer(self, asker: str, target: Target, words: list[Any]) -> Any:  # noqa: ARG002
-        """Answer as it was told to."""
-        answer = self.answers.get(words[0])
-        return answer(*words[1:]) if callable(answer) else answer
-
-    def interrupted(self, targets: Collection[Target] | None = None) -> None:  # noqa: ARG002
-        """Count."""
-        self.interruptions += 1
-
-    def keeping(self, channel: str) -> Retention | None:
-        """Keep as it was told to."""
-        return self.kept.get(channel)
-
-    def about(self) -> bytes:
-        """Return what the tests don't look into."""
-        return b"a recording node"
-
-    def check_about(self, found: bytes) -> None:
-        """Take only what one of its kind wrote."""
-        if found != self.about():
-            raise BrokerUnusable(f"is {found!r}, not of a recording node")
-
-    def outcome(self) -> Outcome:
-        """Return one that reports nothing."""
-        return Outcome(lambda _error: None)
-
-    def keep(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run it."""
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def report(self, text: str, error: BaseException | None = None) -> None:  # noqa: ARG002
-        """Keep it."""
-        self.problems.append(text)
-
-    def drop(self, source: str, text: str, *words: object) -> None:  # noqa: ARG002
-        """Keep where it was heard."""
-        self.dropped.append(source)
-
-    def attending(self) -> list[tuple[str, str]]:
-        """Name what it has."""
-        return list(self.here)
-
-    def devices(self, channel: str, user: str) -> bytes:
-        """Describe what it has."""
-        return self.here.get((channel, user), b"")
-
-    def tell_of(self, channel: str, user: str, done: Callable[[], None], *, joined: bool) -> None:
-        """Keep it."""
-        self.told.put_nowait((channel, user, joined))
-        done()
-
-    # ── what tests do with it ─────────────────────────────────────────────────────────────────
-
-    async def next(self, seconds: float = 5) -> Publication:
-        """Return the next publication that it hears."""
-        return (await asyncio.wait_for(self.heard.get(), seconds))[0]
-
-    async def texts(self, count: int) -> list[Any]:
-        """Return the frames of the next publications that it hears."""
-        return [(await self.next()).frame for _ in range(count)]
-
-    async def publish(
-        self, target: Target, frame: str | bytes, keep: Retention | None = None, **audience: Any
-    ) -> Receipt:
-        """Publish, and wait until the broker has it."""
-        done = self.broker.publish(Publication(target, frame, **audience), keep)
-        return await done if isinstance(done, Outcome) else done
-
-    async def listen(self, *targets: Target) -> None:
-        """Listen, and wait until that is so."""
-        for target in targets:
-            if (confirmed := self.broker.listen(target)) is not None:
-                await confirmed
-
-    def come(self, channel: str, user: str, devices: bytes = b"phone") -> None:
-        """Have a user's devices in a channel, and announce it."""
-        self.here[channel, user] = devices
-        self.broker.announce(channel, user)
-
-    def go(self, channel: str, user: str) -> None:
-        """Have a user's devices in a channel no more, and announce it."""
-        del self.here[channel, user]
-        self.broker.announce(channel, user)
-
-    async def next_told(self, seconds: float = 5) -> tuple[str, str, bool]:
-        """Return what it is told next of who joined and left."""
-        return await asyncio.wait_for(self.told.get(), seconds)
+NodeHook = Callable[[RecordingNode], Awaitable[None]]
 
 
 def numbers(page: Page[Publication]) -> list[int]:
@@ -173,15 +44,25 @@ def frames(page: Page[Publication]) -> list[Any]:
     return [publication.frame for _, publication in page.entries]
 
 
-class BrokerContract(PresenceContract):
+class BrokerContract(PresenceContract, KeepingContract, OutageContract):
     """The tests. Where ``shared`` is False there is one node only.
+
+    Fixtures of a subclass: ``make_broker``, and the hooks ``cut`` with ``mend``, ``kill`` and
+    ``lose_data``, async functions which make fail what a test says. Let the brokers under test have
+    a short lease, and short timeouts.
 
     Attributes:
         one_order: what goes to several targets is heard in the order of the calls, too; False where
             several engines carry it.
+        lease: seconds that the brokers under test have until what a dead node had is gone.
+        patience: seconds that are waited for what has to happen at once.
+        late: seconds after a lease has run out that are waited for what ends with it.
     """
 
     one_order = True
+    lease = 10.0
+    patience = 10.0
+    late = 3.0
 
     @pytest.fixture
     def make_broker(self) -> Callable[[], Broker]:
@@ -189,22 +70,32 @@ class BrokerContract(PresenceContract):
         raise NotImplementedError("a subclass has a fixture make_broker")
 
     @pytest.fixture
+    def cut(self) -> NodeHook | None:
+        """Return what cuts a node off from the engine, called with it; none by default."""
+        return None
+
+    @pytest.fixture
+    def mend(self) -> NodeHook | None:
+        """Return what lets a node that was cut off reach the engine; none by default."""
+        return None
+
+    @pytest.fixture
+    def kill(self, cut: NodeHook | None) -> NodeHook | None:
+        """Return what ends a node without ``stop()``, as the death of its process.
+
+        By default it is cut off for good, which is the same to everybody else.
+        """
+        return cut
+
+    @pytest.fixture
+    def lose_data(self) -> Callable[[], Awaitable[None]] | None:
+        """Return what has the engine lose all its data and come back; none by default."""
+        return None
+
+    @pytest.fixture
     async def nodes(self, make_broker: Callable[[], Broker]) -> AsyncGenerator[Nodes]:
         """Start some nodes; of a broker that is not shared there is one, however many."""
-        async with contextlib.AsyncExitStack() as stack:
-
-            async def start(count: int) -> list[RecordingNode]:
-                started: list[RecordingNode] = []
-                for _ in range(count):
-                    broker = make_broker()
-                    node = RecordingNode(broker)
-                    await broker.start()
-                    stack.push_async_callback(broker.stop)
-                    started.append(node)
-                    if not broker.shared:
-                        break
-                return started
-
+        async with started(make_broker) as start:
             yield start
 
     # ── publishing ────────────────────────────────────────────────────────────────────────────
@@ -465,28 +356,106 @@ class BrokerContract(PresenceContract):
         if all_[0].broker.shared:
             assert await all_[0].broker.ask(Target("user", "nobody"), ["count"]) == ([], 0)
 
-    # ── tickets ───────────────────────────────────────────────────────────────────────────────
+    # ── second attempts ───────────────────────────────────────────────────────────────────────
 
-    async def test_a_ticket_is_taken_once_on_whatever_node(self, nodes: Nodes) -> None:
-        """By one of all that ask at the same time; and it is as it was put."""
-        all_ = await nodes(3)
-        stores = [node.broker.tickets for node in all_]
-        if (first := stores[0]) is None:
-            return  # they are the hub's
-        for holder in (TicketHolder("ana"), TicketHolder("ü 1", 1234567890.125)):
-            await first.put(b"\x00\xff", holder, 30)
-            takers = [store.take(b"\x00\xff") for store in stores if store is not None]
-            taken = await asyncio.gather(*takers)
-            assert [one for one in taken if one is not None] == [holder]
-        assert await first.take(b"unknown") is None
+    async def test_a_second_attempt_is_none(self, nodes: Nodes) -> None:
+        """Also at another node; it has the position of the first, and nobody hears it again."""
+        all_ = await nodes(2)
+        for node in all_:
+            await node.listen(CARS)
+        first = await all_[0].publish(CARS, "1", KEPT, key="session 1")
+        other = await all_[0].publish(CARS, "2", KEPT, key="session 2")
+        again = await all_[-1].publish(CARS, "1", KEPT, key="session 1", again=True)
+        assert again.position == first.position != other.position
+        await all_[-1].publish(CARS, "end", KEPT)
+        for node in all_:
+            assert await node.texts(3) == ["1", "2", "end"]
+        assert frames(await all_[0].broker.history("cars", None, 10)) == ["1", "2", "end"]
 
-    async def test_a_ticket_expires(self, nodes: Nodes) -> None:
-        """After as many seconds as were said."""
-        (node, *_) = await nodes(1)
-        if (store := node.broker.tickets) is None:
+    async def test_a_second_attempt_whose_first_did_not_arrive_appears_once_or_is_unsure(
+        self, nodes: Nodes
+    ) -> None:
+        """And where it is unsure it is nowhere."""
+        all_ = await nodes(2)
+        await all_[0].listen(CARS)
+        appeared: list[str] = []
+        unsure: list[bool] = []
+        for number in range(3):
+            await all_[0].publish(CARS, f"other {number}", KEPT)
+            try:
+                await all_[-1].publish(CARS, f"{number}", KEPT, key=f"key {number}", again=True)
+            except BrokerUnavailable as error:
+                unsure.append(error.unsure)
+            else:
+                appeared.append(f"{number}")
+        await all_[0].publish(CARS, "end")
+        heard: list[Any] = []
+        while heard[-1:] != ["end"]:
+            heard.append((await all_[0].next()).frame)
+        assert [text for text in heard if text.isdigit()] == appeared
+        assert all(unsure)
+
+    # ── a newer position than there is ────────────────────────────────────────────────────────
+
+    async def test_a_later_position_that_was_really_had_begins_a_new_epoch(
+        self, nodes: Nodes
+    ) -> None:
+        """The engine has lost some: what it gives out from then on is none of the old."""
+        all_ = await nodes(2)
+        first = await self._publish(all_[0], 3)
+        old = first.epoch
+        page = await all_[0].broker.history("cars", Position(old, 7), 100, had=True)
+        assert (page.lost, page.entries) == (True, ())
+        assert page.top.epoch != old
+        for node in all_:
+            assert (await node.broker.history("cars", first, 100)).lost
+        after = (await all_[-1].publish(CARS, "new", KEPT)).position
+        assert after is not None
+        assert after.epoch == page.top.epoch
+        assert frames(await all_[0].broker.history("cars", page.top, 100)) == ["new"]
+
+    # ── what a node tells of its hub ──────────────────────────────────────────────────────────
+
+    async def test_another_hubs_node_is_refused(
+        self, nodes: Nodes, make_broker: Callable[[], Broker]
+    ) -> None:
+        """At its start; what stands there stays, and nodes of the same hub come in."""
+        (one, *_) = await nodes(1)
+        if not one.broker.shared:
+            return  # nobody else can be there
+        stranger = RecordingNode(make_broker())
+        stranger.says = b"another hub"
+        with pytest.raises(BrokerUnusable, match="a recording node"):
+            await stranger.broker.start()
+        await nodes(1)
+
+    async def test_what_a_node_told_last_of_its_hub_is_what_others_find(
+        self, nodes: Nodes, make_broker: Callable[[], Broker]
+    ) -> None:
+        """So that rules which are made later are known to whoever comes."""
+        (one, *_) = await nodes(1)
+        if not one.broker.shared:
             return
-        await store.put(b"long", TicketHolder("ana"), 30)
-        await store.put(b"short", TicketHolder("ana"), 0.05)
-        await asyncio.sleep(0.1)  # time is the subject
-        assert await store.take(b"short") is None
-        assert await store.take(b"long") == TicketHolder("ana")
+        one.takes.add(before := one.says)
+        one.says = b"with another rule"
+        one.broker.about_changed()
+        async with asyncio.timeout(self.patience):
+            while (found := await _Visitor(make_broker()).look()) != one.says:
+                assert found == before  # nothing tells when it is changed
+
+
+class _Visitor(RecordingNode):
+    """A node that takes nothing for its hub's, and so changes nothing."""
+
+    found = b""
+
+    def check_about(self, found: bytes) -> None:
+        """Keep it."""
+        self.found = found
+        raise BrokerUnusable("is only looked at")
+
+    async def look(self) -> bytes:
+        """Return what it finds when it starts."""
+        with pytest.raises(BrokerUnusable, match="looked at"):
+            await self.broker.start()
+        return self.found

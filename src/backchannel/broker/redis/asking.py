@@ -28,6 +28,11 @@ class Inquiry:
         self._answers: list[Any] = []
         self._wanted: int | None = None
 
+    @property
+    def was_heard(self) -> bool:
+        """The engine has said how many nodes it went to."""
+        return self._wanted is not None
+
     def heard_by(self, nodes: int) -> None:
         """Take note of how many nodes will answer."""
         self._wanted = nodes

@@ -181,11 +181,23 @@ class RedisBroker:
         done: asyncio.Future[tuple[list[Any], int]] = loop.create_future()
 
         def settle(answers: list[Any], missing: int) -> None:
-            if not done.done():
+            if done.done():
+                return
+            if inquiry.was_heard:
                 done.set_result((answers, missing))
+            else:
+                done.set_exception(self._unasked())
 
-        self._route.post(Question(target, words, self._inquiries.open(settle), done))
+        inquiry = self._inquiries.open(settle)
+        self._route.post(Question(target, words, inquiry, done))
         return done
+
+    def _unasked(self) -> BrokerUnavailable:
+        """Return why nobody is known to have heard a question when its time is over."""
+        if self._route.is_connected:
+            text = f"{self._route.shown} did not answer: it may have been asked, or not"
+            return BrokerUnavailable(text, unsure=True)
+        return BrokerUnavailable(f"{self._route.shown} is away: nobody was asked")
 
     # ── what is heard ─────────────────────────────────────────────────────────────────────────
 

@@ -21,6 +21,36 @@ local function tell(joined, channel, user)
     redis.call("RPUSH", due .. node, cmsgpack.pack({number, joined, channel, user}))
 end
 
+-- Names the nodes that a user is at; nobody's name has a space.
+local function spread(there)
+    local names = {}
+    for of in pairs(there) do
+        names[#names + 1] = of
+    end
+    table.sort(names)
+    return table.concat(names, " ")
+end
+
+-- Keeps where a user in a channel is, nil for nowhere, and how many users are at the same nodes as
+-- they: so it is known at once how many are at dead ones only.
+local function put(channel, user, was, there)
+    local is = there and spread(there) or ""
+    if there then
+        redis.call("HSET", key .. "in:" .. channel, user, cmsgpack.pack(there))
+    else
+        redis.call("HDEL", key .. "in:" .. channel, user)
+    end
+    if is == was then
+        return
+    end
+    if is ~= "" then
+        redis.call("HINCRBY", key .. "at:" .. channel, is, 1)
+    end
+    if was ~= "" and redis.call("HINCRBY", key .. "at:" .. channel, was, -1) <= 0 then
+        redis.call("HDEL", key .. "at:" .. channel, was)
+    end
+end
+
 -- Takes a node out of what is known of a user in a channel; the last one's leave waits for a while,
 -- or is told at once.
 local function drop(pair, of, wait)
@@ -30,13 +60,14 @@ local function drop(pair, of, wait)
     if not there[of] then
         return
     end
+    local was = spread(there)
     there[of] = nil
     if not wait and not next(there) then
-        redis.call("HDEL", key .. "in:" .. channel, user)
+        put(channel, user, was, nil)
         tell(false, channel, user)
         return
     end
-    redis.call("HSET", key .. "in:" .. channel, user, cmsgpack.pack(there))
+    put(channel, user, was, there)
     if not next(there) then
         redis.call("ZADD", leaving, now + wait, pair)
     end
@@ -49,8 +80,9 @@ local function set(channel, user, devices, known)
     redis.call("SREM", stale .. node, pair)
     if devices ~= "" then
         local there = packed and cmsgpack.unpack(packed) or {}
+        local was = spread(there)
         there[node] = devices
-        redis.call("HSET", key .. "in:" .. channel, user, cmsgpack.pack(there))
+        put(channel, user, was, there)
         redis.call("SADD", held .. node, pair)
         redis.call("ZREM", leaving, pair)
         if not packed and not known then
@@ -60,7 +92,7 @@ local function set(channel, user, devices, known)
     end
     redis.call("SREM", held .. node, pair)
     if not packed and known then  -- the others may have the user, and have not announced it yet
-        redis.call("HSET", key .. "in:" .. channel, user, cmsgpack.pack({}))
+        put(channel, user, "", {})
         redis.call("ZADD", leaving, now + math.max(lease, moment), pair)
     else
         drop(pair, node, moment)
@@ -73,7 +105,7 @@ local function see_off()
     for _, pair in ipairs(gone) do
         local channel, user = unpack(cmsgpack.unpack(pair))
         redis.call("ZREM", leaving, pair)
-        redis.call("HDEL", key .. "in:" .. channel, user)
+        put(channel, user, "", nil)
         tell(false, channel, user)
     end
 end
@@ -101,6 +133,29 @@ local function sweep()
         end
         redis.call("ZREM", nodes, other)
     end
+end
+
+-- Returns the nodes that are dead and not swept yet, as keys.
+local function find_dead()
+    local dead = {}
+    for _, of in ipairs(redis.call("ZRANGEBYSCORE", nodes, "-inf", "(" .. now)) do
+        dead[of] = true
+    end
+    return dead
+end
+
+-- Returns how many users of a channel are at dead nodes only.
+local function count_dead(channel, dead)
+    local count = 0
+    local at = next(dead) and redis.call("HGETALL", key .. "at:" .. channel) or {}
+    for i = 1, #at, 2 do
+        local is_alive = false
+        for of in string.gmatch(at[i], "%S+") do
+            is_alive = is_alive or not dead[of]
+        end
+        count = count + (is_alive and 0 or tonumber(at[i + 1]))
+    end
+    return count
 end
 
 -- ── who asks ──
@@ -146,16 +201,21 @@ elseif verb == "settle" then  -- what was held before and was not announced agai
     end
     answer = redis.call("SCARD", stale .. node)
 elseif verb == "members" then  -- channel
+    local dead = find_dead()
     local found = redis.call("HGETALL", key .. "in:" .. ARGV[9])
     for i = 1, #found, 2 do
-        local member = {found[i]}
-        for _, devices in pairs(cmsgpack.unpack(found[i + 1])) do
-            member[#member + 1] = devices
+        local member, there = {found[i]}, cmsgpack.unpack(found[i + 1])
+        for of, devices in pairs(there) do
+            if not dead[of] then
+                member[#member + 1] = devices
+            end
         end
-        answer[#answer + 1] = member
+        if #member > 1 or not next(there) then
+            answer[#answer + 1] = member
+        end
     end
 elseif verb == "count" then  -- channel
-    answer = redis.call("HLEN", key .. "in:" .. ARGV[9])
+    answer = redis.call("HLEN", key .. "in:" .. ARGV[9]) - count_dead(ARGV[9], find_dead())
 elseif verb == "bye" then  -- what it leaves behind is for the others, at once
     redis.call("ZADD", nodes, now - 1, node)
 end
