@@ -60,6 +60,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
         key: its publisher's own name for it, by which a second attempt is known for one; empty
             where there is none. It does not travel.
         again: there may have been an attempt already.
+        age: seconds that this one may be ago at most; 0 where that is not known.
     """
 
     target: Target
@@ -69,6 +70,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     form: Form = "plain"
     key: str = ""
     again: bool = False
+    age: float = 0.0
 
 
 class Receipt(NamedTuple):
@@ -287,7 +289,8 @@ class Broker(Protocol):
 
         Args:
             publication: it. Where it has a key and is kept, a second attempt (``again``) is none,
-                as long as the first is in the history.
+                as long as the first is in the history. Where that may have been lost with it,
+                it fails with an error that is ``unsure``.
             keep: how much of the channel's history is to be there, this one included; None keeps
                 nothing, and is always so for what goes to no channel.
         """

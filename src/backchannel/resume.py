@@ -33,6 +33,7 @@ class Record(msgspec.Struct, array_like=True):
             as long as it is not known which of them that is.
         refused: those up to ``last`` that were answered with an error, and its code.
         turn: how often it was resumed: of two connections that have it, the later one goes on.
+        began: when it began, in seconds since 1970; 0 where that is not known.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Record(msgspec.Struct, array_like=True):
     keys: list[bytes] = []
     refused: dict[int, str] = {}
     turn: int = 0
+    began: float = 0.0
 
     def pack(self) -> bytes:
         """Return it as it is kept.

@@ -30,6 +30,7 @@ from backchannel.publisher.steps import (
     RUN,
     Command,
     Hear,
+    InRun,
     Leave,
     Listen,
     Lost,
@@ -102,7 +103,15 @@ class _Door:
         self._runs[connection] = facts.get("master_replid", "")
 
     def _words(self, connection: Any, words: tuple[Any, ...]) -> list[Any]:
-        return [self._runs.get(connection, "") if word is RUN else word for word in words]
+        run = self._runs.get(connection)
+        return [
+            (run or "") if word is RUN else _in_run(run, word) if type(word) is InRun else word
+            for word in words
+        ]
+
+
+def _in_run(run: str | None, word: InRun) -> Any:
+    return word.word if run in word.runs else word.otherwise
 
 
 class BlockingDoor(_Door):
@@ -169,7 +178,7 @@ class BlockingDoor(_Door):
         except BaseException as error:
             if _is_spoilt(error):
                 connection.disconnect()
-            _translate(error)
+            _translate(error, self._runs.get(connection, ""))
             raise
         finally:
             self._speaking.release(connection)
@@ -299,7 +308,7 @@ class AwaitingDoor(_Door):
         except BaseException as error:
             if _is_spoilt(error):
                 await connection.disconnect(nowait=True)
-            _translate(error)
+            _translate(error, self._runs.get(connection, ""))
             raise
         finally:
             await self._speaking.release(connection)
@@ -353,8 +362,13 @@ def _is_spoilt(error: BaseException) -> bool:
     return not isinstance(error, ResponseError) or isinstance(error, ReadOnlyError)
 
 
-def _translate(error: BaseException) -> None:
-    """Raise what the work understands; what it has no word for is the caller's to raise."""
+def _translate(error: BaseException, run: str = "") -> None:
+    """Raise what the work understands; what it has no word for is the caller's to raise.
+
+    Args:
+        error: what happened after something was sent.
+        run: names the run of data of who it was sent to.
+    """
     if isinstance(error, ReadOnlyError):  # the engine has become a replica meanwhile
         raise NotSent(str(error)) from error
     if isinstance(error, _REFUSALS):
@@ -362,7 +376,7 @@ def _translate(error: BaseException) -> None:
     if isinstance(error, ResponseError):
         return
     if isinstance(error, RedisError | OSError):  # TimeoutError is an OSError
-        raise Lost(str(error)) from error
+        raise Lost(str(error), run) from error
 
 
 def _refused(error: Exception) -> str:

@@ -23,6 +23,7 @@ from backchannel.publisher.steps import (
     RUN,
     Command,
     Hear,
+    InRun,
     Leave,
     Listen,
     Lost,
@@ -180,12 +181,14 @@ class Plan:
         hash_ = yield from self._loaded("publish", deadline)
         repeated = False
 
-        def words(is_retry: bool) -> tuple[Any, ...]:
+        def words(lost: Lost | None) -> tuple[Any, ...]:
             nonlocal repeated
-            repeated = is_retry
+            repeated = lost is not None
+            # An attempt in another run of data than this one may be in what that has lost.
+            again = 0 if lost is None else InRun((lost.run,), 3, 1)
             return (
                 "EVALSHA", hash_, 2, *self._keys.of_history(topic),
-                topic, data, keep.size, keep.ttl, REMEMBERED, epoch, RUN, "", id_, int(is_retry),
+                topic, data, keep.size, keep.ttl, REMEMBERED, epoch, RUN, "", id_, again,
                 monotonic() - began,
             )  # fmt: skip
 
@@ -237,7 +240,7 @@ class Plan:
 
     def _try(
         self,
-        words: Callable[[bool], tuple[Any, ...]],
+        words: Callable[[Lost | None], tuple[Any, ...]],
         deadline: float,
         *,
         may_repeat: bool = True,
@@ -246,14 +249,14 @@ class Plan:
         """Send a command until it is answered, where that can't do it twice.
 
         Args:
-            words: makes the command; is given whether it may have been done already.
+            words: makes the command; is given how it was first sent and not answered, if it was.
             deadline: until when, by ``monotonic``.
             may_repeat: it may be sent again after it was sent and not answered.
             changes: it publishes something, so that an error has to say whether it did.
         """
 
-        def make(is_retry: bool) -> Command:
-            return Command(words(is_retry), max(0.001, deadline - monotonic()))
+        def make(lost: Lost | None) -> Command:
+            return Command(words(lost), max(0.001, deadline - monotonic()))
 
         while True:
             try:
@@ -279,25 +282,25 @@ class Plan:
 
     def _attempts(
         self,
-        make: Callable[[bool], Command | Listen],
+        make: Callable[[Lost | None], Command | Listen],
         deadline: float,
         *,
         may_repeat: bool = True,
         changes: bool = True,
     ) -> Work[Any]:
         wait, longest = BACK_OFF
-        is_retry = False
+        lost: Lost | None = None
         while True:
             try:
-                return (yield make(is_retry))
+                return (yield make(lost))
             except NotSent as error:
                 problem: Exception = error
             except Lost as error:
                 if not may_repeat:
                     raise BrokerUnavailable(self._unsure()) from error
-                problem, is_retry = error, True
+                problem, lost = error, lost or error
             if monotonic() + wait + self._patience > deadline:
-                may_be = is_retry and changes
+                may_be = lost is not None and changes
                 text = self._unsure() if may_be else f"{self._shown} is away: {problem}"
                 raise BrokerUnavailable(text) from problem
             yield Pause(wait)

@@ -9,12 +9,26 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, Final, NamedTuple, TypeVar
 
-__all__ = ["RUN", "Command", "Hear", "Leave", "Listen", "Lost", "NotSent", "Pause", "Work"]
+__all__ = ["RUN", "Command", "Hear", "InRun", "Leave", "Listen", "Lost", "NotSent", "Pause", "Work"]
 
 T = TypeVar("T")
 
 RUN: Final = object()
 """Among a command's words: what names the run of data of the engine that it is sent to."""
+
+
+class InRun(NamedTuple):
+    """Among a command's words: one that depends on the run of data of who it is sent to.
+
+    Args:
+        runs: the names of some.
+        word: the word in one of these.
+        otherwise: the word in any other.
+    """
+
+    runs: tuple[str, ...]
+    word: Any
+    otherwise: Any
 
 
 class Command(NamedTuple):
@@ -80,7 +94,16 @@ class NotSent(Exception):  # noqa: N818 - what happened
 
 
 class Lost(Exception):  # noqa: N818
-    """It was sent and not answered: the engine may have done it, or not."""
+    """It was sent and not answered: the engine may have done it, or not.
+
+    Args:
+        text: how it was lost.
+        run: names the run of data of who it was sent to.
+    """
+
+    def __init__(self, text: str, run: str = ""):
+        super().__init__(text)
+        self.run = run
 
 
 Work = Generator[Command | Listen | Hear | Leave | Pause, Any, T]

@@ -206,6 +206,7 @@ class SpeakingConnection(Connection):
             list(self.talk.keys),
             self.talk.refused,
             self.talk.turn,
+            self.talk.began,
         )
 
 
