@@ -312,8 +312,24 @@ class Broker(Protocol):
             BrokerUnavailable: the engine does not answer.
 
         Returns:
-            ``lost`` where anything between ``since`` and the newest is not there any more, or
+            What can't be read is ``unreadable``, and nothing else is lost by it; ``lost`` where
+            anything between ``since`` and the newest is not there any more, or
             ``since`` is of another epoch or later than the newest. An epoch never comes again.
+            Positions that were told stay known for an hour longer than what is published now.
+        """
+        ...
+
+    async def tops(self, channels: Collection[str]) -> dict[str, Position | None]:
+        """Return the positions of the newest publications of channels whose history is kept.
+
+        Nodes ask for those in which nothing is heard, to find what was dropped on its way to them.
+
+        Raises:
+            BrokerUnavailable: the engine does not answer.
+
+        Returns:
+            Of each channel it; None where nothing is known of it. Those are left out of which that
+            can't be known just now.
         """
         ...
 

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from speaking import Speaker
 
-from backchannel import Hub, Listener
-from backchannel.broker.redis import RedisBroker
+from backchannel import Hub, Listener, watch
+from backchannel.broker.redis import RedisBroker, parcel
 from backchannel.contracts import Target
 from backchannel.errors import BrokerUnavailable
 from backchannel.history import Retention
@@ -255,3 +255,224 @@ async def test_a_state_that_fell_behind_its_entries_begins_a_new_epoch(engine, b
     assert (await node.broker.history("cars", had[-1], 10)).lost
     assert (await node.publish(CARS, "g", KEPT)).position == (new.epoch, new.offset + 1)
     assert await node.texts(7) == list("abcdefg")
+
+
+# ── what can't be read ────────────────────────────────────────────────────────────────────────
+
+
+async def publish_strange(hub, channel, monkeypatch):
+    """Publish what a newer node might, by a letter that this version does not know."""
+    with monkeypatch.context() as patch:
+        patch.setattr(parcel, "pack", lambda *_: b"Z of a newer version")
+        return (await hub.broadcast(channel, "?")).position
+
+
+async def test_one_entry_that_can_not_be_read_is_a_loss_and_all_else_goes_on(
+    hubs, monkeypatch, caplog
+):
+    one, other = hubs
+    async with one.test_client("/ws/kept:a") as member, one.test_client("/ws/lobby") as late:
+        first = (await other.broadcast("kept:a", "0")).position
+        assert await member.receive() == "0"
+        await publish_strange(other, "kept:a", monkeypatch)
+        for text in "ABC":
+            await other.broadcast("kept:a", text)
+        assert await member.receive_json() == {"lost": "kept:a"}
+        assert [await member.receive() for _ in range(3)] == list("ABC")
+
+        kept = await one.channel("kept:a").history()
+        assert ([each.message for each in kept], kept.lost) == (["0", "A", "B", "C"], True)
+        kept = await other.channel("kept:a").history(since=first)
+        assert ([each.message for each in kept], kept.lost) == (["A", "B", "C"], True)
+        assert str(kept.position) == f"{first.epoch}.5"
+
+        await late.send({"enter": "kept:a", "since": str(first)})
+        assert [await late.receive() for _ in range(3)] == list("ABC")
+        assert await late.receive_json() == {"in": True, "lost": True}
+        await other.broadcast("kept:a", "D")
+        assert (await member.receive(), await late.receive()) == ("D", "D")
+    said = [r for r in caplog.records if "can't read" in r.getMessage() and "'kept:a'" in r.message]
+    assert len(said) == 2  # once by each node
+
+
+async def test_a_newest_entry_that_is_spoilt_wedges_nobody(engine, hubs):
+    one, other = hubs
+    async with one.test_client("/ws/kept:a") as member, one.test_client("/ws/lobby") as late:
+        at = (await other.broadcast("kept:a", "0")).position
+        state, entries = (f"backchannel:losses:{{c:kept:a}}:{key}" for key in ("state", "entries"))
+        with engine.client as client:
+            client.hset(state, "top", 2)
+            now = client.time()[0]
+            fields = {"parcel": b"\xff garbage", "time": now, "id": "x:1"}
+            client.xadd(entries, fields, id="2-1")
+        kept = await other.channel("kept:a").history()
+        assert ([each.message for each in kept], kept.lost) == (["0"], True)
+        assert kept.position == (at.epoch, 2)
+        await late.send({"enter": "kept:a", "since": str(at)})
+        assert await late.receive_json() == {"in": True, "lost": True}
+        await other.broadcast("kept:a", "after")
+        assert await late.receive() == "after"
+        heard = [await member.receive() for _ in range(3)]
+        assert heard == ["0", '{"lost":"kept:a"}', "after"]
+
+
+async def test_a_publisher_reads_what_can_be_read(engine, hubs, monkeypatch):
+    first = (await hubs[0].broadcast("kept:a", "0")).position
+    await publish_strange(hubs[0], "kept:a", monkeypatch)
+    await hubs[0].broadcast("kept:a", "1")
+    async with AsyncPublisher(engine.url, "losses") as publisher:
+        for since, texts in ((None, ["0", "1"]), (first, ["1"])):
+            kept = await publisher.channel("kept:a").history(since=since)
+            assert ([each.message for each in kept], kept.lost) == (texts, True)
+
+
+# ── offsets that count anew ───────────────────────────────────────────────────────────────────
+
+
+async def test_an_engine_that_counts_anew_within_one_run_is_noticed_by_what_it_publishes(
+    engine, hubs
+):
+    one, other = hubs
+    async with one.test_client("/ws/kept:a") as member:
+        keys = [f"backchannel:losses:{{c:kept:a}}:{key}" for key in ("state", "entries")]
+        with engine.client as client:
+            for number in range(5):
+                if number == 3:
+                    older = [(key, client.dump(key)) for key in keys]
+                had = (await other.broadcast("kept:a", str(number))).position
+            assert [await member.receive() for _ in range(5)] == list("01234")
+            for key, data in older:
+                client.restore(key, 0, data, replace=True)
+        for text in "ABC":
+            await other.broadcast("kept:a", text)
+        assert await member.receive_json() == {"lost": "kept:a"}
+        last = (await other.broadcast("kept:a", "D")).position
+        while await member.receive() != "D":
+            pass
+        assert last.epoch != had.epoch
+        assert (await one.channel("kept:a").history(since=had)).lost
+
+
+# ── where nothing comes ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def short_looks(monkeypatch):
+    """Look often, where it is the looking that is tested."""
+    monkeypatch.setattr(watch, "LOOK", 0.1)
+
+
+async def test_a_last_publication_that_was_dropped_on_its_way_is_found(short_looks, hubs):
+    one, other = hubs
+    async with one.test_client("/ws/kept:a") as member, one.test_client("/ws/kept:b") as second:
+        await other.broadcast("kept:a", "0")
+        await other.broadcast("kept:b", "0")
+        assert (await member.receive(), await second.receive()) == ("0", "0")
+        link = one._broker._route.engine.link
+        hear, link._hear = link._hear, lambda *_: None
+        await other.broadcast("kept:a", "dropped")
+        await one._broker.tops(["kept:a"])  # what came before this answer was dropped
+        link._hear = hear
+        assert await member.receive() == "dropped"
+        await other.broadcast("kept:a", "next")
+        assert await member.receive() == "next"
+        assert second.received() == []
+
+
+async def test_looking_reads_no_history_where_nothing_was_missed(short_looks, hubs, monkeypatch):
+    one, other = hubs
+    async with one.test_client("/ws/kept:a") as member:
+        read, looked = [], asyncio.Queue()
+        history, tops = one._broker.history, one._broker.tops
+
+        async def reading(*args, **named):
+            read.append(args)
+            return await history(*args, **named)
+
+        async def looking(channels):
+            found = await tops(channels)
+            looked.put_nowait(found)
+            return found
+
+        monkeypatch.setattr(one._broker, "history", reading)
+        monkeypatch.setattr(one._broker, "tops", looking)
+        for number in range(5):
+            position = (await other.broadcast("kept:a", str(number))).position
+            assert await member.receive() == str(number)
+        async with asyncio.timeout(10):
+            while await looked.get() != {"kept:a": position}:
+                pass
+            await looked.get()
+        assert read == []
+
+
+async def test_a_channel_stays_known_while_somebody_is_in_it(
+    short_looks, engine, hubs, monkeypatch
+):
+    """However long it is quiet; else the next publication would begin a new epoch."""
+    monkeypatch.setattr(watch, "RENEW", 0.3)
+    one, _ = hubs
+    state = "backchannel:losses:{c:kept:a}:state"
+    async with one.test_client("/ws/kept:a") as member:
+        before = (await one.broadcast("kept:a", "0")).position
+        assert await member.receive() == "0"
+        with engine.client as client:
+            for _ in range(3):
+                client.expire(state, 60)
+                async with asyncio.timeout(10):
+                    while client.ttl(state) <= 3600:  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+        assert (await one.broadcast("kept:a", "1")).position == (before.epoch, 2)
+        assert await member.receive() == "1"
+
+
+async def test_a_position_that_was_read_stays_known(engine, hubs):
+    state = "backchannel:losses:{c:kept:a}:state"
+    position = (await hubs[0].broadcast("kept:a", "0")).position
+    with engine.client as client:
+        client.expire(state, 60)
+        assert not (await hubs[0].channel("kept:a").history(since=position)).lost
+        assert 7100 < client.ttl(state) <= 7200
+        client.expire(state, 90_000)  # as where another version keeps it for longer
+        await hubs[0].channel("kept:a").history()
+        assert client.ttl(state) > 80_000
+
+
+async def test_where_the_engine_forgot_a_quiet_channel_its_members_are_told(
+    short_looks, engine, hubs
+):
+    async with hubs[0].test_client("/ws/kept:a") as member:
+        await hubs[0].broadcast("kept:a", "0")
+        assert await member.receive() == "0"
+        with engine.client as client:
+            client.delete(
+                *(f"backchannel:losses:{{c:kept:a}}:{key}" for key in ("state", "entries"))
+            )
+        assert await member.receive_json() == {"lost": "kept:a"}
+
+
+async def test_who_has_lost_some_is_told_the_position_to_start_again_from(engine):
+    hub = Hub(broker=engine.url, name="positions")
+    hub.rule("kept:{name}", history=100)
+    told = asyncio.Queue()
+
+    @hub.endpoint("/ws/{channel}")
+    class Told(Listener):
+        async def on_lost(self, ws, channel, position=None):
+            told.put_nowait((channel, position))
+
+    await hub.start()
+    try:
+        async with asyncio.timeout(20), hub.test_client("/ws/kept:a"):
+            before = (await hub.broadcast("kept:a", "0")).position
+            await restart(engine, hub)
+            first, second = await told.get(), await told.get()
+            assert first == (None, None)
+            channel, position = second
+            assert (channel, position.offset) == ("kept:a", 0)
+            assert position.epoch != before.epoch
+            await hub.broadcast("kept:a", "1")
+            kept = await hub.channel("kept:a").history(since=str(position))
+            assert ([each.message for each in kept], kept.lost) == (["1"], False)
+    finally:
+        await hub.stop()

@@ -145,7 +145,7 @@ class Plan:
             parcel.PAGE_BYTES,
         )  # fmt: skip
         reply = yield from self._try(lambda _: words, deadline, changes=False)
-        return History.of(parcel.unpack_page(target, reply), lambda _: False)
+        return History.of(parcel.unpack_page(target, since, reply), lambda _: False)
 
     # ── what holds for the hub ────────────────────────────────────────────────────────────────
 

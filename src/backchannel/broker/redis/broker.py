@@ -32,7 +32,7 @@ from backchannel.history import REMEMBERED, Page, Position
 from backchannel.observe import BROKER, excerpt
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Collection, Iterable
 
     from backchannel.broker.redis.route import Route
     from backchannel.contracts import Node
@@ -84,7 +84,7 @@ class RedisBroker:
         self._node: Node
         self._notice: Notice
         self._targets: dict[bytes, Target] = {}
-        self._foreign = 0
+        self._foreign = self._unreadable = 0
 
     @property
     def state(self) -> str:
@@ -311,4 +311,35 @@ class RedisBroker:
             reply = await self._route.evaluate("history", keys, words)
         except hiredis.ReplyError as error:
             raise BrokerUnavailable(f"the history of {channel!r} can't be read: {error}") from error
-        return parcel.unpack_page(target, reply)
+        page = parcel.unpack_page(target, since, reply)
+        if page.unreadable:
+            self._take_unreadable(channel, page.unreadable)
+        return page
+
+    async def tops(self, channels: Collection[str]) -> dict[str, Position | None]:
+        """Return the newest positions of channels, asked for in one write."""
+        asked: dict[str, asyncio.Future[Any]] = {}
+        for channel in channels:
+            topic = self._keys.topic(Target("channel", channel))
+            state, _ = self._keys.of_history(topic)
+            if (link := self._route.link_of(state)) is not None:
+                asked[channel] = link.call("HMGET", state, "epoch", "top")
+        if asked:
+            await asyncio.wait(asked.values())
+        found: dict[str, Position | None] = {}
+        for channel, answer in asked.items():
+            if answer.exception() is None:  # else it is elsewhere by now, or away
+                epoch, top = answer.result()
+                is_there = None not in (epoch, top)
+                found[channel] = Position(epoch.decode(), int(top)) if is_there else None
+        return found
+
+    def _take_unreadable(self, channel: str, offset: int) -> None:
+        self._unreadable += 1
+        if self._unreadable == 1:
+            BROKER.error(
+                "the history of %r has at offset %d what this version can't read, of a newer one "
+                "or of a stranger; it is told to be lost",
+                channel,
+                offset,
+            )

@@ -189,22 +189,38 @@ def unpack(target: Target, data: bytes) -> Publication | Heard | Question | Answ
     raise ValueError(f"it starts with {kind!r}")
 
 
-def unpack_page(target: Target, reply: list[Any]) -> Page[Publication]:
+def unpack_page(target: Target, since: Position | None, reply: list[Any]) -> Page[Publication]:
     """Read what ``history.lua`` returns.
+
+    What can't be read, of a newer node or of a stranger, is a gap, and nothing else is lost by it.
 
     Args:
         target: the channel.
+        since: after which position was asked; None is for the newest.
         reply: it.
     """
     epoch, top, lost, *entries = reply
     found: list[tuple[int, Publication]] = []
+    unreadable = 0
     for number, data in zip(entries[::2], entries[1::2], strict=True):
+        publication = _kept(target, data)
+        if publication is not None:
+            found.append((number, publication))
+        elif found and since is not None:
+            break  # it is told of where it stands: before the next page
+        else:
+            unreadable = number
+    return Page(Position(epoch.decode(), top), tuple(found), bool(lost), unreadable)
+
+
+def _kept(target: Target, data: bytes) -> Publication | None:
+    try:
         heard = unpack(target, data)
-        if isinstance(heard, Heard):
-            heard = heard.publication
-        if isinstance(heard, Publication):
-            found.append((number, heard))
-    return Page(Position(epoch.decode(), top), tuple(found), bool(lost))
+    except Exception:  # noqa: BLE001 - whatever stands there
+        return None
+    if isinstance(heard, Heard):
+        return heard.publication
+    return heard if isinstance(heard, Publication) else None
 
 
 def _unpack_addressed(target: Target, data: bytes) -> Heard:
