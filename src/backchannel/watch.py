@@ -59,7 +59,7 @@ class Watch:
         Args:
             keep: runs it.
         """
-        if self._watching is None:
+        if self._watching is None or self._watching.done():
             self._watching = keep(self._watch(), Context())
 
     def end(self) -> None:
@@ -75,6 +75,8 @@ class Watch:
             renews = clock() >= renewed + RENEW
             if renews:
                 renewed = clock()
+            for name in self._seen.keys() - self._followers.keys():
+                del self._seen[name]
             for first in range(0, len(names), AT_ONCE):
                 await asyncio.sleep(pause)
                 await self._look(names[first : first + AT_ONCE], renews=renews)
@@ -84,7 +86,6 @@ class Watch:
         quiet: dict[str, Follower[Publication]] = {}
         for name in names:
             if (follower := self._followers.get(name)) is None:
-                self._seen.pop(name, None)
                 continue
             if not follower.asks and self._seen.get(name) == follower.position:
                 quiet[name] = follower

@@ -406,6 +406,16 @@ async def test_looking_reads_no_history_where_nothing_was_missed(short_looks, hu
         assert read == []
 
 
+async def test_nothing_is_remembered_of_channels_that_nobody_is_in_any_more(short_looks, hubs):
+    one, _ = hubs
+    remembered = one.cluster._watch._seen
+    async with one.test_client("/ws/kept:stays"):
+        async with one.test_client("/ws/kept:goes"):
+            await until(lambda: remembered.keys() == {"kept:stays", "kept:goes"})
+        await until(lambda: remembered.keys() == {"kept:stays"})
+    await until(lambda: not remembered)
+
+
 async def test_a_channel_stays_known_while_somebody_is_in_it(
     short_looks, engine, hubs, monkeypatch
 ):
