@@ -149,7 +149,7 @@ class Caller(Sequence):
     def _report_slow(self, callback: Callback, seconds: float) -> None:
         report_slow(callback.name, callback.where, seconds, self._hub.settings.slow_callback)
 
-    def tell_lost(self, channel: str | None, position: Position | None = None) -> None:  # noqa: ARG002
+    def tell_lost(self, channel: str | None, position: Position | None = None) -> None:
         """Tell on_lost that this connection missed some; at once where it is idle.
 
         Args:
@@ -159,7 +159,7 @@ class Caller(Sequence):
         callback = self.endpoint.callbacks.on_lost
         if callback is None or self.ws.reason is not None:
             return
-        telling = functools.partial(self.call_safely, callback, self.ws, channel)
+        telling = functools.partial(self.call_safely, callback, self.ws, (channel, position))
         if self._is_busy:
             self.inbox.put(Rest(telling, nothing))
         elif not callback.returns_at_once:

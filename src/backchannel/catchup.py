@@ -122,7 +122,7 @@ class CatchUp:
     async def _ask(self) -> None:
         follower = self._follower
         limit = self._missed.replay if follower.position is None else PAGE
-        page = await self._broker.history(self.channel, follower.position, limit)
+        page = await self._broker.history(self.channel, follower.since, limit)
         ready, lost = follower.learn(page)
         if lost:
             self._missed.lost = True

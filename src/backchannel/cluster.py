@@ -23,6 +23,7 @@ from backchannel.info import packed
 from backchannel.observe import BROKER, excerpt
 from backchannel.sent import Outcome
 from backchannel.strangers import Strangers
+from backchannel.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -68,9 +69,11 @@ class Cluster:
         self._found = Mark()
         self._is_warned = False
         self.strangers = Strangers()
+        self._watch = Watch(broker, self._followers, self._fill)
 
     def begin_anew(self) -> None:
         """Forget what was of an earlier event loop."""
+        self._watch.end()
         self._followers.clear()
         self._filling.clear()
         self._held.clear()
@@ -210,6 +213,7 @@ class Cluster:
         follower: Follower[Publication] | None = None
         if self.keeping(channel) is not None:
             follower = self._followers[channel] = Follower(None)
+            self._watch.begin(self._hub.runtime.keep)
         await _confirmed(confirmed)
         if follower is not None:
             await asyncio.shield(self._fill(channel, follower))
@@ -257,7 +261,7 @@ class Cluster:
             while follower.asks and self._followers.get(channel) is follower:
                 is_new = follower.position is None
                 limit = 0 if is_new else PAGE
-                page = await self._broker.history(channel, follower.position, limit, had=True)
+                page = await self._broker.history(channel, follower.since, limit, had=True)
                 if self._followers.get(channel) is not follower:
                     return  # everyone has left; who is there now came later
                 ready, lost = follower.learn(page)

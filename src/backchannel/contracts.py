@@ -64,6 +64,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
         key: its publisher's own name for it, by which a second attempt is known for one; empty
             where there is none. It does not travel.
         again: there may have been an attempt already.
+        age: seconds that this one may be ago at most; 0 where that is not known.
     """
 
     target: Target
@@ -73,6 +74,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     form: Form = "plain"
     key: str = ""
     again: bool = False
+    age: float = 0.0
 
     @property
     def audience_size(self) -> int:
@@ -308,7 +310,8 @@ class Broker(Protocol):
 
         Args:
             publication: it. Where it has a key and is kept, a second attempt (``again``) is none,
-                as long as the first is in the history.
+                as long as the first is in the history. Where that may have been lost with it,
+                it fails with an error that is ``unsure``.
             keep: how much of the channel's history is to be there, this one included; None keeps
                 nothing, and is always so for what goes to no channel.
         """
@@ -330,8 +333,24 @@ class Broker(Protocol):
             BrokerUnavailable: the engine does not answer.
 
         Returns:
-            ``lost`` where anything between ``since`` and the newest is not there any more, or
+            What can't be read is ``unreadable``, and nothing else is lost by it; ``lost`` where
+            anything between ``since`` and the newest is not there any more, or
             ``since`` is of another epoch or later than the newest. An epoch never comes again.
+            Positions that were told stay known for an hour longer than what is published now.
+        """
+        ...
+
+    async def tops(self, channels: Collection[str]) -> dict[str, Position | None]:
+        """Return the positions of the newest publications of channels whose history is kept.
+
+        Nodes ask for those in which nothing is heard, to find what was dropped on its way to them.
+
+        Raises:
+            BrokerUnavailable: the engine does not answer.
+
+        Returns:
+            Of each channel it; None where nothing is known of it. Those are left out of which that
+            can't be known just now.
         """
         ...
 

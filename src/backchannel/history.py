@@ -22,6 +22,9 @@ T = TypeVar("T")
 WAITING: Final = 1000
 """Publications that are kept while history is asked; history has those that come after them."""
 
+BEYOND: Final = 2**53
+"""An offset that no publication has."""
+
 REMEMBERED: Final = 3600.0
 """Seconds that a channel's newest position is known after all that was kept of it has expired: who
 comes back until then, and has missed nothing, is not told of a loss."""
@@ -96,7 +99,7 @@ class History(Sequence[Kept]):
         position: of the last one that was looked at, to go on from, also where it was not for the
             reader.
         lost: some between ``since`` and the newest are not there any more; then it is empty, and
-            ``position`` is that of the newest.
+            ``position`` is that of the newest. Or some can't be read; then it has the others.
     """
 
     kept: tuple[Kept, ...]
@@ -116,8 +119,8 @@ class History(Sequence[Kept]):
             for offset, publication in page.entries
             if (publication.to is None and not publication.exclude) or may_read(publication)
         )
-        last = page.entries[-1][0] if page.entries else page.top.offset
-        return cls(kept, Position(page.top.epoch, last), lost=page.lost)
+        last = max(page.entries[-1][0] if page.entries else 0, page.unreadable) or page.top.offset
+        return cls(kept, Position(page.top.epoch, last), lost=page.lost or page.unreadable > 0)
 
     @overload
     def __getitem__(self, index: int) -> Kept: ...
@@ -140,11 +143,14 @@ class Page(NamedTuple, Generic[T]):
         entries: (offset, what was published), oldest first, without gaps.
         lost: True where what was asked for is not all there: it is too old, of another epoch, or
             later than the newest. Then there are no entries.
+        unreadable: offset of the last that can't be read, of those between ``since`` and the first
+            entry; 0 where there is none. Of the newest, of those between them too.
     """
 
     top: Position
     entries: tuple[tuple[int, T], ...] = ()
     lost: bool = False
+    unreadable: int = 0
 
 
 class Follower(Generic[T]):
@@ -156,23 +162,42 @@ class Follower(Generic[T]):
 
     Attributes:
         position: the last one that was had or, after a loss, the one to begin again from.
-        asks: what comes next is to be found in history, after ``position``.
+        asks: what comes next is to be found in history, after ``since``.
     """
 
-    __slots__ = ("_strange", "_waiting", "asks", "position")
+    __slots__ = ("_doubts", "_fell", "_last", "_strange", "_waiting", "asks", "position")
 
     def __init__(self, since: Position | None):
         self.position = since
         self.asks = True
+        self._doubts = False  # something old was heard: what history has may be another one
+        self._fell = False  # it is
+        self._last: int | None = None  # the hash of what was had at the position, if it was
         self._strange: frozenset[str] = frozenset()  # epochs that history did not know of
         self._waiting: deque[tuple[Position, T]] = deque(maxlen=WAITING)
+
+    @property
+    def since(self) -> Position | None:
+        """After which position history is to be asked; None is for the newest.
+
+        Mostly ``position``. Where that may be another publication's by now, the one before it, to
+        look; where it is, a later one than there can be, so that a new epoch begins.
+        """
+        position = self.position
+        if position is None:
+            return None
+        if self._fell:
+            return Position(position.epoch, BEYOND)
+        if self._doubts and self._last is not None:
+            return Position(position.epoch, position.offset - 1)
+        return position
 
     def hear(self, at: Position, item: T) -> bool:
         """Take what was just published.
 
         Args:
             at: its position.
-            item: it.
+            item: it, hashable.
 
         Returns:
             True where it is the next one, to be handed on now. False where it was had already, or
@@ -180,45 +205,84 @@ class Follower(Generic[T]):
         """
         if not self.asks:
             epoch, offset = self.position or ("", 0)
-            if at[0] == epoch and at[1] <= offset + 1:
-                if at[1] <= offset:
-                    return False
+            if at[0] == epoch and at[1] == offset + 1:
                 self.position = at
+                self._last = hash(item)
                 return True
             self.asks = True
+            if at[0] == epoch and at[1] <= offset:
+                self.asks = self._doubts = self._is_strange(at, item)
+                return False
         self._waiting.append((at, item))
         return False
+
+    def _is_strange(self, at: Position, item: T) -> bool:
+        """Tell of something old that it is not just what was had last, heard twice."""
+        return self.position != at or self._last != hash(item)
 
     def interrupt(self) -> None:
         """Take note that some may not have been heard."""
         self.asks = True
 
     def learn(self, page: Page[T]) -> tuple[list[tuple[Position, T]], bool]:
-        """Take what history has after ``position``, asked for after ``asks`` became True.
+        """Take what history has after ``since``, asked for after ``asks`` became True.
 
         Returns:
             What is to be handed on now, in order, and whether some before it are lost. ``asks``
             stays True where there is more to be asked for.
         """
-        epoch = page.top.epoch
-        ready: list[tuple[Position, T]] = []
-        if not page.lost:
-            ready += [(Position(epoch, offset), item) for offset, item in page.entries]
-        lost = page.lost and not self._heard_all_to(page.top)
-        if lost:
-            self.position = self._heard_up_to(page.top)
-        elif self.position is None:
-            self.position = page.top
-        elif ready:
-            self.position = ready[-1][0]
-        self.asks = not page.lost and self.position.offset < page.top.offset
+        looked = self._doubts and not page.lost and self._look_at(page)
+        if self._fell and not page.lost:
+            return [], False  # until history was asked after what can't be there
+        before, last = self.position, self._last
+        ready, lost = self._take_page(page)
+        position = self.position or page.top
+        self.asks = self._doubts or (not page.lost and position.offset < page.top.offset)
         waiting, self._waiting = self._waiting, deque(maxlen=WAITING)
+        epoch = page.top.epoch
         known, self._strange = self._strange, frozenset(at.epoch for at, _ in waiting) - {epoch}
         for at, item in waiting:
-            # Of an epoch that history does not know when asked a second time: it has ended.
-            if (at.epoch == epoch or at.epoch not in known) and self.hear(at, item):
-                ready.append((at, item))
+            if self.asks or at.epoch != epoch or at > (self.position or page.top):
+                # Of an epoch that history does not know when asked a second time: it has ended.
+                if (at.epoch == epoch or at.epoch not in known) and self.hear(at, item):
+                    ready.append((at, item))
+            elif before and before.epoch == epoch and at <= before and not (looked or last is None):
+                # It was old when it was heard; others the page has, or they were heard twice.
+                self.asks = self._doubts = at != before or hash(item) != last
         return ready, lost
+
+    def _look_at(self, page: Page[T]) -> bool:
+        """Tell whether history has at the position what was had there, as far as can be known."""
+        position = self.position
+        if position is None or self._last is None or page.unreadable == position.offset:
+            self._doubts = False  # there is nothing to look at
+            return True
+        offset, item = page.entries[0] if page.entries else (page.top.offset + 1, None)
+        if offset > position.offset:
+            return False  # it was asked before there was a doubt
+        self._doubts, self._fell = False, offset < position.offset or hash(item) != self._last
+        return True
+
+    def _take_page(self, page: Page[T]) -> tuple[list[tuple[Position, T]], bool]:
+        """Move on to the end of a page; return what is new of it, and whether some are lost."""
+        before = self.position
+        had = 0 if before is None else before.offset
+        epoch = page.top.epoch
+        if page.lost:
+            # Of what is in doubt, or known to be another one, nothing was heard for sure.
+            lost = self._doubts or self._fell or not self._heard_all_to(page.top)
+            if lost:
+                self.position, self._last = self._heard_up_to(page.top), None
+            self._doubts = self._fell = False
+            return [], lost
+        ready = [(Position(epoch, at), item) for at, item in page.entries if at > had]
+        if page.unreadable > had:
+            self.position, self._last = Position(epoch, page.unreadable), None
+        if ready and ready[-1][0].offset > page.unreadable:
+            self.position, self._last = ready[-1][0], hash(ready[-1][1])
+        if before is None:
+            self.position = page.top
+        return ready, page.unreadable > had
 
     def _heard_all_to(self, top: Position) -> bool:
         """Tell whether all from the position to the newest was heard meanwhile."""

@@ -92,7 +92,9 @@ class Listener:
     def on_lost(self, ws: Connection, channel: str | None) -> Any:
         """It missed some, or may have, of a channel it is in; it goes on with what comes.
 
-        The channel is None for what may have been for its user, its session or everyone.
+        The channel is None for what may have been for its user, its session or everyone. A third
+        parameter, ``position=None``, is given the position from which on it has all again; None
+        where nothing is kept.
         """
 
     def on_renew(self, ws: Connection, token: str) -> Any:
@@ -292,7 +294,8 @@ def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
         function = getattr(kind, name)
         if function is getattr(Listener, name) and name != "on_invalid":
             continue
-        found[name] = read_callback(getattr(listener, name), f"{kind.__name__}.{name}", parameters)
+        read = _read_lost if name == "on_lost" else read_callback
+        found[name] = read(getattr(listener, name), f"{kind.__name__}.{name}", parameters)
     if message := found.get("on_message"):
         found["on_message"] = _with_decoder(message, names, kind)
     found["events"] = _read_events(listener, names)
@@ -303,6 +306,18 @@ def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
     object.__setattr__(listener, "_sealed", True)
     about = vars(kind).get("__doc__") or ""
     return Callbacks(name=kind.__name__, where=where_defined(kind), about=about, **found)
+
+
+def _read_lost(function: Callable[..., Any], name: str, parameters: str) -> Callback:
+    """Read on_lost, which may take the position too; it is called with ws and a pair of both."""
+    is_told_where = callable(function) and len(_positional(function)) > 2
+    callback = read_callback(function, name, parameters + ", position" * is_told_where)
+    count = 2 if is_told_where else 1
+
+    def on_lost(ws: object, lost: tuple[object, object]) -> Any:
+        return callback.function(ws, *lost[:count])
+
+    return _replaced(callback, function=on_lost)
 
 
 def _read_durable(kind: type[Listener]) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ class Record(msgspec.Struct, array_like=True):
         refused: those up to ``last`` that were answered with an error, and its code.
         turn: how often it was resumed: of two connections that have it, the later one goes on.
         opened: those of the channels that on_open put it in, which is asked again.
+        began: when it began, in seconds since 1970; 0 where that is not known.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Record(msgspec.Struct, array_like=True):
     refused: dict[int, str] = {}
     turn: int = 0
     opened: list[str] = []
+    began: float = 0.0
 
     def pack(self) -> bytes:
         """Return it as it is kept.

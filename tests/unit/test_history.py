@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import NamedTuple
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from backchannel.history import WAITING, Follower, Page, Position
 
@@ -78,8 +87,90 @@ def test_who_starts_with_the_newest_few_gets_those_first():
 
 def test_what_was_had_is_not_given_again():
     follower = begun("a", 5)
+    assert follower.hear(Position("a", 6), "a6")
+    assert not follower.hear(Position("a", 6), "a6")
+    assert not follower.asks  # what is heard twice is not looked up each time
     assert not follower.hear(Position("a", 5), "a5")
+    assert follower.since == ("a", 5)
+    assert follower.learn(page("a", 6, 6)) == ([], False)
+    assert not follower.asks
+    assert follower.hear(Position("a", 7), "a7")
+
+
+def test_an_offset_that_counts_anew_is_looked_up_and_told_to_be_lost():
+    follower = begun("a", 4)
+    assert follower.hear(Position("a", 5), "a5")
+    assert not follower.hear(Position("a", 4), "another 4")
+    assert follower.asks
+    assert not follower.hear(Position("a", 5), "another 5")
+    assert not follower.hear(Position("a", 6), "another 6")
+    assert follower.since == ("a", 4)  # to see whether it has the same
+    anew = Page(Position("a", 6), ((5, "another 5"), (6, "another 6")))
+    assert follower.learn(anew) == ([], False)
+    assert follower.since > Position("a", 10**15)  # then a new epoch begins
+    assert follower.learn(page("b", 6, lost=True)) == ([], True)
+    assert follower.position == ("b", 6)
+    while follower.asks:  # what it has heard of the old one
+        assert follower.learn(page("b", 6)) == ([], False)
+    assert follower.hear(Position("b", 7), "b7")
+
+
+def test_where_the_newest_is_older_than_what_was_had_a_new_epoch_begins():
+    follower = begun("a", 4)
+    assert follower.hear(Position("a", 5), "a5")
+    assert not follower.hear(Position("a", 4), "another 4")
+    assert follower.learn(page("a", 4)) == ([], False)
+    assert follower.since > Position("a", 10**15)
+
+
+def test_what_is_heard_late_while_history_is_asked_is_looked_up_too():
+    follower = begun("a", 4)
+    assert follower.hear(Position("a", 5), "a5")
+    follower.interrupt()
+    assert not follower.hear(Position("a", 4), "another 4")
+    assert not follower.hear(Position("a", 6), "another 6")
+    assert follower.learn(page("a", 5)) == ([], False)
+    assert follower.asks
+    assert follower.since == ("a", 4)
+    anew = Page(Position("a", 6), ((5, "another 5"), (6, "another 6")))
+    assert follower.learn(anew) == ([], False)
+    assert follower.learn(page("b", 6, lost=True))[1]
+
+
+def test_what_comes_late_to_who_had_it_elsewhere_is_no_loss():
+    """As when a client comes back to a node that hears a moment later."""
+    follower = Follower(Position("a", 5))
+    assert not follower.hear(Position("a", 5), "a5")
+    assert not follower.hear(Position("a", 6), "a6")
+    ready, lost = follower.learn(page("a", 6, 6))
+    assert (texts(ready), lost, follower.asks) == (["a6"], False, False)
+
+
+# ── what can't be read ────────────────────────────────────────────────────────────────────────
+
+
+def unreadable(top, offset, *offsets):
+    return Page(Position("a", top), tuple((n, f"a{n}") for n in offsets), unreadable=offset)
+
+
+def test_what_can_not_be_read_is_lost_and_what_comes_after_it_is_not():
+    follower = Follower(Position("a", 2))
+    ready, lost = follower.learn(unreadable(6, 4, 5, 6))
+    assert (texts(ready), lost, follower.asks) == (["a5", "a6"], True, False)
+
+
+def test_where_the_newest_can_not_be_read_it_goes_on_after_it():
+    follower = begun("a", 2)
     assert not follower.hear(Position("a", 4), "a4")
+    ready, lost = follower.learn(unreadable(3, 3))
+    assert (texts(ready), lost) == (["a4"], True)
+    assert follower.position == ("a", 4)
+
+
+def test_of_the_newest_few_those_are_given_that_can_be_read():
+    follower = Follower(None)
+    ready, lost = follower.learn(unreadable(6, 6, 3, 5))
+    assert (texts(ready), lost, follower.position) == (["a3", "a5"], True, ("a", 6))
     assert not follower.asks
 
 
@@ -176,37 +267,58 @@ def test_what_waits_is_bounded_and_found_in_history_afterwards():
 # ── any interleaving ──────────────────────────────────────────────────────────────────────────
 
 
+class Said(NamedTuple):
+    """A publication, and which one was before it: its number, which no other has."""
+
+    number: int
+    before: int
+
+
 class Engine:
     """A channel as an engine keeps it, with what may go wrong."""
 
     def __init__(self):
         self.epochs = ["e0"]
         self.top = 0
+        self.count = 0
+        self.said: dict[int, Said] = {}
         self.kept: list[int] = []
+        self.bad: set[int] = set()
 
     def publish(self):
+        self.count += 1
+        before = self.said.get(self.top, Said(0, 0)).number
         self.top += 1
+        self.said[self.top] = Said(self.count, before)
         self.kept.append(self.top)
-        return Position(self.epochs[-1], self.top)
+        return Position(self.epochs[-1], self.top), self.said[self.top]
 
     def forget_all_but(self, count):
         self.kept = self.kept[len(self.kept) - min(count, len(self.kept)) :]
 
-    def fail_over(self, lost):
-        """Lose the newest, and begin another epoch."""
-        lost = min(lost, self.top)
-        self.top -= lost
+    def fall_back(self, lost):
+        """Lose the newest, and know nothing of it."""
+        self.top -= min(lost, self.top)
         self.kept = [n for n in self.kept if n <= self.top]
+        self.bad = {n for n in self.bad if n <= self.top}
+
+    def begin_epoch(self):
         self.epochs.append(f"e{len(self.epochs)}")
 
     def read(self, since, limit):
+        if since.epoch == self.epochs[-1] and since.offset > self.top:
+            self.begin_epoch()  # it was really had
         top = Position(self.epochs[-1], self.top)
-        if since.epoch != top.epoch or since.offset > self.top:
+        if since.epoch != top.epoch:
             return Page(top, (), lost=True)
-        wanted = range(since.offset + 1, self.top + 1)
+        wanted = list(range(since.offset + 1, self.top + 1))
         if any(n not in self.kept for n in wanted):
             return Page(top, (), lost=True)
-        return Page(top, tuple((n, Position(top.epoch, n)) for n in wanted[:limit]))
+        wanted, unreadable = wanted[:limit], 0
+        while wanted and wanted[0] in self.bad:
+            unreadable = wanted.pop(0)
+        good = list(itertools.takewhile(lambda n: n not in self.bad, wanted))
+        return Page(top, tuple((n, self.said[n]) for n in good), unreadable=unreadable)
 
 
 class Following(RuleBasedStateMachine):
@@ -214,7 +326,7 @@ class Following(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.told: list[Position | None] | None = None  # None is a loss
+        self.told: list[tuple[Position, Said] | None] | None = None  # None is a loss
 
     @initialize(before=st.integers(0, 3), missed=st.integers(0, 3))
     def begin(self, before, missed):
@@ -222,8 +334,8 @@ class Following(RuleBasedStateMachine):
         for _ in range(before):
             self.engine.publish()
         self.follower = Follower(Position("e0", before))
-        self.began = Position("e0", before)
-        self.line: list[Position] = []
+        self.began = Position("e0", before), self.engine.said.get(before, Said(0, 0))
+        self.line: list[tuple[Position, Said]] = []
         self.pages: list[Page] = []
         self.told = []
         for _ in range(missed):
@@ -235,9 +347,9 @@ class Following(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 5))
     def hear(self, count):
-        for at in self.line[:count]:
-            if self.follower.hear(at, at):
-                self.told.append(at)
+        for at, item in self.line[:count]:
+            if self.follower.hear(at, item):
+                self.told.append((at, item))
         del self.line[:count]
 
     @rule(index=st.integers(0, 9))
@@ -252,39 +364,53 @@ class Following(RuleBasedStateMachine):
     def forget(self, count):
         self.engine.forget_all_but(count)
 
+    @rule(back=st.integers(0, 2))
+    def spoil(self, back):
+        """Let something be unreadable in history, and wherever it was not heard yet."""
+        if self.engine.top - back > 0:
+            self.engine.bad.add(self.engine.top - back)
+
     @rule(lost=st.integers(0, 2))
     def fail_over(self, lost):
-        self.engine.fail_over(lost)
+        self.engine.fall_back(lost)
+        self.engine.begin_epoch()
         self.follower.interrupt()
+
+    @precondition(lambda self: self.told and self.told[-1] is not None)
+    @rule(lost=st.integers(1, 3), count=st.integers(1, 4))
+    def fall_back(self, lost, count):
+        """Count anew, as an engine that was given older data; the first such word is heard."""
+        had = self.told[-1][0]
+        is_level = not self.follower.asks and had == (self.engine.epochs[-1], self.engine.top)
+        if is_level and not self.line and not self.pages:
+            self.engine.fall_back(lost)
+            self.publish(count)
+            self.hear(1)
 
     @rule(limit=st.integers(1, 3))
     def ask(self, limit):
         if self.follower.asks and not self.pages:
-            self.pages.append(self.engine.read(self.follower.position, limit))
+            self.pages.append(self.engine.read(self.follower.since, limit))
 
     @rule()
     def learn(self):
         if self.pages:
             ready, lost = self.follower.learn(self.pages.pop())
             self.told += [None] * lost
-            for at, item in ready:
-                assert at == item
-                self.told.append(at)
+            self.told += ready
 
     @invariant()
     def each_once_and_in_order_or_told(self):
         if self.told is None:  # it has not begun
             return
-        had = [at for at in self.told if at is not None]
+        had = [one[1].number for one in self.told if one is not None]
         assert len(had) == len(set(had))
         last = self.began
-        for at in self.told:
-            if at is None:
-                last = None
-            else:
-                if last is not None:
-                    assert at == (last.epoch, last.offset + 1)
-                last = at
+        for one in self.told:
+            if one is not None and last is not None:
+                assert one[0] == (last[0].epoch, last[0].offset + 1)
+                assert one[1].before == last[1].number
+            last = one
 
     def teardown(self):
         if self.told is None:
@@ -303,4 +429,4 @@ class Following(RuleBasedStateMachine):
 
 
 TestFollowing = Following.TestCase
-TestFollowing.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestFollowing.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)

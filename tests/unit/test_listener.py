@@ -264,13 +264,14 @@ def test_an_error_of_the_constructor_itself_passes_as_it_is():
 
 
 @pytest.mark.parametrize("name", CALLBACKS)
-@pytest.mark.parametrize("parameters", ["", "ws, message, more", "*, ws"])
+@pytest.mark.parametrize("parameters", ["", "ws, message, more, most", "*, ws"])
 def test_a_callback_with_other_parameters_is_refused_by_name_with_the_right_ones(name, parameters):
     chat = module(
         f"{FUTURE}class Chat(Listener):\n    def {name}({f'self, {parameters}'.rstrip(', ')}): ...\n"
     ).Chat
     where = "(listeners_under_test.py:5)"
-    refused(chat, f"Chat.{name} {where} must take ({_PARAMETERS[name]}), but takes (")
+    more = ", position" if name == "on_lost" and "most" in parameters else ""
+    refused(chat, f"Chat.{name} {where} must take ({_PARAMETERS[name]}{more}), but takes (")
 
 
 def test_a_callback_that_forgot_self_is_refused():
@@ -739,3 +740,58 @@ def test_the_default_on_invalid_tells_the_sender_what_was_wrong():
         read_listener(target).on_invalid.function(ws, error)
     wanted = {"type": "error", "code": "invalid_message", "text": "expected int", "field": "$.age"}
     assert sent == [wanted, wanted]
+
+
+# ── on_lost, with the position or without ─────────────────────────────────────────────────────
+
+
+class Told:
+    def __init__(self):
+        self.words = None
+
+
+class Without(Listener):
+    shared = True
+
+    def on_lost(self, ws, channel):
+        ws.words = (channel,)
+
+
+class Optional(Listener):
+    def on_lost(self, ws, channel, position=None):
+        ws.words = (channel, position)
+
+
+class Required(Listener):
+    async def on_lost(self, ws, channel, position):
+        ws.words = (channel, position)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(Without, ("a",)), (Optional, ("a", "e.1")), (Required, ("a", "e.1"))]
+)
+async def test_on_lost_is_given_the_position_where_it_takes_one(kind, words):
+    on_lost = read_listener(kind).on_lost
+    ws = Told()
+    done = on_lost.function(ws, ("a", "e.1"))
+    if on_lost.is_async:
+        await done
+    assert ws.words == words
+
+
+def test_an_on_lost_that_takes_too_much_is_refused():
+    class Chat(Listener):
+        def on_lost(self, ws, channel, position, why):
+            pass
+
+    with pytest.raises(ListenerError, match=r"on_lost .* must take \(ws, channel, position\)"):
+        read_listener(Chat)
+
+
+def test_an_on_lost_that_takes_too_little_is_refused():
+    class Chat(Listener):
+        def on_lost(self, ws):
+            pass
+
+    with pytest.raises(ListenerError, match=r"on_lost .* must take \(ws, channel\), but takes"):
+        read_listener(Chat)

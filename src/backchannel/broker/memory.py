@@ -15,7 +15,7 @@ from backchannel.contracts import Receipt
 from backchannel.history import REMEMBERED, Page, Position
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from backchannel.contracts import Node, Publication, Target
     from backchannel.history import Retention
@@ -107,6 +107,11 @@ class MemoryBroker:
             log.check(since)
         return log.read(since, limit)
 
+    async def tops(self, channels: Collection[str]) -> dict[str, Position | None]:
+        """Return the newest positions."""
+        found = {channel: self._logs.get(channel) for channel in channels}
+        return {name: None if log is None else log.top for name, log in found.items()}
+
     # ── presence ──────────────────────────────────────────────────────────────────────────────
 
     def announce(self, channel: str, user: str) -> None:
@@ -164,13 +169,14 @@ class _Log:
     """What is kept of one channel.
 
     Attributes:
+        top: position of the newest.
         until: when all of it may be forgotten, by the monotonic clock.
     """
 
-    __slots__ = ("_entries", "_top", "_ttl", "until")
+    __slots__ = ("_entries", "_ttl", "top", "until")
 
     def __init__(self, now: float) -> None:
-        self._top = Position(secrets.token_hex(4), 0)
+        self.top = Position(secrets.token_hex(4), 0)
         self._entries: deque[tuple[float, Publication]] = deque()
         self._ttl = 0.0
         self.until = now + REMEMBERED
@@ -179,31 +185,33 @@ class _Log:
         """Keep a publication; return its position."""
         now = monotonic()
         self._ttl = keep.ttl
-        self._top = Position(self._top.epoch, self._top.offset + 1)
+        self.top = Position(self.top.epoch, self.top.offset + 1)
         self._entries.append((now, publication))
         while len(self._entries) > keep.size:
             self._entries.popleft()
         self.until = now + keep.ttl + REMEMBERED
-        return self._top
+        return self.top
 
     def find(self, key: str) -> Position | None:
         """Return where a publication with a key stands; None where it is not kept."""
         for back, (_, one) in enumerate(reversed(self._entries)):
             if one.key == key:
-                return Position(self._top.epoch, self._top.offset - back)
+                return Position(self.top.epoch, self.top.offset - back)
         return None
 
     def check(self, had: Position) -> None:
         """Begin a new epoch where somebody had a later position than the newest."""
-        if had.epoch == self._top.epoch and had.offset > self._top.offset:
-            self._top = Position(secrets.token_hex(4), self._top.offset)
+        if had.epoch == self.top.epoch and had.offset > self.top.offset:
+            self.top = Position(secrets.token_hex(4), self.top.offset)
 
     def read(self, since: Position | None, limit: int) -> Page[Publication]:
         """Return what came after a position, or the newest."""
-        too_old = monotonic() - self._ttl
+        now = monotonic()
+        self.until = max(self.until, now + self._ttl + REMEMBERED)  # a position is handed out
+        too_old = now - self._ttl
         while self._entries and self._entries[0][0] <= too_old:
             self._entries.popleft()
-        top, count = self._top, len(self._entries)
+        top, count = self.top, len(self._entries)
         first = top.offset - count + 1  # the oldest that is kept
         if since is None:
             skip = max(0, count - limit)

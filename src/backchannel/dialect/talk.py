@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.resume import Record
@@ -36,6 +37,7 @@ class Talk:
         pending: ids of acknowledged frames that are not done.
         refused: ids of those that were answered with an error, the newest, with its code.
         turn: how often the session was resumed.
+        began: when the session began, in seconds since 1970; 0 where that is not known.
         stays: others that resume the session find this connection until it has closed.
         calls: what waits for the client's answers.
         queued: ids of the client's calls that wait for their turn, with what ends them.
@@ -45,9 +47,9 @@ class Talk:
     """
 
     __slots__ = (
-        "acknowledges", "asked", "calls", "greeted", "keys", "last", "number", "opened", "pending",
-        "positions", "queued", "refused", "resumed", "returning", "running", "stays", "stopped",
-        "timer", "turn", "welcomed",
+        "acknowledges", "asked", "began", "calls", "greeted", "keys", "last", "number", "opened",
+        "pending", "positions", "queued", "refused", "resumed", "returning", "running", "stays",
+        "stopped", "timer", "turn", "welcomed",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -64,6 +66,7 @@ class Talk:
         self.pending: set[int] = set()
         self.refused: dict[int, str] = {}
         self.turn = 0
+        self.began = time()
         self.stays = False
         self.calls: dict[int, asyncio.Future[Any]] | None = None
         self.acknowledges = False
@@ -85,6 +88,7 @@ class Talk:
         self.pending = set(record.pending)
         self.refused = dict(record.refused)
         self.turn = record.turn
+        self.began = record.began
         self.returning = set(record.channels)
         self.opened = dict.fromkeys(record.opened, False)
 

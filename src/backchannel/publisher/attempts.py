@@ -6,15 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from redis.exceptions import NoScriptError, ResponseError
 
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
-from backchannel.publisher.steps import Command, Listen, Lost, NotSent, Pause, Work
-
-if TYPE_CHECKING:
-    from backchannel.publisher.steps import InRun
+from backchannel.publisher.steps import Command, InRun, Listen, Lost, NotSent, Pause, Work
 
 __all__ = ["SCRIPTS", "Attempts", "Errand"]
 
@@ -107,7 +104,8 @@ class Attempts:
 
     def again(self, errand: Errand) -> int | InRun:
         """Return what ``publish.lua`` is told of earlier attempts."""
-        return int(errand.lost is not None)
+        # An attempt in another run of data than this one may be in what that has lost.
+        return 0 if errand.lost is None else InRun((errand.lost.run,), 3, 1)
 
     def _repeat(self, make: Callable[[], Command | Listen], errand: Errand) -> Work[Any]:
         wait, longest = BACK_OFF

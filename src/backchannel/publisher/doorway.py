@@ -151,8 +151,10 @@ class Doorway:
         ]
 
 
-def _in_run(run: str | None, word: InRun) -> Any:
-    return word.word if run in word.runs else word.otherwise
+def _in_run(run: str | None, word: Any) -> Any:
+    while type(word) is InRun:
+        word = word.word if run in word.runs else word.otherwise
+    return word
 
 
 def is_spoilt(error: BaseException) -> bool:

@@ -129,7 +129,7 @@ class Plan:
         )  # fmt: skip
         reading = Errand(lambda of: (*words, *of.runs), topic, deadline, changes=False)
         reply = yield from self._engine.do(reading)
-        return History.of(parcel.unpack_page(target, reply), lambda _: False)
+        return History.of(parcel.unpack_page(target, since, reply), lambda _: False)
 
     # ── what holds for the hub ────────────────────────────────────────────────────────────────
 

@@ -119,7 +119,7 @@ class Roaming(Attempts):
             return 0
         run = errand.lost.run
         follow = [one.runs[0] for one in errand.runs if isinstance(one, InRun) and one.word == run]
-        return InRun((run, *follow), 1, 2)
+        return InRun((run,), 3, InRun(tuple(follow), 1, 2))
 
     # ── where it is ───────────────────────────────────────────────────────────────────────────
 

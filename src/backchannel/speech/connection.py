@@ -217,6 +217,7 @@ class SpeakingConnection(Connection):
             self.talk.refused,
             self.talk.turn,
             [name for name in channels if name in self.talk.opened],
+            self.talk.began,
         )
 
 

@@ -289,8 +289,9 @@ class Handling(Dispatch):
             self.complain("too_large", str(error), id_=id_, field="$.data")
             return
         key = "" if id_ is msgspec.UNSET else f"{ws.id}:{id_}"
+        age = max(0.001, time() - ws.talk.began) if frame.again and ws.talk.began else 0.0
         publication = Publication(
-            Target("channel", name), message, form=form, key=key, again=frame.again
+            Target("channel", name), message, form=form, key=key, again=frame.again, age=age
         )
         self._tell_outcome(id_, self._hub._publish(publication))
 

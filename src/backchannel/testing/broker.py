@@ -283,6 +283,17 @@ class BrokerContract(PresenceContract, KeepingContract, OutageContract):
         await self._publish(node, 2)
         assert frames(await node.broker.history("cars", page.top, 10)) == ["1", "2"]
 
+    async def test_the_newest_positions_of_many_channels_are_told_at_once(
+        self, nodes: Nodes
+    ) -> None:
+        """None of those that nothing is known of."""
+        (node, *_) = await nodes(1)
+        receipts = [await node.publish(CARS, str(n), KEPT) for n in range(7)]
+        assert await node.broker.tops(["cars", "boats"]) == {
+            "cars": receipts[-1].position,
+            "boats": None,
+        }
+
     async def test_what_is_not_kept_has_no_position(self, nodes: Nodes) -> None:
         """And no place in history."""
         (node, *_) = await nodes(1)

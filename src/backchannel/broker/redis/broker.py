@@ -32,7 +32,7 @@ from backchannel.history import REMEMBERED, Page, Position
 from backchannel.observe import excerpt
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Collection, Iterable
 
     from backchannel.broker.redis.route import Route
     from backchannel.contracts import Node
@@ -319,5 +319,23 @@ class RedisBroker:
         except hiredis.ReplyError as error:
             raise BrokerUnavailable(f"the history of {channel!r} can't be read: {error}") from error
         return parcel.unpack_page(
-            target, reply, lambda data, error: self._drop("wrote to", keys[1], data, error)
+            target, since, reply, lambda data, error: self._drop("wrote to", keys[1], data, error)
         )
+
+    async def tops(self, channels: Collection[str]) -> dict[str, Position | None]:
+        """Return the newest positions of channels, asked for in one write."""
+        asked: dict[str, asyncio.Future[Any]] = {}
+        for channel in channels:
+            topic = self._keys.topic(Target("channel", channel))
+            state, _ = self._keys.of_history(topic)
+            if (link := self._route.link_of(state)) is not None:
+                asked[channel] = link.call("HMGET", state, "epoch", "top")
+        if asked:
+            await asyncio.wait(asked.values())
+        found: dict[str, Position | None] = {}
+        for channel, answer in asked.items():
+            if answer.exception() is None:  # else it is elsewhere by now, or away
+                epoch, top = answer.result()
+                is_there = None not in (epoch, top)
+                found[channel] = Position(epoch.decode(), int(top)) if is_there else None
+        return found

@@ -66,11 +66,13 @@ class Opened(NamedTuple):
         run: names the engine's unbroken run of data: its replication id, which is another one after
             a restart and after a failover.
         before: the name of the run that it goes on from, maybe without all of its data; or of none.
+        age: seconds that the run has lasted at least.
     """
 
     link: Link
     run: str
     before: str
+    age: int
 
 
 class Door:
@@ -178,8 +180,8 @@ class Door:
         connecting = loop.create_connection(make, host, port, ssl=self._tls, server_hostname=name)
         return (await connecting)[1]
 
-    async def _greet(self, link: Link, *, anyone: bool) -> tuple[str, str]:
-        """Say who we are; return what names the engine's run of data, and the one before."""
+    async def _greet(self, link: Link, *, anyone: bool) -> tuple[str, str, int]:
+        """Say who we are; return what names the engine's run of data, the one before, its age."""
         try:
             await link.call("HELLO", "3", *self._credentials())
         except hiredis.ReplyError as error:
@@ -195,7 +197,10 @@ class Door:
         if facts.get("role") not in {"master", None} and not anyone:
             raise BrokerUnavailable(f"it is a replica of {facts.get('master_host')}")
         run = facts.get("master_replid") or facts.get("run_id") or ""
-        return run, facts.get("master_replid2", "")
+        before = facts.get("master_replid2", "")
+        # Who goes on from another run does not say since when.
+        age = 0 if before.strip("0") else int(facts.get("uptime_in_seconds", 0))
+        return run, before, age
 
     def _credentials(self) -> tuple[str, ...]:
         if self._password is None:

@@ -74,6 +74,7 @@ class Engine:
         shown: its URL without the password.
         run: names its unbroken run of data.
         before: names the run that this one goes on from, maybe without all of its data.
+        run_since: when the run is known to have been there already, by the loop's clock.
         scripts: by which hash each is called.
     """
 
@@ -89,6 +90,7 @@ class Engine:
         self.link: Link | None = None
         self.shown = self._door.shown
         self.run = self.before = ""
+        self.run_since = 0.0
         self.scripts: dict[str, str] = {}
 
     @property
@@ -183,7 +185,7 @@ class Engine:
         BROKER.info("%s is back", self.shown)
 
     async def _connect(self, *, again: bool) -> None:
-        link, run, before = await self._door.open(self._hear, self._timeout)
+        link, run, before, age = await self._door.open(self._hear, self._timeout)
         link.dropped = self._owner.dropped
         try:
             async with asyncio.timeout(self._timeout):
@@ -196,6 +198,8 @@ class Engine:
         except BaseException:
             link.close()
             raise
+        if run != self.run:
+            self.run_since = asyncio.get_running_loop().time() - age
         self.run, self.before, self.link = run, before, link
         self._owner.connected(again=again)
 

@@ -7,7 +7,8 @@
 --       "?" first where they are not known.
 -- Returns epoch, newest offset, 1 where something is lost, then offset and parcel of each. After "?"
 -- an error STRANGE instead of a new epoch: the run that it is of and the time of its newest.
-local epoch, run, top = unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top"))
+local epoch, run, top, began =
+    unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top", "began"))
 top = tonumber(top) or 0
 local since = tonumber(ARGV[2])
 local limit = tonumber(ARGV[3])
@@ -17,7 +18,8 @@ local unbroken = run == ARGV[6]
 for i = 10, #ARGV do
     if not unbroken and run and run == ARGV[i] then
         unbroken = true
-        redis.call("HSET", KEYS[1], "run", ARGV[6])
+        -- As publish.lua says of "began": elsewhere more may have been lost.
+        redis.call("HSET", KEYS[1], "run", ARGV[6], "began", (string.gsub(began or "", "1$", "0")))
     end
 end
 if epoch and not unbroken and ARGV[10] == "?" then
@@ -25,9 +27,15 @@ if epoch and not unbroken and ARGV[10] == "?" then
     return redis.error_reply("STRANGE " .. (run or "-") .. " " .. (newest and newest[2][4] or 0))
 end
 if not epoch or not unbroken or fell then
+    began = redis.call("TIME")[1] .. (epoch and " 0" or " 1")
     epoch = ARGV[5]
-    redis.call("HSET", KEYS[1], "epoch", epoch, "run", ARGV[6], "top", string.format("%.0f", top))
-    redis.call("EXPIRE", KEYS[1], math.ceil(tonumber(ARGV[4])) + ARGV[7])
+    redis.call("HSET", KEYS[1], "epoch", epoch, "run", ARGV[6], "top", string.format("%.0f", top),
+        "began", began)
+end
+-- Whoever is told a position may name it again for as long as if it had been published now.
+local life = math.ceil(tonumber(ARGV[4])) + ARGV[7]
+if redis.call("TTL", KEYS[1]) < life then
+    redis.call("EXPIRE", KEYS[1], life)
 end
 local answer = {epoch, top, 0}
 local oldest = redis.call("TIME")[1] - tonumber(ARGV[4])

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Lane"]
 
-KEYED: Final = 3600
-"""Seconds that an earlier attempt of what has a key of its own may be ago."""
+KEYED: Final = 3600.0
+"""Seconds that an earlier attempt of what has a key of its own may be ago, at most."""
 
 
 class Lane:
@@ -341,16 +341,23 @@ class Lane:
         if not posting.run:
             posting.run = runs[0]
         again = (1 if posting.run in runs else 2) if posting.is_retry else 0
-        by, number, age = node, str(posting.number), 0
+        by, number, age = node, str(posting.number), 0.0
         if key := posting.publication.key:  # its publisher may try again at another node
-            by, number, age = "", key, KEYED
-            again = max(again, int(posting.publication.again))
+            by, number, age = "", key, min(posting.publication.age or KEYED, KEYED)
+            if again == 1 or (posting.publication.again and not again):
+                again = 3 if self._is_of_this_run(posting, age) else 1
         more = () if self._steward is None else (self._verb, *runs[1:])
         return pack_command((
             "EVALSHA", self.engine.scripts["publish"], 2, *self._origin.keys.of_history(topic),
             topic, posting.pack(node), keep.size, keep.ttl, REMEMBERED, secrets.token_hex(4),
             runs[0], by, number, again, age, *more,
         ))  # fmt: skip
+
+    def _is_of_this_run(self, posting: Keeping, age: float) -> bool:
+        """Tell whether attempts that may be so many seconds ago all were in the engine's run."""
+        if not posting.publication.again:
+            return posting.run == self.engine.run
+        return self.engine.run_since < asyncio.get_running_loop().time() - age - 1
 
     def _count_where_wanted(self, posting: Posting) -> None:
         """Ask how many a publication reached where that is known only elsewhere, and awaited."""

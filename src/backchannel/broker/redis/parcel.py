@@ -200,26 +200,36 @@ def unpack(target: Target, data: bytes) -> Publication | Heard | Question | Answ
 
 
 def unpack_page(
-    target: Target, reply: list[Any], drop: Callable[[bytes, Exception], None] | None = None
+    target: Target,
+    since: Position | None,
+    reply: list[Any],
+    drop: Callable[[bytes, Exception], None] | None = None,
 ) -> Page[Publication]:
     """Read what ``history.lua`` returns.
 
+    What can't be read, of a newer node or of a stranger, is a gap, and nothing else is lost by it.
+
     Args:
         target: the channel.
+        since: after which position was asked; None is for the newest.
         reply: it.
-        drop: called with each entry that is nothing any of these functions made, and why. Then a
-            publication for nobody has its place, so that positions go on.
+        drop: called with each entry that is nothing any of these functions made, and why.
     """
     epoch, top, lost, *entries = reply
     found: list[tuple[int, Publication]] = []
+    unreadable = 0
     for number, data in zip(entries[::2], entries[1::2], strict=True):
         try:
-            found.append((number, _unpack_kept(target, data)))
+            publication = _unpack_kept(target, data)
         except Exception as error:  # noqa: BLE001 - whatever a stranger put there
-            found.append((number, Publication(target, "", to=())))
             if drop is not None:
                 drop(data, error)
-    return Page(Position(epoch.decode(), top), tuple(found), bool(lost))
+            if found and since is not None:
+                break  # it is told of where it stands: before the next page
+            unreadable = number
+        else:
+            found.append((number, publication))
+    return Page(Position(epoch.decode(), top), tuple(found), bool(lost), unreadable)
 
 
 def _unpack_kept(target: Target, data: bytes) -> Publication:

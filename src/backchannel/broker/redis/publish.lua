@@ -3,13 +3,17 @@
 -- ARGV: topic, parcel, how many to keep, seconds to keep each, seconds to know the position after
 --       that, an epoch to begin if need be, what names the engine's run of data, the node that
 --       publishes ("" for who is none), its number for this one, "0" where it is new, "1" where it may
---       have been published already, "2" where it may have been in an earlier run, and how many
---       seconds ago at most. Maybe the verb that publishes, and the names of other engines' runs
---       of data from which the slot came here, whole; "?" first where they are not known.
+--       have been published already, "2" where it may have been in an earlier run, "3" where it may
+--       have been, in this run of data and no other; and how many seconds ago at most. Maybe the verb
+--       that publishes, and the names of other engines' runs of data from which the slot came here,
+--       whole; "?" first where they are not known.
 -- Returns epoch, offset (0 where it is not kept any more), how many nodes heard it; an error UNSURE
 -- where it may have been published and that can't be found out any more: then it is not, again; an
 -- error STRANGE instead of a new epoch after "?": the run that it is of and the time of its newest.
-local epoch, run, top = unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top"))
+-- In the state stands when the epoch began: "time 1" where nothing is known of an earlier one, so that
+-- there was none unless the engine has lost it; "time 0" where there was.
+local epoch, run, top, began =
+    unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top", "began"))
 top = tonumber(top) or 0
 local by = "by:" .. ARGV[8]
 local id = ARGV[8] .. ":" .. ARGV[9]
@@ -37,6 +41,11 @@ local function never_was()
         return false
     end
     local age = math.ceil(tonumber(ARGV[11])) + 1
+    local since, is_first = string.match(began or "", "^(%d+) (%d)$")
+    if since and tonumber(since) >= redis.call("TIME")[1] - age
+            and not (is_first == "1" and ARGV[10] == "3") then
+        return false  -- it may have been published in what is lost
+    end
     local oldest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1000)
     oldest = oldest[#oldest]
     if oldest then
@@ -60,14 +69,33 @@ end
 if not epoch then
     redis.call("DEL", KEYS[2])  -- the engine may have evicted the one without the other
 end
-if not epoch or not unbroken then
+local now = redis.call("TIME")
+local keep = math.ceil(tonumber(ARGV[4]))
+local anew = not epoch or not unbroken
+local function add()
+    return redis.pcall("XADD", KEYS[2], "MAXLEN", ARGV[3], string.format("%.0f-1", top + 1),
+        "parcel", ARGV[2], "time", now[1], "id", id)
+end
+-- First of all: where the entry can't be written nothing is, and no offset is used up.
+local added = add()
+if type(added) == "table" and string.find(added.err, "equal or smaller", 1, true) then
+    redis.call("DEL", KEYS[2])  -- the state has fallen behind the entries: nothing here is sure
+    anew = true
+    added = add()
+end
+if type(added) == "table" then
+    return added
+end
+if anew then
+    began = now[1] .. (epoch and " 0" or " 1")
     epoch = ARGV[6]
+elseif began and run ~= ARGV[7] then
+    began = string.gsub(began, "1$", "0")  -- elsewhere, where more may have been lost
 end
 top = top + 1
 local position = epoch .. "." .. string.format("%.0f", top)
-local now = redis.call("TIME")
-local keep = math.ceil(tonumber(ARGV[4]))
-redis.call("HSET", KEYS[1], "epoch", epoch, "run", ARGV[7], "top", string.format("%.0f", top))
+redis.call("HSET", KEYS[1], "epoch", epoch, "run", ARGV[7], "top", string.format("%.0f", top),
+    "began", began or "")
 -- Its first one here: nodes that have long been silent are forgotten.
 if ARGV[8] ~= "" and redis.call("HSET", KEYS[1], by, ARGV[9] .. " " .. now[1]) > 0 then
     local known = redis.call("HGETALL", KEYS[1])
@@ -78,8 +106,6 @@ if ARGV[8] ~= "" and redis.call("HSET", KEYS[1], by, ARGV[9] .. " " .. now[1]) >
         end
     end
 end
-redis.call("XADD", KEYS[2], "MAXLEN", ARGV[3], string.format("%.0f-1", top),
-    "parcel", ARGV[2], "time", now[1], "id", id)
 redis.call("EXPIRE", KEYS[2], keep)
 redis.call("EXPIRE", KEYS[1], keep + ARGV[5])
 local heard = redis.call(ARGV[12] or "PUBLISH", ARGV[1], "@" .. position .. " " .. ARGV[2])

@@ -1,0 +1,488 @@
+"""What an engine has lost, or can't give back: told once, never in silence, and nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from speaking import Speaker
+
+from backchannel import Hub, Listener, watch
+from backchannel.broker.redis import RedisBroker, parcel
+from backchannel.contracts import Target
+from backchannel.errors import BrokerUnavailable
+from backchannel.history import Retention
+from backchannel.publisher import AsyncPublisher
+from backchannel.testing.broker import RecordingNode, frames
+
+CARS = Target("channel", "cars")
+KEPT = Retention(1000, 3600.0)
+UNSURE = "may have been published, or not"
+
+
+@pytest.fixture
+def engine(new_redis_server):
+    """An engine of this test's own, which may come back with what it had saved."""
+    server = new_redis_server()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(engine):
+    """What the cable leads to."""
+    return engine
+
+
+@pytest.fixture
+async def broker_node(engine):
+    """Start nodes that keep what they hear: ``await broker_node()``."""
+    started = []
+
+    async def start():
+        node = RecordingNode(RedisBroker(engine.url, "losses"))
+        await node.broker.start()
+        started.append(node)
+        return node
+
+    yield start
+    for node in started:
+        await node.broker.stop()
+
+
+class Room(Listener):
+    def on_lost(self, ws, channel):
+        ws.send({"lost": channel})
+
+    async def on_message(self, ws, message: dict):
+        entering = ws.subscribe(message["enter"], since=message.get("since"))
+        ws.send({"in": await entering, "lost": entering.lost})
+
+
+@pytest.fixture
+async def hubs(engine):
+    """Two nodes of one application."""
+    both = []
+    for _ in range(2):
+        hub = Hub(broker=engine.url, name="losses")
+        hub.rule("kept:{name}", history=100, publish=lambda ws: True, subscribe=lambda ws: True)
+        hub.add("/ws/{channel}", Room)
+        await hub.start()
+        both.append(hub)
+    yield both
+    for hub in both:
+        await hub.stop()
+
+
+async def until(is_so, seconds=10):
+    """Wait for what nothing tells of."""
+    async with asyncio.timeout(seconds):
+        while not is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def come_back(engine, *nodes):
+    """Kill the engine and start it with what it saved last, if it did; wait until nodes know."""
+    before = [node.interruptions for node in nodes]
+    engine.stop()
+    engine.start()
+    await until(
+        lambda: all(now.interruptions > was for now, was in zip(nodes, before, strict=True))
+    )
+
+
+async def restart(engine, *hubs):
+    """Kill the engine and start it again; wait until hubs are back."""
+    links = [hub._broker._route.engine.link for hub in hubs]
+    engine.stop()
+    engine.start()
+
+    def is_back(hub, link):
+        now = hub._broker._route.engine.link
+        return now is not None and now is not link
+
+    await until(lambda: all(map(is_back, hubs, links)))
+
+
+# ── a second attempt ──────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_retry_after_the_engine_came_back_with_older_data_is_not_published_again(
+    engine, broker_node
+):
+    node = await broker_node()
+    await node.listen(CARS)
+    for text in "ab":
+        await node.publish(CARS, text, KEPT)
+    with engine.client as client:
+        client.save()
+    await node.publish(CARS, "pay 100", KEPT, key="session:7")
+    await come_back(engine, node)
+    await node.publish(CARS, "c", KEPT)
+    with pytest.raises(BrokerUnavailable, match=UNSURE) as caught:
+        await node.publish(CARS, "pay 100", KEPT, key="session:7", again=True)
+    assert caught.value.unsure
+    await node.publish(CARS, "d", KEPT)
+    assert await node.texts(5) == ["a", "b", "pay 100", "c", "d"]
+
+
+@pytest.mark.parametrize("since", ["nothing", "a look", "a publication"])
+async def test_a_retry_after_the_engine_came_back_empty_is_not_published_again(
+    engine, broker_node, since
+):
+    node = await broker_node()
+    await node.listen(CARS)
+    await node.publish(CARS, "pay 100", KEPT, key="session:7")
+    await come_back(engine, node)
+    if since == "a look":
+        await node.broker.history("cars", None, 0)
+    elif since == "a publication":
+        await node.publish(CARS, "c", KEPT)
+    with pytest.raises(BrokerUnavailable, match=UNSURE):
+        await node.publish(CARS, "pay 100", KEPT, key="session:7", again=True)
+    await node.publish(CARS, "d", KEPT)
+    heard = await node.texts(3 if since == "a publication" else 2)
+    assert heard == ["pay 100", *["c"] * (since == "a publication"), "d"]
+
+
+async def test_a_retry_of_what_never_arrived_is_published_where_the_engine_lost_nothing(
+    engine, broker_node
+):
+    """It can't have been published before the session began, and the engine is older than that."""
+    node = await broker_node()
+    await node.listen(CARS)
+    await node.broker.history("cars", None, 0)  # as a node does that has somebody in the channel
+    await asyncio.sleep(2.5)  # time is the subject: the engine tells its age in seconds
+    receipt = await node.publish(CARS, "pay 100", KEPT, key="session:7", again=True, age=0.5)
+    assert receipt.position.offset == 1
+    again = await node.publish(CARS, "pay 100", KEPT, key="session:7", again=True, age=0.5)
+    assert again.position == receipt.position
+    assert await node.texts(1) == ["pay 100"]
+    assert node.heard.empty()
+
+
+async def test_a_client_whose_publish_never_arrived_in_a_new_channel_says_it_again(engine, hubs):
+    one, other = hubs
+    await asyncio.sleep(2.5)  # time is the subject: the engine tells its age in seconds
+    async with Speaker(one, "/ws/kept:a") as ana:
+        while (await ana.hear())["type"] != "subscribed":
+            pass
+        await ana.drop()
+        hello = {"resume": ana.greeting["resume"], "positions": {}}
+        async with Speaker(other, "/ws/kept:a", hello=hello) as again:
+            assert again.greeting["resumed"]
+            await again.say("publish", id=1, again=True, channel="kept:a", data="once")
+            while (answer := await again.hear())["type"] not in {"ack", "error"}:
+                pass
+            assert answer["type"] == "ack", answer
+    assert [kept.message for kept in await one.channel("kept:a").history()] == ["once"]
+
+
+async def test_a_client_that_says_it_again_after_the_engine_lost_it_is_told_unsure(engine, hubs):
+    one, _ = hubs
+    async with one.test_client("/ws/kept:a") as member, Speaker(one, "/ws/kept:b") as ana:
+        await ana.say("publish", id=1, channel="kept:a", data="once")
+        assert await member.receive() == "once"
+        while (await ana.hear())["type"] != "ack":
+            pass
+        ana.ws.talk.pending.add(1)  # the acknowledgement is lost, as is what tells of it
+        one.resumes.changed(ana.ws)
+        await restart(engine, one)
+        await one.resumes.finish(5)
+        await ana.drop()
+        hello = {"resume": ana.greeting["resume"], "positions": {}}
+        async with Speaker(one, "/ws/kept:b", hello=hello) as again:
+            assert again.greeting["resumed"]
+            await again.say("publish", id=1, again=True, channel="kept:a", data="once")
+            while (answer := await again.hear())["type"] not in {"ack", "error"}:
+                pass
+            assert answer.get("code") == "unsure", answer
+
+
+async def test_a_publishers_retry_after_the_engine_came_back_is_not_published_again(
+    engine, hubs, cable
+):
+    """What has been published since goes back to the first publication, of what there is."""
+    async with (
+        AsyncPublisher(cable.url, "losses", timeout=10.0) as publisher,
+        hubs[0].test_client("/ws/kept:a") as member,
+    ):
+        await publisher.broadcast("kept:a", "0")
+        cable.is_deaf = True
+        paying = asyncio.ensure_future(publisher.broadcast("kept:a", "pay 100"))
+        assert [await member.receive() for _ in range(2)] == ["0", "pay 100"]
+        cable.cut()
+        await restart(engine, *hubs)
+        await hubs[0].broadcast("kept:a", "c")
+        cable.mend()
+        with pytest.raises(BrokerUnavailable, match=UNSURE):
+            await paying
+        await hubs[0].broadcast("kept:a", "d")
+        heard = [await member.receive() for _ in range(4)]
+        assert [text for text in heard if len(text) == 1] == ["c", "d"]
+
+
+# ── what can't be written ─────────────────────────────────────────────────────────────────────
+
+
+async def test_where_the_entry_can_not_be_written_nothing_is(engine, broker_node):
+    node = await broker_node()
+    await node.listen(CARS)
+    first = (await node.publish(CARS, "a", KEPT)).position
+    entries = "backchannel:losses:{c:cars}:entries"
+    with engine.client as client:
+        kept = client.dump(entries)
+        client.set(entries, "of somebody else")
+        with pytest.raises(BrokerUnavailable, match="WRONGTYPE"):
+            await node.publish(CARS, "refused", KEPT)
+        client.restore(entries, 0, kept, replace=True)
+    second = (await node.publish(CARS, "b", KEPT)).position
+    assert second == (first.epoch, 2)
+    assert await node.texts(2) == ["a", "b"]
+    assert frames(await node.broker.history("cars", None, 10)) == ["a", "b"]
+
+
+async def test_a_state_that_fell_behind_its_entries_begins_a_new_epoch(engine, broker_node):
+    """Else every publication would be refused, or some of them take the place of others."""
+    node = await broker_node()
+    await node.listen(CARS)
+    had = [(await node.publish(CARS, text, KEPT)).position for text in "abcde"]
+    with engine.client as client:
+        client.hset("backchannel:losses:{c:cars}:state", "top", 3)
+    new = (await node.publish(CARS, "f", KEPT)).position
+    assert new.epoch != had[0].epoch
+    assert (await node.broker.history("cars", had[-1], 10)).lost
+    assert (await node.publish(CARS, "g", KEPT)).position == (new.epoch, new.offset + 1)
+    assert await node.texts(7) == list("abcdefg")
+
+
+# ── what can't be read ────────────────────────────────────────────────────────────────────────
+
+
+async def publish_strange(hub, channel, monkeypatch):
+    """Publish what a newer node might, by a letter that this version does not know."""
+    with monkeypatch.context() as patch:
+        patch.setattr(parcel, "pack", lambda *_: b"Z of a newer version")
+        return (await hub.broadcast(channel, "?")).position
+
+
+async def test_one_entry_that_can_not_be_read_is_a_loss_and_all_else_goes_on(
+    hubs, monkeypatch, caplog
+):
+    one, other = hubs
+    async with one.test_client("/ws/kept:a") as member, one.test_client("/ws/lobby") as late:
+        first = (await other.broadcast("kept:a", "0")).position
+        assert await member.receive() == "0"
+        await publish_strange(other, "kept:a", monkeypatch)
+        for text in "ABC":
+            await other.broadcast("kept:a", text)
+        assert await member.receive_json() == {"lost": "kept:a"}
+        assert [await member.receive() for _ in range(3)] == list("ABC")
+
+        kept = await one.channel("kept:a").history()
+        assert ([each.message for each in kept], kept.lost) == (["0", "A", "B", "C"], True)
+        kept = await other.channel("kept:a").history(since=first)
+        assert ([each.message for each in kept], kept.lost) == (["A", "B", "C"], True)
+        assert str(kept.position) == f"{first.epoch}.5"
+
+        await late.send({"enter": "kept:a", "since": str(first)})
+        assert [await late.receive() for _ in range(3)] == list("ABC")
+        assert await late.receive_json() == {"in": True, "lost": True}
+        await other.broadcast("kept:a", "D")
+        assert (await member.receive(), await late.receive()) == ("D", "D")
+    said = [r for r in caplog.records if "a stranger wrote to" in r.getMessage()]
+    assert len(said) == 2  # once by each node
+
+
+async def test_a_newest_entry_that_is_spoilt_wedges_nobody(engine, hubs):
+    one, other = hubs
+    async with one.test_client("/ws/kept:a") as member, one.test_client("/ws/lobby") as late:
+        at = (await other.broadcast("kept:a", "0")).position
+        state, entries = (f"backchannel:losses:{{c:kept:a}}:{key}" for key in ("state", "entries"))
+        with engine.client as client:
+            client.hset(state, "top", 2)
+            now = client.time()[0]
+            fields = {"parcel": b"\xff garbage", "time": now, "id": "x:1"}
+            client.xadd(entries, fields, id="2-1")
+        kept = await other.channel("kept:a").history()
+        assert ([each.message for each in kept], kept.lost) == (["0"], True)
+        assert kept.position == (at.epoch, 2)
+        await late.send({"enter": "kept:a", "since": str(at)})
+        assert await late.receive_json() == {"in": True, "lost": True}
+        await other.broadcast("kept:a", "after")
+        assert await late.receive() == "after"
+        heard = [await member.receive() for _ in range(3)]
+        assert heard == ["0", '{"lost":"kept:a"}', "after"]
+
+
+async def test_a_publisher_reads_what_can_be_read(engine, hubs, monkeypatch):
+    first = (await hubs[0].broadcast("kept:a", "0")).position
+    await publish_strange(hubs[0], "kept:a", monkeypatch)
+    await hubs[0].broadcast("kept:a", "1")
+    async with AsyncPublisher(engine.url, "losses") as publisher:
+        for since, texts in ((None, ["0", "1"]), (first, ["1"])):
+            kept = await publisher.channel("kept:a").history(since=since)
+            assert ([each.message for each in kept], kept.lost) == (texts, True)
+
+
+# ── offsets that count anew ───────────────────────────────────────────────────────────────────
+
+
+async def test_an_engine_that_counts_anew_within_one_run_is_noticed_by_what_it_publishes(
+    engine, hubs
+):
+    one, other = hubs
+    async with one.test_client("/ws/kept:a") as member:
+        keys = [f"backchannel:losses:{{c:kept:a}}:{key}" for key in ("state", "entries")]
+        with engine.client as client:
+            for number in range(5):
+                if number == 3:
+                    older = [(key, client.dump(key)) for key in keys]
+                had = (await other.broadcast("kept:a", str(number))).position
+            assert [await member.receive() for _ in range(5)] == list("01234")
+            for key, data in older:
+                client.restore(key, 0, data, replace=True)
+        for text in "ABC":
+            await other.broadcast("kept:a", text)
+        assert await member.receive_json() == {"lost": "kept:a"}
+        last = (await other.broadcast("kept:a", "D")).position
+        while await member.receive() != "D":
+            pass
+        assert last.epoch != had.epoch
+        assert (await one.channel("kept:a").history(since=had)).lost
+
+
+# ── where nothing comes ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def short_looks(monkeypatch):
+    """Look often, where it is the looking that is tested."""
+    monkeypatch.setattr(watch, "LOOK", 0.1)
+
+
+async def test_a_last_publication_that_was_dropped_on_its_way_is_found(short_looks, hubs):
+    one, other = hubs
+    async with one.test_client("/ws/kept:a") as member, one.test_client("/ws/kept:b") as second:
+        await other.broadcast("kept:a", "0")
+        await other.broadcast("kept:b", "0")
+        assert (await member.receive(), await second.receive()) == ("0", "0")
+        link = one._broker._route.engine.link
+        hear, link._hear = link._hear, lambda *_: None
+        await other.broadcast("kept:a", "dropped")
+        await one._broker.tops(["kept:a"])  # what came before this answer was dropped
+        link._hear = hear
+        assert await member.receive() == "dropped"
+        await other.broadcast("kept:a", "next")
+        assert await member.receive() == "next"
+        assert second.received() == []
+
+
+async def test_looking_reads_no_history_where_nothing_was_missed(short_looks, hubs, monkeypatch):
+    one, other = hubs
+    async with one.test_client("/ws/kept:a") as member:
+        read, looked = [], asyncio.Queue()
+        history, tops = one._broker.history, one._broker.tops
+
+        async def reading(*args, **named):
+            read.append(args)
+            return await history(*args, **named)
+
+        async def looking(channels):
+            found = await tops(channels)
+            looked.put_nowait(found)
+            return found
+
+        monkeypatch.setattr(one._broker, "history", reading)
+        monkeypatch.setattr(one._broker, "tops", looking)
+        for number in range(5):
+            position = (await other.broadcast("kept:a", str(number))).position
+            assert await member.receive() == str(number)
+        async with asyncio.timeout(10):
+            while await looked.get() != {"kept:a": position}:
+                pass
+            await looked.get()
+        assert read == []
+
+
+async def test_nothing_is_remembered_of_channels_that_nobody_is_in_any_more(short_looks, hubs):
+    one, _ = hubs
+    remembered = one.cluster._watch._seen
+    async with one.test_client("/ws/kept:stays"):
+        async with one.test_client("/ws/kept:goes"):
+            await until(lambda: remembered.keys() == {"kept:stays", "kept:goes"})
+        await until(lambda: remembered.keys() == {"kept:stays"})
+    await until(lambda: not remembered)
+
+
+async def test_a_channel_stays_known_while_somebody_is_in_it(
+    short_looks, engine, hubs, monkeypatch
+):
+    """However long it is quiet; else the next publication would begin a new epoch."""
+    monkeypatch.setattr(watch, "RENEW", 0.3)
+    one, _ = hubs
+    state = "backchannel:losses:{c:kept:a}:state"
+    async with one.test_client("/ws/kept:a") as member:
+        before = (await one.broadcast("kept:a", "0")).position
+        assert await member.receive() == "0"
+        with engine.client as client:
+            for _ in range(3):
+                client.expire(state, 60)
+                async with asyncio.timeout(10):
+                    while client.ttl(state) <= 3600:  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+        assert (await one.broadcast("kept:a", "1")).position == (before.epoch, 2)
+        assert await member.receive() == "1"
+
+
+async def test_a_position_that_was_read_stays_known(engine, hubs):
+    state = "backchannel:losses:{c:kept:a}:state"
+    position = (await hubs[0].broadcast("kept:a", "0")).position
+    with engine.client as client:
+        client.expire(state, 60)
+        assert not (await hubs[0].channel("kept:a").history(since=position)).lost
+        assert 7100 < client.ttl(state) <= 7200
+        client.expire(state, 90_000)  # as where another version keeps it for longer
+        await hubs[0].channel("kept:a").history()
+        assert client.ttl(state) > 80_000
+
+
+async def test_where_the_engine_forgot_a_quiet_channel_its_members_are_told(
+    short_looks, engine, hubs
+):
+    async with hubs[0].test_client("/ws/kept:a") as member:
+        await hubs[0].broadcast("kept:a", "0")
+        assert await member.receive() == "0"
+        with engine.client as client:
+            client.delete(
+                *(f"backchannel:losses:{{c:kept:a}}:{key}" for key in ("state", "entries"))
+            )
+        assert await member.receive_json() == {"lost": "kept:a"}
+
+
+async def test_who_has_lost_some_is_told_the_position_to_start_again_from(engine):
+    hub = Hub(broker=engine.url, name="positions")
+    hub.rule("kept:{name}", history=100)
+    told = asyncio.Queue()
+
+    @hub.endpoint("/ws/{channel}")
+    class Told(Listener):
+        async def on_lost(self, ws, channel, position=None):
+            told.put_nowait((channel, position))
+
+    await hub.start()
+    try:
+        async with asyncio.timeout(20), hub.test_client("/ws/kept:a"):
+            before = (await hub.broadcast("kept:a", "0")).position
+            await restart(engine, hub)
+            first, second = await told.get(), await told.get()
+            assert first == (None, None)
+            channel, position = second
+            assert (channel, position.offset) == ("kept:a", 0)
+            assert position.epoch != before.epoch
+            await hub.broadcast("kept:a", "1")
+            kept = await hub.channel("kept:a").history(since=str(position))
+            assert ([each.message for each in kept], kept.lost) == (["1"], False)
+    finally:
+        await hub.stop()
