@@ -11,14 +11,24 @@ export type Body = string | Uint8Array<ArrayBuffer> | undefined;
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
-/** @throws TypeError where it can't be JSON. */
+// JSON.stringify writes halves of surrogate pairs as escapes, and nothing else that begins so.
+const HALF = /[^\\](\\\\)*\\ud/;
+
+/** @throws TypeError where it can't be JSON in UTF-8: it could not be read, and never be answered. */
 export function toBody(data: unknown): Body {
-  if (data instanceof ArrayBuffer) return new Uint8Array(data.slice(0));
+  if (data instanceof ArrayBuffer) data = new Uint8Array(data);
   if (ArrayBuffer.isView(data)) {
     return new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice();
   }
-  return JSON.stringify(data) ?? "null";
+  const text = JSON.stringify(data) ?? "null";
+  const at = text.search(HALF);
+  if (at < 0) return text;
+  const where = text.slice(0, at + 7).slice(-40);
+  throw new TypeError(`half of a surrogate pair, which is no text: ${where}`);
 }
+
+/** Takes the name of a channel or an event, and throws as above. */
+export const named = (name: string): string => (toBody(name), name);
 
 export const sizeOf = (wire: string | Uint8Array): number =>
   // Only text that may be over a limit is worth encoding, and that is rare.
