@@ -240,7 +240,7 @@ test("frames that it does not know, and what is no frame, hurt nobody", async (t
   const { server, client, log } = await pair(t);
   await opened(client);
   const { socket, send } = server.newest;
-  send({ type: "telepathy", id: 1, data: 1 });
+  socket.send(JSON.stringify({ type: "telepathy", id: 1, data: 1 })); // past the schemas
   send({ type: "ack", id: 77 });
   send({ type: "reply", id: 78, data: 1 });
   send({ type: "cancel", id: 79 });
