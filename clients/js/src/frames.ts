@@ -11,20 +11,20 @@ export type Body = string | Uint8Array<ArrayBuffer> | undefined;
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
-// JSON.stringify writes halves of surrogate pairs as escapes, and nothing else that begins so.
-const HALF = /[^\\](\\\\)*\\ud/;
+// JSON.stringify writes lone surrogates as escapes, and nothing else that begins so.
+const LONE = /[^\\](\\\\)*\\ud/;
 
-/** @throws TypeError where it can't be JSON in UTF-8: it could not be read, and never be answered. */
+/** @throws TypeError where it can't be JSON in UTF-8: what can't be read is never answered. */
 export function toBody(data: unknown): Body {
   if (data instanceof ArrayBuffer) data = new Uint8Array(data);
   if (ArrayBuffer.isView(data)) {
     return new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice();
   }
   const text = JSON.stringify(data) ?? "null";
-  const at = text.search(HALF);
+  const at = text.search(LONE);
   if (at < 0) return text;
   const where = text.slice(0, at + 7).slice(-40);
-  throw new TypeError(`half of a surrogate pair, which is no text: ${where}`);
+  throw new TypeError(`a lone surrogate is no UTF-8: ${where}`);
 }
 
 /** Takes the name of a channel or an event, and throws as above. */
