@@ -93,6 +93,7 @@ def together(nodeid: str) -> str:
 # ── what npm has ──────────────────────────────────────────────────────────────────────────────
 
 NPM = Path(__file__).parent / "npm"
+CLIENT = Path(__file__).parents[1] / "clients/js"
 
 
 def find_node() -> tuple[Path, list[str]] | None:
@@ -109,12 +110,25 @@ def find_node() -> tuple[Path, list[str]] | None:
 
 
 class Npm:
-    """The packages of tests/npm: ``folder`` has their files, ``env`` their commands on its path."""
+    """The packages of a folder: ``folder`` has their files, ``env`` their commands on its path."""
 
-    def __init__(self, node: Path):
-        self.folder = NPM / "node_modules"
+    def __init__(self, node: Path, home: Path):
+        self.home, self.folder = home, home / "node_modules"
         path = [str(self.folder / ".bin"), str(node), os.environ["PATH"]]
         self.env = {**os.environ, "PATH": os.pathsep.join(path)}
+
+    def install(self, npm: list[str]) -> None:
+        """Install what its lock names, where that is not there."""
+        there, wanted = self.folder / ".package-lock.json", self.home / "package-lock.json"
+        with (self.home / ".lock").open("w") as lock:  # one process at a time
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not there.exists() or there.stat().st_mtime < wanted.stat().st_mtime:
+                done = self.run(*npm, "ci", "--no-audit", "--no-fund", cwd=self.home)
+                if done.returncode:
+                    what = f"`npm ci` in {self.home} needs the network once"
+                    pytest.skip(f"{what}:\n{done.stderr[-500:]}")
+                there.touch()
 
     def run(self, *command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         """Run a command of theirs to its end."""
@@ -138,16 +152,17 @@ def node() -> tuple[Path, list[str]]:
 def npm(node: tuple[Path, list[str]]) -> Npm:
     """Have the packages of tests/npm; they are installed once."""
     folder, command = node
-    made = Npm(folder)
-    there, wanted = NPM / "node_modules/.package-lock.json", NPM / "package-lock.json"
-    with (NPM / ".lock").open("w") as lock:  # one process at a time
-        if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if not there.exists() or there.stat().st_mtime < wanted.stat().st_mtime:
-            done = made.run(*command, "ci", "--no-audit", "--no-fund", cwd=NPM)
-            if done.returncode:
-                pytest.skip(f"`npm ci` in tests/npm needs the network once:\n{done.stderr[-500:]}")
-            there.touch()
+    made = Npm(folder, NPM)
+    made.install(command)
+    return made
+
+
+@pytest.fixture(scope="session")
+def npm_of_the_client(node: tuple[Path, list[str]]) -> Npm:
+    """Have the packages of clients/js; they are installed once."""
+    folder, command = node
+    made = Npm(folder, CLIENT)
+    made.install(command)
     return made
 
 

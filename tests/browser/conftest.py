@@ -134,11 +134,18 @@ SET_UP = """async ([path, file, options]) => {
 
 
 class Wire:
-    """A TCP proxy before a port: it cuts, in three ways, and can hold what the server says."""
+    """A TCP proxy before a port: it cuts, in three ways, it delays, and can hold what the server says.
+
+    Attributes:
+        target: the port that the next connection leads to.
+        delays: seconds that what is said takes: up to the server, and down from it.
+        connections: how many there were.
+    """
 
     def __init__(self, port):
         self.target, self.writers = port, set()
         self.truncating, self.half_closed = None, set()
+        self.delays, self.connections = {"up": 0.0, "down": 0.0}, 0
         self.flowing, self.came = asyncio.Event(), asyncio.Condition()
         self.flowing.set()
 
@@ -150,6 +157,7 @@ class Wire:
 
     async def _serve(self, reader, writer):
         self.writers.add(writer)  # so that it is cut also before the other end is there
+        self.connections += 1
         async with self.came:
             self.came.notify_all()
         with contextlib.suppress(OSError):
@@ -157,17 +165,19 @@ class Wire:
             pair = {writer, forth}
             self.writers |= pair
             await asyncio.gather(
-                self._pump(reader, forth, pair, held=False),
-                self._pump(back, writer, pair, held=True),
+                self._pump(reader, forth, pair, "up"),
+                self._pump(back, writer, pair, "down"),
             )
             return
         writer.transport.abort()
 
-    async def _pump(self, reader, writer, pair, *, held):
+    async def _pump(self, reader, writer, pair, way):
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                if held:
+                if way == "down":
                     await self.flowing.wait()
+                if self.delays[way]:
+                    await asyncio.sleep(self.delays[way])  # it is the delay itself
                 if writer in self.half_closed:
                     continue
                 if self.truncating is not None:
@@ -190,6 +200,10 @@ class Wire:
             self.half_closed.add(writer)
             with contextlib.suppress(OSError):
                 writer.write_eof()
+
+    def forget(self):
+        """Pass on nothing any more of what is connected, and tell nobody, as routers do."""
+        self.half_closed |= self.writers
 
     async def next(self):
         """Wait until someone connects."""

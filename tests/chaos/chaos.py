@@ -4,6 +4,7 @@
     python tests/chaos/chaos.py                       # 20 runs of 12 seconds
     python tests/chaos/chaos.py --runs 1 --seed 7     # one that went wrong, once more
     python tests/chaos/chaos.py --speaking v1         # all clients, not half of them
+    python tests/chaos/chaos.py --script 0            # none of them in Node, which is not needed then
     python tests/chaos/chaos.py --results FILE        # a line of JSON for each run besides
     python tests/chaos/chaos.py --sum FILE            # all of them together
 
@@ -34,6 +35,7 @@ from faults import Faults
 from ledger import Ledger, Place
 from people import Crowd, Who
 from roads import Road
+from scripted import Script, ScriptedSpeaker, find_node
 from senders import Sender
 from settling import ROOMS, Settling
 from speakers import Speaker
@@ -56,12 +58,13 @@ class Run:
         folder: for what the processes write.
         nodes: how many there are.
         speaking: what clients speak: "raw", "v1", or "mixed", half of them each.
+        script: the share of those that speak v1 which do by clients/js, in Node; 0 to 1.
         clients: how many there are.
     """
 
     def __init__(
-        self, seed: int, seconds: float, folder: Path, speaking: str = "mixed", nodes: int = 3,
-        clients: int = 12,
+        self, seed: int, seconds: float, folder: Path, speaking: str = "mixed",
+        script: float = 0.0, nodes: int = 3, clients: int = 12,
     ):  # fmt: skip
         self.rng = random.Random(seed)
         self.seconds = seconds
@@ -70,6 +73,9 @@ class Run:
         self.folder = folder
         self.ledger, self.deeds = Ledger(), Deeds()
         self.speaking = speaking
+        # Dice of its own: what fails is the same with it and without.
+        self.share, self.dice = script, random.Random(f"{seed} script")
+        self.script = Script(folder / "script.log")
         self.faults = Faults(self)
         self.took: dict[str, float] = {}
         self.wrong: list[str] = []
@@ -129,6 +135,7 @@ class Run:
             for task in living:
                 task.cancel()
             results = await asyncio.gather(*living, return_exceptions=True)
+            await self.script.stop()
             for cable in self.cables:
                 await cable.take_away()
             for program in (*self.nodes, self.engine):
@@ -151,12 +158,21 @@ class Run:
             rng = random.Random(self.rng.random())
             some = (who, CHANNELS, self.ports, self.crowd, self.ledger)
             if self.speaking == "v1" or (self.speaking == "mixed" and number % 2):
-                self.clients.append(Speaker(*some, self.deeds, rng))
+                self.clients.append(await self._speaker(*some, self.deeds, rng))
             else:
                 self.clients.append(Client(*some, rng))
         for name in ("s0", "s1"):
             rng = random.Random(self.rng.random())
             self.senders.append(Sender(name, last.url, CHANNELS, self.crowd, self.ledger, rng))
+
+    async def _speaker(self, *some: Any) -> Speaker:
+        """Make one that speaks v1, by either client."""
+        if self.dice.random() >= self.share:
+            return Speaker(*some)
+        if not self.script.is_running:
+            await self.script.start()
+        self.ledger.figures["clients in Node"] += 1
+        return ScriptedSpeaker(self.script, *some)
 
     def look_up_places(self) -> None:
         """Note where each publication stands that the engine still has."""
@@ -174,7 +190,7 @@ class Run:
 
     def _complaints(self) -> list[str]:
         """Return what nodes say of bugs."""
-        wrong = []
+        wrong = [f"the script says: {line}" for line in self.script.complaints()]
         for node in self.nodes:
             lines = node.log.read_text(errors="replace").splitlines()
             wrong += [
@@ -190,24 +206,24 @@ class Run:
 BUGS = ("never retrieved", "never awaited", "failed: ", "raised ", "stranger", "Warning: ")
 
 
-async def play(seed: int, seconds: float, speaking: str) -> tuple[list[str], Run]:
+async def play(seed: int, seconds: float, speaking: str, script: float) -> tuple[list[str], Run]:
     """Play one run; return what went wrong in it, and what it was."""
     me = asyncio.current_task()
     assert me is not None
     for number in (signal.SIGINT, signal.SIGTERM):  # what was started is ended all the same
         asyncio.get_running_loop().add_signal_handler(number, me.cancel)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(seed, seconds, Path(folder), speaking)
+        run = Run(seed, seconds, Path(folder), speaking, script)
         wrong = await run.play()
         return wrong, run
 
 
-def one(seed: int, seconds: float, speaking: str) -> dict[str, Any]:
+def one(seed: int, seconds: float, speaking: str, script: float) -> dict[str, Any]:
     """Play one run, and print it; return what it came to."""
     began = time.monotonic()
-    wrong, run = uvloop.run(play(seed, seconds, speaking))
+    wrong, run = uvloop.run(play(seed, seconds, speaking, script))
     result = {
-        "seed": seed, "speaking": speaking, "seconds": round(time.monotonic() - began, 1), "faulty": seconds,
+        "seed": seed, "speaking": speaking, "script": script, "seconds": round(time.monotonic() - began, 1), "faulty": seconds,
         "took": {name: round(value, 1) for name, value in run.took.items()},
         "figures": dict(sorted(run.ledger.figures.items())), "faults": run.faults.log,
         "wrong": wrong,
@@ -221,6 +237,21 @@ def one(seed: int, seconds: float, speaking: str) -> dict[str, Any]:
     return result
 
 
+def share(text: str) -> float:
+    """Read a share.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"a share is a number from 0 to 1, not {text!r}")
+    return value
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
@@ -229,13 +260,19 @@ def main() -> int:
     parser.add_argument(
         "--speaking", choices=("raw", "v1", "mixed"), default="mixed", help="what clients speak"
     )
+    parser.add_argument(
+        "--script", type=share, default=0.5, metavar="SHARE",
+        help="of those that speak v1, who do by clients/js, in Node: 0 to 1, 0.5 unless said",
+    )  # fmt: skip
     parser.add_argument("--results", type=Path, metavar="FILE", help="add a line of JSON a run")
     parser.add_argument("--sum", type=Path, metavar="FILE", help="sum up such a file, and run none")
     asked = parser.parse_args()
     results: list[dict[str, Any]] = [] if asked.sum is None else summing.read(asked.sum)
+    if asked.script and asked.speaking != "raw" and find_node() is None:
+        parser.error("clients of clients/js need Node 20 or newer; --script 0 does without")
     first = random.randrange(1_000_000) if asked.seed is None else asked.seed
     for seed in range(first, first + (asked.runs if asked.sum is None else 0)):
-        results.append(one(seed, asked.seconds, asked.speaking))
+        results.append(one(seed, asked.seconds, asked.speaking, asked.script))
         if asked.results is not None:
             summing.append(asked.results, results[-1])
     text, is_right = summing.summed(results)

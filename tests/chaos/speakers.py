@@ -108,10 +108,7 @@ class Speaker:
         await self.road.lay()
         url = f"ws://127.0.0.1:{self.road.port}/v1?user={self.who.user}&session={self.who.session}"
         try:
-            async with connect(
-                url, proxy=None, first_seconds=None, patience=2.0, queue_seconds=20.0,
-                max_unread=1 << 16, on_state=self._changed,
-            ) as self.client:  # fmt: skip
+            async with self._connected(url) as self.client:
                 self.client.answer("echo")(lambda data: data)
                 self._opened()
                 async with asyncio.TaskGroup() as group:
@@ -128,6 +125,13 @@ class Speaker:
             await self.road.take_away()
 
     # ── its connections ───────────────────────────────────────────────────────────────────────
+
+    def _connected(self, url: str) -> contextlib.AbstractAsyncContextManager[Any]:
+        """Connect a client, which tells ``_changed`` of its states."""
+        return connect(
+            url, proxy=None, first_seconds=None, patience=2.0, queue_seconds=20.0,
+            max_unread=1 << 16, on_state=self._changed,
+        )  # fmt: skip
 
     def _changed(self, state: str) -> None:
         if state == "open":

@@ -19,7 +19,7 @@ from backchannel import Hub
 from backchannel.cli.main import main
 from backchannel.transport.scripts import FOLDER, SCRIPTS, TYPES
 
-LIMIT = 5000
+LIMIT = 5 * 1024
 """Bytes of the core as it travels, which docs/browser.md promises."""
 
 

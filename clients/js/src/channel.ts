@@ -1,6 +1,6 @@
 import type { Connection } from "./engine.js";
 import { BackchannelError } from "./errors.js";
-import { type Frame, toBody } from "./frames.js";
+import { type Frame, named, toBody } from "./frames.js";
 import type { Present, Publication, Subscription, SubscriptionEvents } from "./types.js";
 
 const MOST = 10_000;
@@ -38,7 +38,7 @@ export async function publish(
   data: unknown,
   retry?: boolean,
 ): Promise<string | undefined> {
-  const asked = connection._ask({ type: "publish", id: 0, channel }, toBody(data), retry);
+  const asked = connection._ask({ type: "publish", id: 0, channel: named(channel) }, toBody(data), retry);
   return (await asked).position;
 }
 

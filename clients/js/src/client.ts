@@ -1,7 +1,7 @@
 import { Channel, Emitter, publish } from "./channel.js";
 import { type Connection, Engine, errorOf } from "./engine.js";
 import { BackchannelError } from "./errors.js";
-import { type Frame, toBody } from "./frames.js";
+import { type Frame, named, toBody } from "./frames.js";
 import type { Client, Connect, Options, StateChange } from "./types.js";
 
 type Handler = (data: any, more: { signal: AbortSignal }) => unknown;
@@ -55,7 +55,7 @@ export class Front implements Client<any> {
     data?: unknown,
     { timeout = 30, signal }: { timeout?: number; signal?: AbortSignal } = {},
   ): Promise<any> {
-    const frame = { type: "call", id: 0, event, timeout };
+    const frame = { type: "call", id: 0, event: named(event), timeout };
     return (await this._connection._ask(frame, toBody(data), false, signal)).data;
   }
 
@@ -71,7 +71,7 @@ export class Front implements Client<any> {
   channel(name: string): Channel {
     let channel = this._channels.get(name);
     if (!channel) {
-      channel = new Channel(name, this._connection, () => this.state === "closed");
+      channel = new Channel(named(name), this._connection, () => this.state === "closed");
       this._channels.set(name, channel);
     }
     return channel;
@@ -129,7 +129,9 @@ export class Front implements Client<any> {
       answer = { type: "reply", id: id! };
     } catch (error) {
       const { code = "failed", message = `${error}` } = error as Partial<BackchannelError>;
-      answer = { type: "error", id: id!, code: `${code}`, text: message };
+      // What quotes the middle of a text may have cut a character in two.
+      const text = `${message}`.replace(/\p{Cs}/gu, "\ufffd");
+      answer = { type: "error", id: id!, code: `${code}`, text };
     }
     // Nobody waits any more, or the connection was lost: ids are worth nothing in another one.
     if (signal.aborted) return;

@@ -11,14 +11,24 @@ export type Body = string | Uint8Array<ArrayBuffer> | undefined;
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
-/** @throws TypeError where it can't be JSON. */
+// JSON.stringify writes lone surrogates as escapes, and nothing else that begins so.
+const LONE = /[^\\](\\\\)*\\ud/;
+
+/** @throws TypeError where it can't be JSON in UTF-8: what can't be read is never answered. */
 export function toBody(data: unknown): Body {
-  if (data instanceof ArrayBuffer) return new Uint8Array(data.slice(0));
+  if (data instanceof ArrayBuffer) data = new Uint8Array(data);
   if (ArrayBuffer.isView(data)) {
     return new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice();
   }
-  return JSON.stringify(data) ?? "null";
+  const text = JSON.stringify(data) ?? "null";
+  const at = text.search(LONE);
+  if (at < 0) return text;
+  const where = text.slice(0, at + 7).slice(-40);
+  throw new TypeError(`a lone surrogate is no UTF-8: ${where}`);
 }
+
+/** Takes the name of a channel or an event, and throws as above. */
+export const named = (name: string): string => (toBody(name), name);
 
 export const sizeOf = (wire: string | Uint8Array): number =>
   // Only text that may be over a limit is worth encoding, and that is rare.

@@ -49,6 +49,39 @@ test("what can't be JSON is an error at once, and nothing is sent", async (t) =>
   assert.deepEqual(server.done, ["fine"]);
 });
 
+test("text that UTF-8 does not have is an error at once, wherever it is, and nothing is sent", async (t) => {
+  const { server, client, log } = await pair(t);
+  await opened(client);
+  const bad = ["\ud800", "a \udfff", "\ud83d", { a: ["\udc00"] }, { "\udbff": 1 }, "\\\ud800", "\u{1f600}\ud800"];
+  for (const data of bad) {
+    assert.throws(() => client.send(data), /^TypeError: a lone surrogate is no UTF-8: .*\\ud/);
+    for (const wanted of [client.deliver(data), client.publish("news", data), client.call("add", data)]) {
+      await assert.rejects(wanted, TypeError);
+    }
+  }
+  for (const act of ["publish", "call"]) await assert.rejects(client[act]("\ud800", 1), TypeError);
+  for (const act of ["subscribe", "channel"]) assert.throws(() => client[act]("\ud800"), TypeError);
+  for (const data of ["\u{1f600}", "\\ud800", "\\\\udfff", { "\\ud800": "\u{1f600}" }]) {
+    await client.deliver(data);
+    assert.deepEqual(server.done.pop(), data);
+  }
+  assert.deepEqual([server.done, log.errors], [[], []]);
+});
+
+test("an answer with text that UTF-8 does not have is an error of the handler", async (t) => {
+  const { server, client } = await pair(t);
+  await opened(client);
+  client.answer("half", () => "\ud800");
+  client.answer("raise", () => { throw new Error("not \ud800"); });
+  const answers = [];
+  server.on.error = (frame) => answers.push(frame);
+  for (const [id, event] of [[1, "half"], [2, "raise"]]) server.newest.send({ type: "call", id, event, data: null });
+  await server.until(() => answers.length === 2);
+  answers.sort((a, b) => a.id - b.id);
+  for (const { code, text } of answers) assert.deepEqual([code, text.isWellFormed()], ["failed", true]);
+  assert.match(answers[0].text, /surrogate/);
+});
+
 test("deliver and publish resolve when it is done", async (t) => {
   const { server, client } = await pair(t);
   assert.equal(await client.deliver("hi"), undefined);
@@ -207,7 +240,7 @@ test("frames that it does not know, and what is no frame, hurt nobody", async (t
   const { server, client, log } = await pair(t);
   await opened(client);
   const { socket, send } = server.newest;
-  send({ type: "telepathy", id: 1, data: 1 });
+  socket.send(JSON.stringify({ type: "telepathy", id: 1, data: 1 })); // past the schemas
   send({ type: "ack", id: 77 });
   send({ type: "reply", id: 78, data: 1 });
   send({ type: "cancel", id: 79 });

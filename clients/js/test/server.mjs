@@ -1,11 +1,27 @@
 /**
  * A server of the protocol for tests: a real WebSocket server that does what docs/protocol.md says,
- * and, where a test says so, cuts, keeps silent, or loses what it should answer.
+ * and, where a test says so, cuts, keeps silent, or loses what it should answer. Each frame that it
+ * hears and sends is validated against the schemas of docs/protocol.
  */
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
+import Ajv from "ajv/dist/2020.js";
 import { WebSocketServer } from "ws";
 
 const V1 = "backchannel.v1.json";
+
+// `discriminator`, by which the schemas say what type is which, is OpenAPI's.
+const ajv = new Ajv({ keywords: ["discriminator"] });
+for (const sender of ["client", "server"]) {
+  const file = new URL(`../../../docs/protocol/${sender}.schema.json`, import.meta.url);
+  const schema = JSON.parse(readFileSync(file, "utf8"));
+  // Others may say more, and it is ignored. This client says nothing that is not described.
+  for (const frame of Object.values(schema.$defs)) frame.additionalProperties = false;
+  ajv.addSchema(schema, sender);
+}
+
+/** Where the schema of each type is, by sender: "client" or "server". */
+export const typesOf = (sender) => ajv.getSchema(sender).schema.discriminator.mapping;
 
 export class Server {
   /** Each handshake: its URL, what it offered, and its frames as they came. */
@@ -24,6 +40,9 @@ export class Server {
   /** Channels that the URL leads into. */
   own = [];
   tokens = 0;
+  /** Types of frames that were said, and frames that are not as the schemas have them. */
+  types = { client: new Set(), server: new Set() };
+  invalid = [];
   #waiters = [];
 
   async start(port = 0) {
@@ -38,9 +57,11 @@ export class Server {
     return this;
   }
 
+  /** @throws Error where a frame was invalid. */
   async stop() {
     for (const socket of this.wss.clients) socket.terminate();
     await new Promise((resolve) => this.wss.close(resolve));
+    if (this.invalid.length) throw new Error(`invalid frames: ${this.invalid.join("\n")}`);
   }
 
   get newest() {
@@ -66,6 +87,7 @@ export class Server {
     this.connections.push(connection);
     socket.on("message", (message, isBinary) => {
       const frame = read(message, isBinary);
+      this.#check("client", frame, isBinary);
       connection.frames.push(frame);
       const answer = this.on[frame.type] ?? this[`_${frame.type}`];
       if (answer) answer.call(this, frame, connection);
@@ -78,7 +100,21 @@ export class Server {
     this.#look();
   }
 
+  #check(sender, frame, isBinary) {
+    const said = JSON.parse(JSON.stringify(frame));
+    // The bytes of a binary frame are its data, which its object does not have.
+    if (isBinary) delete said.data;
+    const where = typesOf(sender)[said.type];
+    const isValid = where && ajv.getSchema(`${sender}${where}`);
+    if (isValid?.(said)) this.types[sender].add(said.type);
+    else {
+      const why = where ? ajv.errorsText(isValid.errors) : "there is no such type";
+      this.invalid.push(`${sender}: ${JSON.stringify(said)}: ${why}`);
+    }
+  }
+
   send(socket, frame, bytes) {
+    this.#check("server", frame, bytes !== undefined);
     if (bytes === undefined) return socket.send(JSON.stringify(frame));
     socket.send(Buffer.concat([Buffer.from(`${JSON.stringify(frame)}\n`), bytes]));
   }

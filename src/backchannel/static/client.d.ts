@@ -192,7 +192,8 @@ export interface Client<M = Messages> {
      * Sends a message to the listener, or when there is a connection again; `dropped` tells of what
      * could not go. At most once: what was under way when the connection broke may be lost.
      *
-     * @throws TypeError where it can't be JSON.
+     * @throws TypeError where it can't be JSON, or has a lone surrogate, half of a character. Promises
+     *   of other methods reject with it.
      */
     send(data: Part<M, "sends", unknown> | Bytes): void;
     /**
