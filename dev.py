@@ -44,8 +44,9 @@ STARTS_ITSELF = {"cluster"}
 """Examples that start their servers themselves."""
 
 FUZZER = "atheris==3.0.0"  # not in the lock: it has wheels for Linux only
-# One process for each CPU, four at most; tests/conftest.py says which tests stay together.
-PARALLEL = ["-n", "auto", "--maxprocesses", "4"]
+# Two processes for each CPU, four at most, since tests mostly wait: for servers, browsers and time.
+# tests/conftest.py says which tests stay together.
+PARALLEL = ["-n", str(min(4, 2 * (os.cpu_count() or 1)))]
 READING = {  # these only read, each by itself: they run at the same time
     "format": ["ruff", "format", "--check", "."],
     "lint": ["ruff", "check", "."],

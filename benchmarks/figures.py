@@ -133,6 +133,11 @@ def each(run: Run) -> float:
     return run["cpu_s"] * 1e6 / run["count"]
 
 
+def channel_bytes(run: Run) -> float:
+    """Bytes that a channel takes."""
+    return run["bytes"] / run["count"]
+
+
 def resuming_cost(run: Run) -> float:
     """Microseconds of the node's CPU time for a client that came back."""
     return run["server_cpu_s"] * 1e6 / run["clients"]
@@ -176,7 +181,7 @@ KINDS: dict[str, list[Figure]] = {
     "subscriptions": [
         Figure("CPU µs a channel", each, ".1f", 2),
         Figure("ms for all", lambda run: 1000 * run["seconds"], ",.0f", 2),
-        Figure("bytes a channel", lambda run: run["bytes"] / run["count"], ",.0f"),
+        Figure("bytes a channel", channel_bytes, ",.0f"),
     ],
     "catch-up": [
         Figure("CPU µs a message", each, ".1f", 1),
