@@ -330,13 +330,15 @@ class Membership:
         try:
             while refused is None and not (self._is_level(catch_up) and seen == self.rechecks):
                 if ws.reason is not None or name in ws._channels:
-                    return None, False
+                    break
                 await catch_up.fill()
                 if self._cluster is not None and not self._is_level(catch_up):
                     await self._cluster.level(name)
                     if not self._is_level(catch_up):
                         catch_up.look_again()
                 refused, seen = await self._ask_again(dispatch, name, seen), self.rechecks
+            if ws.reason is not None or name in ws._channels:
+                return None, False
             if refused is None:
                 self._enter(ws, name, catch_up.position)
         except Exception as error:  # noqa: BLE001 - a broker may raise anything

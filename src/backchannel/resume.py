@@ -35,6 +35,7 @@ class Record(msgspec.Struct, array_like=True):
         turn: how often it was resumed: of two connections that have it, the later one goes on.
         opened: those of the channels that on_open put it in, which is asked again.
         began: when it began, in seconds since 1970; 0 where that is not known.
+        unsure: there may have been a later one, which is lost with what was done by then.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Record(msgspec.Struct, array_like=True):
     turn: int = 0
     opened: list[str] = []
     began: float = 0.0
+    unsure: bool = False
 
     def pack(self) -> bytes:
         """Return it as it is kept.
@@ -119,6 +121,10 @@ class MemoryResumes:
         """Forget sessions."""
         for key in keys:
             self._kept.pop(key, None)
+
+    def runs(self, key: bytes) -> tuple[str]:  # noqa: ARG002 - all are lost together
+        """Name the one run of data there is."""
+        return ("",)
 
     async def take(self, key: bytes) -> bytes | None:
         """Return what is kept and forget it."""

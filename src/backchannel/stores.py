@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -134,4 +134,12 @@ class ResumeStore(Protocol):
 
     async def take(self, key: bytes) -> bytes | None:
         """Return a session and forget it, in one step: of two that ask, one gets it."""
+        ...
+
+    def runs(self, key: bytes) -> Sequence[str]:
+        """Name the unbroken run of data in which a key is kept now; and others before it, if any.
+
+        What was kept in a run that is not among them may be older than what was kept last: the
+        store may have lost that since. Names tell runs apart by their first 8 characters.
+        """
         ...

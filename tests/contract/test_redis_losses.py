@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 from speaking import Speaker
 
-from backchannel import Hub, Listener, watch
+from backchannel import Hub, Listener, event, watch
 from backchannel.broker.redis import RedisBroker, parcel
 from backchannel.contracts import Target
 from backchannel.errors import BrokerUnavailable
@@ -486,3 +487,114 @@ async def test_who_has_lost_some_is_told_the_position_to_start_again_from(engine
             assert ([each.message for each in kept], kept.lost) == (["1"], False)
     finally:
         await hub.stop()
+
+
+# ── sessions of v1 ────────────────────────────────────────────────────────────────────────────
+
+
+class Shop(Listener):
+    done: list[str]  # of all nodes
+
+    @event("order")
+    def order(self, ws, message: dict):
+        self.done.append(message["what"])
+
+
+@pytest.fixture
+async def shops(engine):
+    """Two nodes of one shop, and what was done there."""
+    kind = type("Shop", (Shop,), {"done": []})
+    both = [Hub(broker=engine.url, name="losses") for _ in range(2)]
+    for hub in both:
+        hub.rule("{name}", publish=lambda ws: True)
+        hub.add("/ws", kind)
+        await hub.start()
+    yield (*both, kind.done)
+    for hub in both:
+        await hub.stop()
+
+
+def order(what):
+    return {"type": "order", "what": what}
+
+
+async def kept(hub):
+    """Wait until all sessions are kept."""
+    await until(lambda: not hub.resumes._todo)
+    await hub.resumes.finish(5)
+
+
+@contextlib.asynccontextmanager
+async def back(hub, speaker):
+    """Come back with a speaker's session, and go again."""
+    hello = {"resume": speaker.greeting["resume"], "positions": {}}
+    async with Speaker(hub, "/ws", hello=hello) as again:
+        assert again.greeting["resumed"]
+        yield again
+        await again.drop()
+
+
+async def answer(speaker, kind, id_, **fields):
+    """Return what becomes of a frame that is sent again."""
+    await speaker.say(kind, id=id_, again=True, **fields)
+    told = await speaker.hear()
+    assert told["id"] == id_
+    return told.get("code", told["type"])
+
+
+@pytest.fixture
+async def lost_since(engine, shops):
+    """A client whose session the engine has only as it was before the order ``late``."""
+    one, other, _ = shops
+    async with Speaker(one, "/ws") as ana:
+        await ana.say("message", id=1, data=order("early"))
+        await ana.hear("ack")
+        await kept(one)
+        with engine.client as client:
+            client.save()
+        await ana.say("message", id=2, data=order("late"))
+        await ana.hear("ack")
+        await ana.drop()
+        await kept(one)
+        await restart(engine, one, other)
+        yield ana
+
+
+@pytest.mark.parametrize("where", [0, 1])
+async def test_what_may_have_been_done_is_not_done_again_after_the_engine_lost_it(
+    shops, lost_since, where
+):
+    async with back(shops[where], lost_since) as again:
+        assert await answer(again, "message", 1, data=order("early")) == "ack"  # that is known
+        assert await answer(again, "message", 2, data=order("late")) == "unsure"
+        assert await answer(again, "publish", 3, channel="unkept", data=1) == "unsure"
+    assert shops[2] == ["early", "late"]
+
+
+async def test_it_is_unsure_until_the_client_says_something_new(shops, lost_since):
+    one, other, done = shops
+    async with back(one, lost_since) as again:
+        pass  # and is lost at once
+    async with back(other, again) as third:
+        assert await answer(third, "message", 2, data=order("late")) == "unsure"
+        assert await answer(third, "message", 4, data=order("later")) == "unsure"
+        await third.say("message", id=5, data=order("new"))
+        await third.hear("ack")
+    async with back(one, third) as fourth:
+        assert await answer(fourth, "message", 4, data=order("later")) == "unsure"
+        assert await answer(fourth, "message", 5, data=order("new")) == "ack"
+        assert await answer(fourth, "message", 6, data=order("last")) == "ack"
+    assert done == ["early", "late", "new", "last"]
+
+
+async def test_a_session_whose_client_stays_while_the_engine_comes_back_is_sure(engine, shops):
+    one, other, done = shops
+    async with Speaker(one, "/ws") as ana:
+        with engine.client as client:
+            client.save()
+        await restart(engine, one, other)
+        await kept(one)
+        await ana.drop()
+        async with back(one, ana) as again:
+            assert await answer(again, "message", 1, data=order("it")) == "ack"
+    assert done == ["it"]

@@ -638,3 +638,25 @@ async def go_back_to(older, redis_server, *hubs):
         cut(hub._broker)
         await until_anew(hub._broker, link)
         await until(lambda hub=hub: is_back(hub))
+
+
+async def test_what_was_told_at_a_start_is_not_told_at_the_next_ones(redis_server, told, node):
+    """Who left just before a lone node stopped is told by the next one, once."""
+    hub = await node(redis_server.url)
+    async with hub.test_client("/ws/room:a?user=ana"):
+        assert await told.next() == ["ana joined"]
+    await hub.stop()
+    await asyncio.sleep(MOMENT + 0.2)  # time is the subject
+    for start in range(1, 4):
+        hub = await node(redis_server.url)
+        assert await hub.channel("room:a").count_users() == 0
+        async with hub.test_client("/ws/room:a?user=bob"):
+            pass  # whose join comes after all that was to be told
+        while told.all.count(("bob left", "room:a")) < start:
+            await told.next()
+        await hub.stop()
+    with redis_server.client as client:
+        assert client.keys("*due:*") == []
+    assert Counter(what for what, _ in told.all) == {
+        "ana joined": 1, "ana left": 1, "bob joined": 3, "bob left": 3
+    }  # fmt: skip

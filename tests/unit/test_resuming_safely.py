@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 import pytest
+from shared import turns
 from speaking import Speaker
 
 from backchannel import Hub, Listener, Reject, event
@@ -230,3 +231,38 @@ async def test_no_token_stands_in_the_log(caplog, how):
             async with back(hub, ana, "/ws", user="ana") as again:
                 assert again.greeting["resumed"]
     assert token not in caplog.text
+
+
+async def test_who_is_lost_while_it_enters_with_history_enters_nothing(caplog):
+    """What is acknowledged is not cut short by that, and goes on entering."""
+    gates = [asyncio.Event(), asyncio.Event()]
+    asked = []
+
+    async def rule(ws):
+        asked.append(ws)
+        if len(asked) > 1:
+            gates[1].set()
+            await gates[0].wait()
+        return True
+
+    class Room(Listener):
+        @event("enter")
+        async def enter(self, ws):
+            return {"in": await ws.subscribe("kept:a")}
+
+        async def on_subscribe(self, ws, channel):
+            await ws.hub.channel("kept:b").recheck()  # so that the rule is asked again
+
+    hub = Hub()
+    hub.add("/ws", Room)
+    hub.rule("kept:{name}", history=5, subscribe=rule)
+    async with Speaker(hub, "/ws") as ana:
+        await ana.say("message", id=1, data={"type": "enter"})
+        await gates[1].wait()
+        dropping = asyncio.create_task(ana.drop())
+        await turns()
+        gates[0].set()
+        await dropping
+    assert hub.channels() == {}
+    assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
+    assert hub.health.problems == ()

@@ -38,6 +38,8 @@ class Talk:
         refused: ids of those that were answered with an error, the newest, with its code.
         turn: how often the session was resumed.
         began: when the session began, in seconds since 1970; 0 where that is not known.
+        unsure: the session was resumed as it was some time before its end: what is sent again may
+            have been done. Until the client sends something new.
         stays: others that resume the session find this connection until it has closed.
         calls: what waits for the client's answers.
         queued: ids of the client's calls that wait for their turn, with what ends them.
@@ -49,7 +51,7 @@ class Talk:
     __slots__ = (
         "acknowledges", "asked", "began", "calls", "greeted", "keys", "last", "number", "opened",
         "pending", "positions", "queued", "refused", "resumed", "returning", "running", "stays",
-        "stopped", "timer", "turn", "welcomed",
+        "stopped", "timer", "turn", "unsure", "welcomed",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -67,6 +69,7 @@ class Talk:
         self.refused: dict[int, str] = {}
         self.turn = 0
         self.began = time()
+        self.unsure = False
         self.stays = False
         self.calls: dict[int, asyncio.Future[Any]] | None = None
         self.acknowledges = False
@@ -88,6 +91,7 @@ class Talk:
         self.pending = set(record.pending)
         self.refused = dict(record.refused)
         self.turn = record.turn
+        self.unsure = record.unsure
         self.began = record.began
         self.returning = set(record.channels)
         self.opened = dict.fromkeys(record.opened, False)

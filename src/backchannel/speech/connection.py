@@ -218,6 +218,7 @@ class SpeakingConnection(Connection):
             self.talk.turn,
             [name for name in channels if name in self.talk.opened],
             self.talk.began,
+            self.talk.unsure,
         )
 
 

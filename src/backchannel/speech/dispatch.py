@@ -286,6 +286,11 @@ class SpeakingDispatch(Handling):
                 text = f"ids count up: {talk.last} was used already"
                 self.complain("out_of_order", text, id_=frame.id)
                 return False
+            if talk.unsure and self._may_be_done(frame, again=is_kept and frame.again):
+                talk.done(frame.id, "unsure")
+                self.complain("unsure", "it may have been done, or not", id_=frame.id)
+                self._hub.resumes.changed(self.speaker)
+                return False
         work = Rest(functools.partial(self.handle, frame, data), nothing)
         if isinstance(frame, frames.Call):
             self._queue_call(frame)
@@ -302,6 +307,19 @@ class SpeakingDispatch(Handling):
             return False
         self.inbox.put(work)
         return self.inbox.is_full
+
+    def _may_be_done(self, frame: Any, *, again: bool) -> bool:
+        """Tell whether it may have been done in what is lost of the session.
+
+        The client sends again first, then what is new. What a history keeps has a key there.
+        """
+        if not again:
+            self.talk.unsure = False
+            return False
+        rule = None
+        if isinstance(frame, frames.Publish):
+            rule = self._hub.rules.find(frame.channel)
+        return rule is None or rule.keep is None
 
     def _answer_again(self, id_: int) -> None:
         """Say once more what became of a frame whose answer may have been lost."""

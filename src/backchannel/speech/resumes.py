@@ -22,6 +22,9 @@ __all__ = ["Resumes"]
 AGAIN: Final = 1.0
 """Seconds after which what could not be kept is tried again."""
 
+_RUN: Final = 8
+"""Characters of the name of a run of data: see ``ResumeStore.runs``."""
+
 _Todo = tuple["SpeakingConnection | bytes | None", bool, float]
 
 
@@ -177,12 +180,16 @@ class Resumes:
         if self.window is None:
             return None
         key = key_of(token, ws.endpoint, ws.params, ws.user)
+        runs = [run[:_RUN].encode() for run in self._store.runs(key)]
         data = await self._store.take(key)
+        run, _, data = (None, None, None) if data is None else data.partition(b"\n")
         here = self._todo.get(key) or self._on_the_way.get(key)
         if here is not None and (data is not None or here[1]):  # what is not written yet is newer
-            data = None if here[0] is None else self._bytes(here[0])
+            run, data = None, None if here[0] is None else self._bytes(here[0])
         if data is None or (record := Record.unpack(data)) is None:
             return None
+        if run is not None and run not in runs:  # what was kept later may be lost
+            record.unsure = True
         for other in record.keys:
             if other != key:
                 self._write(other, None)
@@ -236,7 +243,8 @@ class Resumes:
                 dropped.append(key)
                 continue
             is_live = not isinstance(what, bytes)
-            data = self._bytes(what)
+            run = next(iter(self._store.runs(key)), "")[:_RUN]
+            data = run.encode() + b"\n" + self._bytes(what)
             life = self._life if is_live else self.window or 0
             groups.setdefault((life, new), {})[key] = data
         for (life, new), records in groups.items():

@@ -49,6 +49,7 @@ class KeepingContract:
         all_ = await nodes(3)
         if (stores := _resumes(all_)) is None:
             return
+        assert len({store.runs(b"a")[0] for store in stores}) == 1  # all see the same data
         await stores[0].put({b"a": b"first", b"b\x00\xff": b"\x00\xff"}, 30, new=True)
         await stores[-1].put({b"a": b"second"}, 30, new=False)
         for key, data in ((b"a", b"second"), (b"b\x00\xff", b"\x00\xff")):

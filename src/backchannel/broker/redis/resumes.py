@@ -50,6 +50,10 @@ class RedisResumes:
         """Forget sessions."""
         await self._call_each("DEL", dict.fromkeys(keys, ()))
 
+    def runs(self, key: bytes) -> tuple[str, ...]:
+        """Name the engine's run of data, and others from which it has a session, whole."""
+        return self._route.runs(self._keys.resume(key))
+
     async def take(self, key: bytes) -> bytes | None:
         """Return what is kept and forget it: an answer that nobody waits for is given back."""
         name = self._keys.resume(key)

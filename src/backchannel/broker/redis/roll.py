@@ -70,6 +70,7 @@ class Roll:
         self._wake = asyncio.Event()
         self._fence = 0
         self._epoch = ""
+        self._numbering = 0  # how often the engine's numbers began anew
         self._refusal = ""
         self._is_settled = True
         self._takes = True
@@ -215,6 +216,7 @@ class Roll:
         lost = is_new or bool(is_older)
         self._fence, self._epoch = fence, epoch.decode()
         if is_new:  # its numbers begin anew
+            self._numbering += 1
             self._seen = self._done = self._confirmed = 0
             self._open.clear()
         self._dirty = dict.fromkeys(self._node.attending(), False)
@@ -277,10 +279,10 @@ class Roll:
         if number > self._seen:
             self._seen = number
             self._open[number] = None
-            done = functools.partial(self._finished, number, self._epoch)
+            done = functools.partial(self._finished, number, self._numbering)
             self._node.tell_of(channel, user, done, joined=joined)
 
-    def _finished(self, number: int, epoch: str) -> None:
-        if epoch == self._epoch and self._open.pop(number, 0) is None:
+    def _finished(self, number: int, numbering: int) -> None:
+        if numbering == self._numbering and self._open.pop(number, 0) is None:
             self._done = next(iter(self._open)) - 1 if self._open else self._seen
             self._wake.set()

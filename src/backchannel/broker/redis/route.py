@@ -87,6 +87,10 @@ class Route(Protocol):
         """Return the connection to where a key is; None while that is away."""
         ...
 
+    def runs(self, key: bytes) -> tuple[str, ...]:
+        """Name the run of data of where a key is, and others from which it came, whole."""
+        ...
+
     async def call(self, key: bytes, *command: Words) -> Any:
         """Send a command about a key; return its reply.
 

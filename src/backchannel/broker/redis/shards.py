@@ -180,6 +180,10 @@ class Shards:
         """Return the connection to where a key is; None while it is away."""
         return self.of(key).engine.link if self._table else None
 
+    def runs(self, key: bytes) -> tuple[str, ...]:
+        """Name the run of data of where a key is, and others from which it came, whole."""
+        return self.of(key).runs(key) if self._table else ()
+
     def slot_of(self, target: Target) -> int:
         """Return the slot of what a target's publications need."""
         if target != self._last[0]:
