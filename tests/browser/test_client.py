@@ -63,6 +63,8 @@ async def test_two_pages_meet_in_a_channel_with_presence(visit):
     assert await bob.evaluate(bytes_read) == [7, 10, 9]
     refused = "client.subscribe('room:secret').ready.catch(({ code, message }) => [code, message])"
     assert (await ana.evaluate(refused))[0] == "refused"
+    nameless = "client.subscribe('').ready.catch(({ code, message }) => [code, message])"
+    assert (await ana.evaluate(nameless))[0] == "invalid"
     present = await ana.evaluate("client.channel('room:1').presence()")
     assert sorted(each["user"] for each in present) == ["ana", "bob"]
     await ana.evaluate("client.channel('room:1').unsubscribe()")

@@ -97,7 +97,7 @@ export class Front implements Client<any> {
     else if (type === "error") this._emitter._call("error", errorOf(frame));
     else if (type === "message") this._emitter._call("message", frame.data);
     else {
-      if (channel) this.channel(channel)._take(frame);
+      if (channel != null) this.channel(channel)._take(frame);
       if (/^(publication|lost)$/.test(type)) this._emitter._call(type, { channel, ...rest });
     }
   }

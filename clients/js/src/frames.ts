@@ -24,7 +24,7 @@ export function toBody(data: unknown): Body {
   const at = text.search(LONE);
   if (at < 0) return text;
   const where = text.slice(0, at + 7).slice(-40);
-  throw new TypeError(`a lone surrogate is no UTF-8: ${where}`);
+  throw new TypeError(`lone surrogate: ${where}`);
 }
 
 /** Takes the name of a channel or an event, and throws as above. */

@@ -54,7 +54,7 @@ test("text that UTF-8 does not have is an error at once, wherever it is, and not
   await opened(client);
   const bad = ["\ud800", "a \udfff", "\ud83d", { a: ["\udc00"] }, { "\udbff": 1 }, "\\\ud800", "\u{1f600}\ud800"];
   for (const data of bad) {
-    assert.throws(() => client.send(data), /^TypeError: a lone surrogate is no UTF-8: .*\\ud/);
+    assert.throws(() => client.send(data), /^TypeError: lone surrogate: .*\\ud/);
     for (const wanted of [client.deliver(data), client.publish("news", data), client.call("add", data)]) {
       await assert.rejects(wanted, TypeError);
     }
