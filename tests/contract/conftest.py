@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import inspect
+import random
 import socket
 import subprocess
 import time
@@ -155,6 +157,17 @@ def free_ports(count):
     return ports
 
 
+def ports_below_a_bus(count):
+    """Return ports at which nobody listens, nor at those 10,000 above them."""
+    found = []
+    for port in range(20_000, 30_000):
+        with contextlib.suppress(OSError), socket.socket() as probe, socket.socket() as bus:
+            probe.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
+            found.append(port)
+    return random.sample(found, count)
+
+
 def wait_until(is_so, seconds=30):
     """Wait for what nothing tells of."""
     deadline = time.monotonic() + seconds
@@ -171,6 +184,12 @@ def wait_until(is_so, seconds=30):
 class EngineCluster:
     """A cluster of masters, each of which may have a replica.
 
+    Args:
+        program: the server's.
+        folder: where its nodes keep what they have.
+        old: the program of an older one, and how many of the masters run it; where all do, so do
+            replicas and spare ones.
+
     Attributes:
         masters: their ports; they share the slots evenly, in this order.
         replicas: of each, by its port.
@@ -178,11 +197,13 @@ class EngineCluster:
 
     def __init__(self, program, folder, *, masters=3, spare=0, replicas=False, **options):
         self.program, self.folder = program, folder
-        self.masters = free_ports(masters)
-        self.spare = free_ports(spare)
-        self.replicas = (
-            dict(zip(self.masters, free_ports(masters), strict=True)) if replicas else {}
-        )
+        self.old_program, count = options.get("old", (None, 0))
+        find = ports_below_a_bus if count else free_ports
+        ports = find(2 * masters + spare)
+        self.masters, more = ports[:masters], ports[masters : 2 * masters]
+        self.spare = ports[2 * masters :]
+        self.replicas = dict(zip(self.masters, more, strict=True)) if replicas else {}
+        self.old = set(ports if count == masters else ports[:count])
         self.share = options.get("share", -(-16384 // masters))
         self.full_coverage = "yes" if options.get("full_coverage", True) else "no"
         self.bus = {}
@@ -206,7 +227,7 @@ class EngineCluster:
             wait_until(lambda port=port: self.ask(port, "PING"))
         for number, port in enumerate(self.masters):
             first, last = number * self.share, min((number + 1) * self.share, 16384) - 1
-            self.ask(port, "CLUSTER", "ADDSLOTSRANGE", first, last)
+            self.ask(port, "CLUSTER", "ADDSLOTS", *range(first, last + 1))
             self.ask(port, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         for port in ports:
             for other in ports:
@@ -224,11 +245,13 @@ class EngineCluster:
     def _start(self, port):
         folder = self.folder / str(port)
         folder.mkdir(exist_ok=True)
-        self.bus[port] = self.bus.get(port) or free_ports(1)[0]
+        is_old = port in self.old
+        self.bus[port] = self.bus.get(port) or (port + 10_000 if is_old else free_ports(1)[0])
+        bus = () if is_old else ("--cluster-port", str(self.bus[port]))
         with (self.folder / f"{port}.log").open("ab") as log:
             self.running[port] = subprocess.Popen(
                 [
-                    self.program, "--port", str(port), "--cluster-port", str(self.bus[port]),
+                    self.old_program if is_old else self.program, "--port", str(port), *bus,
                     "--bind", "127.0.0.1", "--save", "", "--dir", folder,
                     "--cluster-enabled", "yes", "--cluster-node-timeout", "1000",
                     "--repl-diskless-sync-delay", "0", "--cluster-allow-replica-migration", "no",
@@ -286,19 +309,46 @@ def cluster_process(redis_process, tmp_path_factory):
         cluster.stop()
 
 
-@pytest.fixture
-def cluster(cluster_process):
-    """A real cluster of three masters, empty."""
-    cluster_process.flush()
-    return cluster_process
+@pytest.fixture(scope="session")
+def old_cluster_process(redis_process, oldest_program, tmp_path_factory):
+    """The same of Redis 6.2, which has no topics of shards."""
+    folder, old = tmp_path_factory.mktemp("cluster-6.2"), (oldest_program, 3)
+    cluster = EngineCluster(redis_process._program, folder, spare=1, old=old)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 @pytest.fixture
-def new_cluster(redis_process, tmp_path):
-    """Start a cluster of the test's own: ``new_cluster(masters=3, replicas=True)``."""
+def old_cluster(old_cluster_process):
+    """A real cluster of three masters with Redis 6.2, empty."""
+    old_cluster_process.flush()
+    return old_cluster_process
+
+
+@pytest.fixture
+def cluster(request):
+    """A real cluster of three masters, empty; with the parameter "old" one of Redis 6.2."""
+    if getattr(request, "param", "") == "old":
+        return request.getfixturevalue("old_cluster")
+    cluster = request.getfixturevalue("cluster_process")
+    cluster.flush()
+    return cluster
+
+
+@pytest.fixture
+def new_cluster(request, redis_process, tmp_path):
+    """Start a cluster of the test's own: ``new_cluster(masters=3, replicas=True)``.
+
+    With ``old=2`` two of the masters have Redis 6.2, and no topics of shards.
+    """
     made = []
 
-    def start(**options):
+    def start(*, old=0, **options):
+        if old:
+            options["old"] = (request.getfixturevalue("oldest_program"), old)
         made.append(EngineCluster(redis_process._program, tmp_path, **options))
         made[-1].start()
         return made[-1]

@@ -93,10 +93,22 @@ class TestOldestRedis(BrokerContract):
         return lambda: RedisBroker(oldest_redis.url, "test", moment=0.2)
 
 
+class TestOldestCluster(BrokerContract):
+    """The same on a cluster of them, which has no topics of shards."""
+
+    __test__ = TestOldestRedis.__test__
+    one_order = False
+
+    @pytest.fixture
+    def make_broker(self, old_cluster):
+        return lambda: RedisBroker(old_cluster.url, "test", moment=0.2)
+
+
 assert {f"test_{name}" for name in TestOldestRedis.chosen} <= set(dir(BrokerContract))
 for name in dir(BrokerContract):
     if name.startswith("test_") and name.removeprefix("test_") not in TestOldestRedis.chosen:
         setattr(TestOldestRedis, name, None)
+        setattr(TestOldestCluster, name, None)
 
 
 class TestClusterBroker(BrokerContract):

@@ -24,8 +24,10 @@ from backchannel.testing import ConnectionClosed
 
 NAME = "outside"
 
-everywhere = pytest.mark.parametrize("url", ["redis_server", "cluster"], indirect=True)
-"""With one engine, and with a cluster."""
+everywhere = pytest.mark.parametrize(
+    "url", ["redis_server", "cluster", "old_cluster"], indirect=True
+)
+"""With one engine, with a cluster, and with one that has no topics of shards."""
 
 
 class Room(Listener):
@@ -622,7 +624,7 @@ async def test_what_strangers_say_is_no_answer(hubs, make, redis_server):
 # ── at once ───────────────────────────────────────────────────────────────────────────────────
 
 
-@everywhere
+@pytest.mark.parametrize("url", ["redis_server", "cluster"], indirect=True)  # who say who it is
 async def test_many_threads_may_use_one(hubs, url):
     threads, each = 16, 50
     with Publisher(url, NAME, max_connections=4) as publisher:

@@ -65,16 +65,24 @@ class Attempts:
         patience: seconds that connecting may take.
 
     Attributes:
-        verb: the command that publishes.
+        is_sharded: in a cluster, the hub's nodes use topics of shards, as far as it is known.
     """
 
-    verb = "PUBLISH"
+    is_sharded = False
 
     def __init__(self, shown: str, hub: str, patience: float):
         self._shown = shown
         self._hub = hub
         self._patience = patience
         self._hashes: dict[str, str] = {}
+
+    @property
+    def verb(self) -> str:
+        """The command that publishes."""
+        return "SPUBLISH" if self.is_sharded else "PUBLISH"
+
+    def told(self, *, is_sharded: bool) -> None:
+        """Take note of which topics the hub's nodes use, where there is a choice."""
 
     def do(self, errand: Errand) -> Work[Any]:
         """Send a command until it is answered; return the reply.

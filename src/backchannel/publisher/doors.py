@@ -105,7 +105,7 @@ class BlockingDoor(Doorway):
         pool = self._at(step.at).speaking
         connection = self._open(pool)
         try:
-            words = self._words(connection, step.words)
+            words = self._words(connection, step)
             if step.asking:
                 connection.send_command("ASKING", check_health=False)
                 connection.read_response(timeout=step.seconds)
@@ -123,7 +123,7 @@ class BlockingDoor(Doorway):
         pool = self._at(step.at).hearing
         connection = self._open(pool)
         try:
-            words = self._words(connection, (self._verb, step.topic))
+            words = self._words(connection, step)
             connection.send_command(*words, check_health=False)
             connection.read_response(timeout=step.seconds)
         except BaseException as error:
@@ -131,7 +131,7 @@ class BlockingDoor(Doorway):
             pool.release(connection)
             translate(error)
             raise
-        return Inbox(connection, pool)
+        return Inbox(connection, pool, step.is_sharded)
 
     @staticmethod
     def _hear(inbox: Inbox, seconds: float) -> bytes | None:
@@ -145,9 +145,9 @@ class BlockingDoor(Doorway):
         connection = inbox.connection
         try:
             if inbox.is_good:
-                for words in self._farewell:
+                for words in inbox.farewell:
                     connection.send_command(*words, check_health=False)
-                while not self._is_over(connection.read_response()):
+                while not inbox.is_over(connection.read_response()):
                     pass
         except (RedisError, OSError):
             inbox.is_good = False
@@ -272,7 +272,7 @@ class AwaitingDoor(Doorway):
         pool = self._at(step.at).speaking
         connection = await self._open(pool)
         try:
-            words = self._words(connection, step.words)
+            words = self._words(connection, step)
             async with asyncio.timeout(step.seconds):
                 if step.asking:
                     await self._say(connection, "ASKING")
@@ -291,7 +291,7 @@ class AwaitingDoor(Doorway):
         pool = self._at(step.at).hearing
         connection = await self._open(pool)
         try:
-            words = self._words(connection, (self._verb, step.topic))
+            words = self._words(connection, step)
             async with asyncio.timeout(step.seconds):
                 await self._say(connection, *words)
                 await connection.read_response(timeout=math.inf)
@@ -300,7 +300,7 @@ class AwaitingDoor(Doorway):
             await pool.release(connection)
             translate(error)
             raise
-        return Inbox(connection, pool)
+        return Inbox(connection, pool, step.is_sharded)
 
     @staticmethod
     async def _hear(inbox: Inbox, seconds: float) -> bytes | None:
@@ -318,9 +318,9 @@ class AwaitingDoor(Doorway):
         connection = inbox.connection
         try:
             if inbox.is_good:
-                for words in self._farewell:
+                for words in inbox.farewell:
                     await self._say(connection, *words)
-                while not self._is_over(await connection.read_response()):
+                while not inbox.is_over(await connection.read_response()):
                     pass
         except (RedisError, OSError, NotSent):
             inbox.is_good = False

@@ -17,13 +17,14 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from backchannel.broker.redis.door import check_mode, check_version, facts_of
+from backchannel.broker.redis.door import NoShards, check_mode, check_version, facts_of
 from backchannel.errors import BrokerUnusable
 from backchannel.publisher.pools import away
-from backchannel.publisher.steps import RUN, InRun, Lost, NotSent
+from backchannel.publisher.steps import RUN, Command, InRun, Lost, NotSent
 
 if TYPE_CHECKING:
     from backchannel.broker.redis.door import Whereabouts
+    from backchannel.publisher.steps import Listen
 
 __all__ = ["Doorway", "Inbox", "is_spoilt", "translate", "translate_opening"]
 
@@ -53,11 +54,13 @@ class Inbox:
     Args:
         connection: redis-py's.
         pool: where it is from.
+        is_sharded: the topic is that of a shard.
         is_good: it can be used again.
     """
 
     connection: Any
     pool: Any
+    is_sharded: bool = False
     is_good: bool = True
 
     def take(self, reply: Any) -> bytes | None:
@@ -67,6 +70,19 @@ class Inbox:
             self.is_good = False
             return None
         return data if kind in {b"message", b"smessage"} else b""
+
+    @property
+    def farewell(self) -> tuple[tuple[str, ...], ...]:
+        """What ends hearing.
+
+        The slot of a shard's topic that goes meanwhile says the same unasked; so there another
+        reply is the last.
+        """
+        return (("SUNSUBSCRIBE",), ("PING",)) if self.is_sharded else (("UNSUBSCRIBE",),)
+
+    def is_over(self, reply: Any) -> bool:
+        """Tell whether it is the last that ``farewell`` is answered."""
+        return bool(reply == b"PONG" if self.is_sharded else reply[0] == b"unsubscribe")
 
 
 class Doorway:
@@ -91,10 +107,10 @@ class Doorway:
             "redis_connect_func": self._greet,
         }
         self._in_cluster = bool(address.nodes)
-        self._verb = "SSUBSCRIBE" if self._in_cluster else "SUBSCRIBE"
         # By connection, since each knows the engine that it leads to.
         self._runs: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
         self._looked: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+        self._lacks: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # topics of shards
 
     def _greet(self, connection: Any) -> Any:
         raise NotImplementedError
@@ -106,12 +122,18 @@ class Doorway:
             if self._in_cluster:
                 scheme = "rediss" if self._address.is_tls else "redis"
                 shown = f"{scheme}://{connection.host}:{connection.port}"
-                check_version(facts, shown, in_cluster=True)
+                self._note_version(connection, facts, shown)
             is_tls = self._address.is_tls
             check_mode(facts, shown, in_cluster=self._in_cluster, is_tls=is_tls)
         except BrokerUnusable as error:
             raise _Unfit(str(error)) from error
         self._note_run(connection, replication)
+
+    def _note_version(self, connection: Any, facts: dict[str, str], shown: str) -> None:
+        try:
+            check_version(facts, shown, is_sharded=True)
+        except NoShards as error:  # which it may not need
+            self._lacks[connection] = str(error)
 
     def _note_run(self, connection: Any, info: bytes) -> None:
         """Keep what names the engine's run of data; a replica is none to publish at."""
@@ -129,19 +151,14 @@ class Doorway:
         """Tell whether it may lead to a replica by now, or to another run of data."""
         return self._in_cluster and self._looked.get(connection, 0.0) < time.monotonic() - FRESH
 
-    @property
-    def _farewell(self) -> tuple[tuple[str, ...], ...]:
-        """What ends hearing.
-
-        A slot that goes meanwhile says the same unasked; so in a cluster another reply is the last.
-        """
-        return (("SUNSUBSCRIBE",), ("PING",)) if self._in_cluster else (("UNSUBSCRIBE",),)
-
-    def _is_over(self, reply: Any) -> bool:
-        """Tell whether it is the last that ``_farewell`` is answered."""
-        return bool(reply == b"PONG" if self._in_cluster else reply[0] == b"unsubscribe")
-
-    def _words(self, connection: Any, words: tuple[Any, ...]) -> list[Any]:
+    def _words(self, connection: Any, step: Command | Listen) -> list[Any]:
+        """Return the words of a step, where who is at the other end can take it."""
+        if step.is_sharded and connection in self._lacks:
+            raise BrokerUnusable(self._lacks[connection])
+        if isinstance(step, Command):
+            words = step.words
+        else:
+            words = ("SSUBSCRIBE" if step.is_sharded else "SUBSCRIBE", step.topic)
         run = self._runs.get(connection)
         if run is None and self._in_cluster and words[0] not in _OF_ANYONE:
             raise NotSent("it is a replica")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from backchannel.about import About
 from backchannel.broker.redis import parcel
 from backchannel.broker.redis.keys import Keys
+from backchannel.broker.redis.notice import read_notice
 from backchannel.channel import check_channel
 from backchannel.contracts import Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
@@ -147,6 +148,7 @@ class Plan:
                 f"this engine; hub= is what Hub(name=…) says there, and the URL ends in the same "
                 "database"
             )
+        is_sharded, data = read_notice(data)
         try:
             about = About.read(data)
         except ValueError as error:
@@ -154,6 +156,7 @@ class Plan:
                 f"{self._shown} has at {self._keys.about.decode()!r} what no hub of this version "
                 f"wrote: {error}"
             ) from error
+        self._engine.told(is_sharded=is_sharded)
         self._about = (monotonic() + FRESH, about)
         return about
 

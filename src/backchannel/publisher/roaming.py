@@ -39,6 +39,9 @@ PAUSE: Final = 0.05
 MOMENT: Final = 1.0
 """Seconds that the hub's nodes have to say that a channel came to another master by its slot."""
 
+FRESH: Final = 2.0
+"""Seconds that slots are taken to be where they were, where topics are classic ones."""
+
 CLOCKS: Final = 2
 """Seconds that the clocks of two masters may differ by, with what is lost by rounding."""
 
@@ -78,13 +81,16 @@ class Roaming(Attempts):
         nodes: some of its nodes.
     """
 
-    verb = "SPUBLISH"
-
     def __init__(self, shown: str, hub: str, patience: float, nodes: tuple[Address, ...]):
         super().__init__(shown, hub, patience)
         self._nodes = nodes
         self._served: list[Served] = []  # as far as it is known; nothing is to be read anew
+        self._looked = 0.0
         self._known: tuple[Address, ...] = ()  # who had slots, who is to be asked first
+
+    def told(self, *, is_sharded: bool) -> None:
+        """Take note of which topics the hub's nodes use."""
+        self.is_sharded = is_sharded
 
     def do(self, errand: Errand) -> Work[Any]:
         """Send a command until it is answered; see ``Attempts``.
@@ -130,7 +136,7 @@ class Roaming(Attempts):
         while True:
             at = early or (yield from self._find(errand))
             try:
-                reply = yield _at(make(), at, asking=early is not None)
+                reply = yield self._at(make(), at, asking=early is not None)
             except NoScriptError:
                 yield from self._load(at, errand)
                 continue
@@ -153,6 +159,11 @@ class Roaming(Attempts):
             yield Pause(pause)
             pause = PAUSE
 
+    def _at(self, step: Command | Listen, at: Address, *, asking: bool) -> Command | Listen:
+        if isinstance(step, Listen):
+            return step._replace(at=at, is_sharded=self.is_sharded)
+        return step._replace(at=at, asking=asking, is_sharded=self.is_sharded)
+
     def _load(self, at: Address, errand: Errand) -> Work[None]:
         """Tell a node the scripts, which it may not know yet or any more."""
         try:
@@ -164,9 +175,12 @@ class Roaming(Attempts):
     def _find(self, errand: Errand) -> Work[Address]:
         """Return which node has the slot of an errand's key."""
         slot = key_slot(errand.key)
-        if not (served := self._served):
+        # What is said to a classic topic is turned back by nobody, wherever its slot is.
+        is_stale = not self.is_sharded and self._looked < monotonic() - FRESH
+        if is_stale or not (served := self._served):
             served = self._served = yield from self._look(errand)
             self._known = tuple({one.address for one in served})
+            self._looked = monotonic()
         for first, last, address in served:
             if first <= slot <= last:
                 return address
@@ -225,12 +239,6 @@ class Roaming(Attempts):
         if is_sure and strange.run in runs:
             return (InRun((here["master_replid"],), strange.run, TELL),)
         return (TELL,)
-
-
-def _at(step: Command | Listen, at: Address, *, asking: bool) -> Command | Listen:
-    if isinstance(step, Listen):
-        return step._replace(at=at)
-    return step._replace(at=at, asking=asking)
 
 
 def _read(error: ResponseError, at: Address) -> Redirect:

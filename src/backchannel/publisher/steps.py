@@ -44,26 +44,30 @@ class Command(NamedTuple):
         seconds: that the reply may take.
         at: to which node of a cluster; None is to the one engine there is.
         asking: of a slot that is only on its way to that node.
+        is_sharded: the node is to have topics of shards.
     """
 
     words: tuple[Any, ...]
     seconds: float
     at: Address | None = None
     asking: bool = False
+    is_sharded: bool = False
 
 
 class Listen(NamedTuple):
     """Hear a topic from now on; return the inbox that hears it. Raises as ``Command`` does.
 
     Args:
-        topic: its name; in a cluster one of a shard.
+        topic: its name.
         seconds: that the confirmation may take.
         at: at which node of a cluster; None is at the one engine there is.
+        is_sharded: it is a topic of a shard.
     """
 
     topic: bytes
     seconds: float
     at: Address | None = None
+    is_sharded: bool = False
 
 
 class Hear(NamedTuple):

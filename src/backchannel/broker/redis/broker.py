@@ -19,7 +19,7 @@ from backchannel.broker.redis.asking import Inquiries
 from backchannel.broker.redis.door import Door
 from backchannel.broker.redis.keys import Keys
 from backchannel.broker.redis.lane import Lane
-from backchannel.broker.redis.notice import Notice
+from backchannel.broker.redis.notice import Classic, Notice
 from backchannel.broker.redis.posting import Keeping, Posting, Question
 from backchannel.broker.redis.resumes import RedisResumes
 from backchannel.broker.redis.roll import Roll
@@ -109,10 +109,18 @@ class RedisBroker:
         self._targets = dict.fromkeys(topics, everyone)
         await self._route.start()
         try:
-            await self._notice.begin()
+            await self._begin()
         except BaseException:
             await self._route.stop()
             raise
+
+    async def _begin(self) -> None:
+        try:
+            await self._notice.begin()
+        except Classic:  # nodes that began while a master was older, or know of one
+            await self._route.stop()
+            await self._route.start(classic=True)
+            await self._notice.begin()
 
     def about_changed(self) -> None:
         """Tell those who publish without a hub what holds now."""

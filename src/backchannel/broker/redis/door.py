@@ -24,15 +24,28 @@ from backchannel.urls import hidden, port_of, problem_of, problem_of_options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Door", "Opened", "Whereabouts", "check_mode", "check_version", "facts_of", "read_url"]
+__all__ = [
+    "Door",
+    "NoShards",
+    "Opened",
+    "Whereabouts",
+    "check_mode",
+    "check_version",
+    "facts_of",
+    "read_url",
+]
 
 KNOWN: Final = ("redis", "rediss", "unix", *SCHEMES, *slots.SCHEMES)
 """What URLs of engines begin with."""
 
 _LOOKS: Final = "it looks like redis://localhost:6379/0"
 _NEEDED: Final = {"Redis": (6, 2), "Valkey": (7, 2)}
-_NEEDED_IN_CLUSTERS: Final = {"Redis": (7, 0), "Valkey": (7, 2)}
+_NEEDED_FOR_SHARDS: Final = {"Redis": (7, 0), "Valkey": (7, 2)}
 """The first ones with topics of shards."""
+
+
+class NoShards(BrokerUnusable):
+    """An engine does not have the topics of shards that it is to have."""
 
 
 class Whereabouts(NamedTuple):
@@ -88,6 +101,7 @@ class Door:
         is_watched: another process may take the master's place; see ``is_master``.
         host: the machine, where it has no path.
         in_cluster: it is a node of a cluster; see ``of_node``.
+        is_sharded: in a cluster, topics are those of shards, which their slot's master has alone.
         nodes: of a cluster, the ones that its URL names.
 
     Raises:
@@ -102,7 +116,7 @@ class Door:
             raise BrokerUrlError(f"Hub(broker={self.shown!r}): {error}") from error
         self._sentinels = sentinels and sentinels._replace(tls=self._tls)
         self.is_watched = sentinels is not None
-        self.in_cluster = False
+        self.in_cluster = self.is_sharded = False
         self._path: str | None = options.get("path")
         self.host: str = options.get("host") or "localhost"
         self._port: int = options.get("port") or 6379
@@ -192,7 +206,7 @@ class Door:
             await self._ask(link, "SELECT", self._db)
         facts = facts_of(await self._ask(link, "INFO", "server"))
         facts |= facts_of(await self._ask(link, "INFO", "replication"))
-        check_version(facts, self.shown, in_cluster=self.in_cluster)
+        check_version(facts, self.shown, is_sharded=self.is_sharded)
         check_mode(facts, self.shown, in_cluster=self.in_cluster, is_tls=self._tls is not None)
         if facts.get("role") not in {"master", None} and not anyone:
             raise BrokerUnavailable(f"it is a replica of {facts.get('master_host')}")
@@ -224,7 +238,7 @@ class Door:
             if credentials:
                 await link.call("AUTH", *credentials)
             facts = facts_of(await link.call("INFO", "server"))
-            check_version(facts, self.shown, in_cluster=self.in_cluster)
+            check_version(facts, self.shown)
 
     async def _ask(self, link: Link, *command: str | int) -> Any:
         try:
@@ -233,24 +247,32 @@ class Door:
             raise BrokerUnusable(f"{self.shown} answers {str(error)!r}") from error
 
 
-def check_version(facts: dict[str, str], shown: str, *, in_cluster: bool) -> None:
+def check_version(facts: dict[str, str], shown: str, *, is_sharded: bool = False) -> None:
     """Check that an engine is new enough.
 
     Args:
         facts: what it says of itself.
         shown: where it is, for people.
-        in_cluster: it is to be a node of a cluster.
+        is_sharded: it is to have topics of shards.
 
     Raises:
+        NoShards: it is, but has no topics of shards.
         BrokerUnusable: it is not.
     """
     kind = "Valkey" if "valkey_version" in facts else "Redis"
     have = facts.get("valkey_version") or facts.get("redis_version") or "0"
     numbers = tuple(int(number) for number in re.findall(r"\d+", have)[:2])
-    needed = (_NEEDED_IN_CLUSTERS if in_cluster else _NEEDED)[kind]
-    if numbers < needed:
-        least = ".".join(map(str, needed)) + " or newer is needed"
-        raise BrokerUnusable(f"{shown} is {kind} {have}: {least}{' in a cluster' * in_cluster}")
+    if numbers < _NEEDED[kind]:
+        raise BrokerUnusable(f"{shown} is {kind} {have}: {_least(_NEEDED[kind])}")
+    if is_sharded and numbers < _NEEDED_FOR_SHARDS[kind]:
+        raise NoShards(
+            f"{shown} is {kind} {have}: {_least(_NEEDED_FOR_SHARDS[kind])}, since the hub's nodes "
+            "use topics of shards there"
+        )
+
+
+def _least(needed: tuple[int, int]) -> str:
+    return ".".join(map(str, needed)) + " or newer is needed"
 
 
 def check_mode(facts: dict[str, str], shown: str, *, in_cluster: bool, is_tls: bool) -> None:

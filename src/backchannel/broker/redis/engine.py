@@ -64,7 +64,7 @@ class Engine:
     """Redis or Valkey, somewhere, which may go and come back.
 
     Args:
-        door: where it is. In a cluster topics are those of its shards.
+        door: where it is, and whether topics are those of shards.
         timeout: seconds that it has to answer.
         hear: called with topic and payload of what its topics hear.
         owner: told what becomes of the connection.
@@ -236,28 +236,28 @@ class Engine:
 
     def hear(self, topic: bytes) -> asyncio.Future[Any] | None:
         """Hear what is published to a topic from now on; None where the engine is away."""
-        verb = "SSUBSCRIBE" if self._door.in_cluster else "SUBSCRIBE"
+        verb = "SSUBSCRIBE" if self._door.is_sharded else "SUBSCRIBE"
         return None if self.link is None else self.link.call(verb, topic)
 
     def leave(self, topic: bytes) -> None:
         """Hear no more of it."""
         if self.link is None:
             return
-        if self._door.in_cluster:
+        if self._door.is_sharded:
             self.link.leave(topic)
         else:
             self.link.call("UNSUBSCRIBE", topic)
 
     async def _listen_to_all(self, link: Link) -> None:
         """Listen to what is to be heard, and to what becomes so meanwhile."""
-        verb = "SSUBSCRIBE" if self._door.in_cluster else "SUBSCRIBE"
+        verb = "SSUBSCRIBE" if self._door.is_sharded else "SUBSCRIBE"
         heard: set[bytes] = set()
         while todo := [topic for topic in self._owner.topics if topic not in heard]:
             for topic, confirmed in [(topic, link.call(verb, topic)) for topic in todo]:
                 try:
                     await confirmed
                 except hiredis.ReplyError:
-                    if not self._door.in_cluster:
+                    if not self._door.is_sharded:
                         raise
                     self._owner.dropped(topic)  # it is another node's by now
             heard.update(todo)

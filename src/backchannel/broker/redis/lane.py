@@ -55,8 +55,9 @@ class Lane:
         self._origin = origin
         self._owner = owner
         self._steward = steward
-        self._verb = b"PUBLISH" if steward is None else b"SPUBLISH"
-        self.engine = Engine(door, origin.timeout, origin.hear, self)
+        self._verb = b"SPUBLISH" if door.is_sharded else b"PUBLISH"
+        hear = origin.hear if steward is None or door.is_sharded else self._hear_own
+        self.engine = Engine(door, origin.timeout, hear, self)
         self.shown = self.engine.shown
         self.host, _ = self.address = door.address
         self.unsent = 0
@@ -71,6 +72,8 @@ class Lane:
         self._run = ""
 
     # ── as the way to everything there is ─────────────────────────────────────────────────────
+
+    is_sharded: bool | None = None  # there it makes no difference
 
     @property
     def pending(self) -> int:
@@ -106,7 +109,7 @@ class Lane:
         seconds = self.engine.silence
         return f"{self.shown} has not answered for {seconds:.0f} s" if seconds >= 1 else ""
 
-    async def start(self) -> None:
+    async def start(self, *, classic: bool = False) -> None:  # noqa: ARG002 - the door says so
         """Connect for the first time; raises as ``Engine.start`` does."""
         await self.engine.start()
 
@@ -129,6 +132,17 @@ class Lane:
     def unlisten(self, topic: bytes) -> None:
         """Hear no more of it."""
         self.engine.leave(topic)
+
+    def _hear_own(self, topic: bytes, data: bytes) -> None:
+        """Hear a classic topic where it is this master's; it is said at all of them.
+
+        No engine ends what is heard where its slot was, and a connection that is lost while the
+        slot goes comes back with it: it would be heard twice.
+        """
+        if self._steward is None or self._steward.of(topic) is self:
+            self._origin.hear(topic, data)
+        else:
+            self.engine.leave(topic)
 
     def heard_at(self, lane: Lane) -> None:
         """Return what is heard at one engine: all there is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
 
@@ -12,7 +12,23 @@ if TYPE_CHECKING:
     from backchannel.broker.redis.route import Route
     from backchannel.contracts import Node
 
-__all__ = ["Notice"]
+__all__ = ["Classic", "Notice", "read_notice"]
+
+CLASSIC: Final = b"classic "
+"""What stands before it in a cluster whose nodes and publishers use no topics of shards."""
+
+
+class Classic(BrokerUnusable):
+    """The hub's nodes have classic topics, and this one has those of shards."""
+
+
+def read_notice(found: bytes) -> tuple[bool, bytes]:
+    """Read what stands in the engine.
+
+    Returns:
+        Whether topics are those of shards, in a cluster; and what the node wrote.
+    """
+    return not found.startswith(CLASSIC), found.removeprefix(CLASSIC)
 
 
 class Notice:
@@ -35,6 +51,7 @@ class Notice:
 
         Raises:
             BrokerUnusable: something of another kind stands there, which stays.
+            Classic: the hub's nodes have classic topics, and this one has not.
             BrokerUnavailable: the connection was lost.
         """
         self._is_news = False
@@ -77,8 +94,9 @@ class Notice:
         name = self._key.decode()
         try:
             found = await self._route.call(self._key, "GET", self._key)
+            is_sharded, about = read_notice(found or b"")
             if found is not None:
-                self._node.check_about(found)
+                self._node.check_about(about)
         except (hiredis.ReplyError, BrokerUnusable) as error:
             problem = error if isinstance(error, BrokerUnusable) else f"can't be read ({error})"
             raise BrokerUnusable(
@@ -86,11 +104,30 @@ class Notice:
                 f"{problem}; give each application's hub a name of its own, Hub(name=…), or delete "
                 "that key if nobody needs it"
             ) from error
+        if found is not None:
+            self._check_topics(is_sharded=is_sharded)
         return found is not None
+
+    def _check_topics(self, *, is_sharded: bool) -> None:
+        """Check that the hub's nodes have the same kind of topics: others they would not hear."""
+        if self._route.is_sharded in {is_sharded, None}:
+            return
+        if not is_sharded:
+            raise Classic(
+                f"{self._route.shown}: the hub's nodes use classic topics by now, and this one "
+                "those of shards: none hears the other, start it again"
+            )
+        raise BrokerUnusable(
+            f"{self._route.shown}: the hub's nodes use topics of shards, and this one can't, or "
+            "has begun without: give all masters Redis 7.0 or newer and start it again; or "
+            f"stop all nodes and publishers, and delete {self._key.decode()!r}"
+        )
 
     async def _write(self, *options: Any) -> bool:
         """Tell whether it was written."""
         about = self._node.about()
+        if self._route.is_sharded is False:
+            about = CLASSIC + about
         try:
             return await self._route.call(self._key, "SET", self._key, about, *options) is not None
         except hiredis.ReplyError as error:

@@ -50,8 +50,16 @@ class Route(Protocol):
         """Bytes of publications that wait or are under way."""
         ...
 
-    async def start(self) -> None:
+    @property
+    def is_sharded(self) -> bool | None:
+        """Topics are those of shards; False is classic ones, None where there is one engine."""
+        ...
+
+    async def start(self, *, classic: bool = False) -> None:
         """Connect, for the first time.
+
+        Args:
+            classic: in a cluster, without topics of shards, also where all masters have them.
 
         Raises:
             BrokerUnavailable: nobody answers there.

@@ -3,6 +3,9 @@
 Who does not have a slot any more says so: by what it answers, or by ending what is heard there.
 Then the table is read anew, what was heard there is heard at the new owner, and what was not heard
 meanwhile is filled. What was turned back is brought by a detour (``detour.py``), in its order.
+
+Before Redis 7.0 topics are classic ones: what is said at one master is heard at all, and none ends
+what is heard there. So the table is read every now and then, too.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import hiredis
 from redis.crc import key_slot
 
 from backchannel.broker.redis.detour import PAUSE, Detour
+from backchannel.broker.redis.door import NoShards
 from backchannel.broker.redis.errand import Errand
 from backchannel.broker.redis.lane import Lane
 from backchannel.broker.redis.slots import SLOTS, Redirect, Served
@@ -36,6 +40,9 @@ __all__ = ["Shards"]
 
 LOOK: Final = 0.25
 """Seconds between two looks at the slots while a master is away."""
+
+GLANCE: Final = 1.0
+"""Seconds between two looks at the slots where topics are classic ones."""
 
 RUNS: Final = 8
 """Masters that a slot came by which are remembered; of those before them an epoch begins anew."""
@@ -111,11 +118,24 @@ class Shards:
         detours = sum(detour.unsent for detour in self._detours.values())
         return detours + sum(lane.unsent for lane in self._lanes.values())
 
+    @property
+    def is_sharded(self) -> bool:
+        """Topics are those of shards."""
+        return self._door.is_sharded
+
     # ── starting and stopping ─────────────────────────────────────────────────────────────────
 
-    async def start(self) -> None:
+    async def start(self, *, classic: bool = False) -> None:
         """Connect to all masters, for the first time; see ``route.Route``."""
+        try:
+            await self._begin(is_sharded=not classic)
+        except NoShards as error:
+            BROKER.info("classic topics are used: %s", error)
+            await self._begin(is_sharded=False)
+
+    async def _begin(self, *, is_sharded: bool) -> None:
         self._forget()
+        self._door.is_sharded = is_sharded
         self._served = await self._survey.ask(self._door.nodes)
         if sum(one.last - one.first + 1 for one in self._served) < SLOTS:
             raise BrokerUnavailable(f"{self.shown}: not all of the {SLOTS} slots have a master")
@@ -217,7 +237,8 @@ class Shards:
 
     def say(self, topic: bytes, data: bytes) -> None:
         """Publish something that may be lost."""
-        self._look_after(self.call(topic, "SPUBLISH", topic, data))
+        verb = "SPUBLISH" if self._door.is_sharded else "PUBLISH"
+        self._look_after(self.call(topic, verb, topic, data))
 
     def turned_back(self, lane: Lane, posting: Posting | Question, why: hiredis.ReplyError) -> bool:
         """Publish a posting where it belongs, in its place; see ``lane.Steward``."""
@@ -343,7 +364,7 @@ class Shards:
             self._wake.clear()
             try:
                 first, self._informant = self._informant, None
-                await self._act_on(await self._survey.look(first, self._lanes.values()))
+                await self._act_on(await self._look_around(first))
                 await self._hear_again()
             except (BrokerUnavailable, BrokerUnusable) as error:
                 BROKER.warning("%s", error)
@@ -352,12 +373,23 @@ class Shards:
                 self._owner.failed(f"following the slots of {self.shown} failed: {error!r}", error)
                 await asyncio.sleep(PATIENCE)
 
+    async def _look_around(self, first: Lane | None) -> list[Served]:
+        """Return who has which slots."""
+        served = await self._survey.look(first, self._lanes.values())
+        news = set(served).difference(self._served)
+        if not self._door.is_sharded and first is None and news:
+            # Whoever was asked may not know yet what has long moved; who has come by it does.
+            return await self._survey.look(self.at(news.pop().address), self._lanes.values())
+        return served
+
     @property
     def _pause(self) -> float | None:
         """How many seconds nobody looks, where there is no sign; None is for ever."""
         masters = self.masters
         if self._unheard or not all(lane.is_connected for lane in masters):
             return LOOK
+        if not self._door.is_sharded:
+            return GLANCE
         return LINGER if len(masters) < len(self._lanes) else None
 
     # ── acting on it ──────────────────────────────────────────────────────────────────────────
@@ -394,6 +426,9 @@ class Shards:
                 new.inherited[slot] = tuple(others)[:RUNS]
             self._table[slot] = new
             self._unheard |= self._wanted.get(slot, set())
+            if not self._door.is_sharded:  # else the engine has ended it
+                for topic in self._wanted.get(slot, ()):
+                    old.unlisten(topic)
         leaving = old.release(lambda posting: self.slot_of(posting.target) in slots)
         for posting in leaving:
             slot = self.slot_of(posting.target)
