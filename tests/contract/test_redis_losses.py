@@ -489,6 +489,50 @@ async def test_who_has_lost_some_is_told_the_position_to_start_again_from(engine
         await hub.stop()
 
 
+async def test_a_first_attempt_that_comes_after_the_second_one_is_not_published(
+    engine, hubs, cable
+):
+    """A node whose engine was away has it still, when its client has long said it elsewhere."""
+    await asyncio.sleep(2.5)  # time is the subject: the engine tells its age in seconds
+    away = Hub(broker=cable.url, name="losses", broker_timeout=30.0)
+    away.rule("kept:{name}", history=100, publish=lambda ws: True, subscribe=lambda ws: True)
+    away.add("/ws/{channel}", Room)
+    await away.start()
+    async with Speaker(away, "/ws/kept:b") as ana:
+        while (await ana.hear())["type"] != "subscribed":
+            pass
+        await ana.say("publish", id=1, channel="kept:a", data="1")
+        await ana.hear("ack")
+        cable.cut()
+        await until(lambda: away._broker._route.engine.link is None)
+        for number in (2, 3):
+            await ana.say("publish", id=number, channel="kept:a", data=str(number))
+        await until(lambda: "2 publications wait" in away.health.broker)
+        await ana.drop()
+        hello = {"resume": ana.greeting["resume"], "positions": {}}
+        async with Speaker(hubs[0], "/ws/kept:b", hello=hello) as again:
+            assert again.greeting["resumed"]
+            for number in (2, 3):
+                await again.say(
+                    "publish", id=number, again=True, channel="kept:a", data=str(number)
+                )
+            await again.say("publish", id=4, channel="kept:a", data="4")
+            acknowledged = 0
+            while acknowledged < 3:
+                told = await again.hear()
+                assert told["type"] != "error", told
+                acknowledged += told["type"] == "ack"
+            cable.mend()
+            await until(lambda: away.health.ready)
+            await away.broadcast("kept:a", "5")  # behind what waited there
+            await again.say("publish", id=5, channel="kept:a", data="6")
+            while (await again.hear())["type"] != "ack":
+                pass
+    said = [one.message for one in await hubs[1].channel("kept:a").history()]
+    assert [text.strip('"') for text in said] == ["1", "2", "3", "4", "5", "6"]
+    await away.stop()
+
+
 # ── sessions of v1 ────────────────────────────────────────────────────────────────────────────
 
 

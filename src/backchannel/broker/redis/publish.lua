@@ -15,7 +15,21 @@
 local epoch, run, top, began =
     unpack(redis.call("HMGET", KEYS[1], "epoch", "run", "top", "began"))
 top = tonumber(top) or 0
+local again = ARGV[10]
 local by = "by:" .. ARGV[8]
+-- Keys of a session end with numbers that count up. One that is sent again is settled with all before
+-- it, so that a first attempt which comes only then, from where it had waited, is none any more.
+local session, count = string.match(ARGV[9], "^(.*):(%d+)$")
+local settled = "re:" .. (session or ARGV[9])
+count = tonumber(count) or 0
+if ARGV[8] == "" then
+    local mark = redis.call("HGET", KEYS[1], settled)
+    if again == "0" then
+        again = mark and tonumber(string.match(mark, "^%d+")) >= count and "2" or "0"
+    elseif epoch and (not mark or tonumber(string.match(mark, "^%d+")) < count) then
+        redis.call("HSET", KEYS[1], settled, string.format("%.0f ", count) .. redis.call("TIME")[1])
+    end
+end
 local id = ARGV[8] .. ":" .. ARGV[9]
 local unbroken = run == ARGV[7]
 for i = 13, #ARGV do
@@ -37,13 +51,13 @@ end
 
 -- What there is goes back to before it could have been published, and it is not there.
 local function never_was()
-    if ARGV[10] == "2" or not epoch or not unbroken then
+    if again == "2" or not epoch or not unbroken then
         return false
     end
     local age = math.ceil(tonumber(ARGV[11])) + 1
     local since, is_first = string.match(began or "", "^(%d+) (%d)$")
     if since and tonumber(since) >= redis.call("TIME")[1] - age
-            and not (is_first == "1" and ARGV[10] == "3") then
+            and not (is_first == "1" and again == "3") then
         return false  -- it may have been published in what is lost
     end
     local oldest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1000)
@@ -55,14 +69,14 @@ local function never_was()
     return top == 0 or age < tonumber(ARGV[4])
 end
 
-if ARGV[10] ~= "0" then
+if again ~= "0" then
     local last = ARGV[8] ~= "" and redis.call("HGET", KEYS[1], by)
     local offset = found()
     if offset then
         return {epoch, offset, 0}
     elseif last and tonumber(string.match(last, "^%d+")) >= tonumber(ARGV[9]) then
         return {epoch, 0, 0}  -- a node's numbers count up: its last one tells of all before
-    elseif ARGV[8] == "" and not never_was() or ARGV[10] == "2" then
+    elseif ARGV[8] == "" and not never_was() or again == "2" then
         return redis.error_reply("UNSURE whether it was published before")
     end
 end
@@ -96,11 +110,20 @@ top = top + 1
 local position = epoch .. "." .. string.format("%.0f", top)
 redis.call("HSET", KEYS[1], "epoch", epoch, "run", ARGV[7], "top", string.format("%.0f", top),
     "began", began or "")
--- Its first one here: nodes that have long been silent are forgotten.
-if ARGV[8] ~= "" and redis.call("HSET", KEYS[1], by, ARGV[9] .. " " .. now[1]) > 0 then
+local is_new = false
+if ARGV[8] ~= "" then
+    is_new = redis.call("HSET", KEYS[1], by, ARGV[9] .. " " .. now[1]) > 0
+elseif again ~= "0" then
+    is_new = true
+    redis.call("HSET", KEYS[1], settled, string.format("%.0f ", count) .. now[1])
+end
+-- Its first one here: nodes and sessions that have long been silent are forgotten, now and then.
+if is_new and now[1] - (redis.call("HGET", KEYS[1], "swept") or 0) > 60 then
+    redis.call("HSET", KEYS[1], "swept", now[1])
     local known = redis.call("HGETALL", KEYS[1])
     for i = 1, #known, 2 do
-        local time = string.sub(known[i], 1, 3) == "by:" and string.match(known[i + 1], " (%d+)$")
+        local kind = string.sub(known[i], 1, 3)
+        local time = (kind == "by:" or kind == "re:") and string.match(known[i + 1], " (%d+)$")
         if time and tonumber(time) < now[1] - tonumber(ARGV[5]) then
             redis.call("HDEL", KEYS[1], known[i])
         end
