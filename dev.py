@@ -44,9 +44,9 @@ STARTS_ITSELF = {"cluster"}
 """Examples that start their servers themselves."""
 
 FUZZER = "atheris==3.0.0"  # not in the lock: it has wheels for Linux only
-# Two processes for each CPU, four at most, since tests mostly wait: for servers, browsers and time.
+# One process for each CPU, four at most: with more, browsers and servers wait for each other.
 # tests/conftest.py says which tests stay together.
-PARALLEL = ["-n", str(min(4, 2 * (os.cpu_count() or 1)))]
+PARALLEL = ["-n", "auto", "--maxprocesses", "4"]
 READING = {  # these only read, each by itself: they run at the same time
     "format": ["ruff", "format", "--check", "."],
     "lint": ["ruff", "check", "."],
