@@ -266,3 +266,29 @@ async def test_who_is_lost_while_it_enters_with_history_enters_nothing(caplog):
     assert hub.channels() == {}
     assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
     assert hub.health.problems == ()
+
+
+async def test_what_the_listener_gave_while_much_is_still_being_sent_is_no_gift_of_on_open():
+    """A client that has much to read is in, and what a message makes of it comes back."""
+
+    class Room(Listener):
+        @event("join")
+        def join(self, ws):
+            ws.subscribe("later")
+
+    hub = Hub()
+    hub.add("/ws/{channel}", Room)
+    hub.rule("room", history=200, replay=200)
+    await hub.start()
+    for number in range(200):
+        await hub.broadcast("room", f"{number} " + "x" * 1000)
+    async with Speaker(hub, "/ws/room", hello=None) as ana:
+        await asyncio.gather(ana.say("hello"), ana.say("message", data={"type": "join"}))
+        ana.greeting = await ana.hear("hello")
+        await ana.heard()
+        assert ana.ws.channels == {"room", "later"}
+        await ana.drop()
+        async with back(hub, ana, "/ws/room") as again:
+            assert again.greeting["channels"] == ["room", "later"]
+            await again.heard()
+            assert again.ws.channels == {"room", "later"}

@@ -25,6 +25,7 @@ class Talk:
     Attributes:
         greeted: the client has said hello.
         welcomed: so has the server; until then nothing else is taken.
+        is_in: on_open is over, and the client in the channel of its URL.
         resumed: it goes on with an earlier session.
         keys: what the session is kept under: by the token that the client was given; and by the one
             it came with, until it is known that the newer one has arrived.
@@ -49,14 +50,15 @@ class Talk:
     """
 
     __slots__ = (
-        "acknowledges", "asked", "began", "calls", "greeted", "keys", "last", "number", "opened",
-        "pending", "positions", "queued", "refused", "resumed", "returning", "running", "stays",
-        "stopped", "timer", "turn", "unsure", "welcomed",
+        "acknowledges", "asked", "began", "calls", "greeted", "is_in", "keys", "last", "number",
+        "opened", "pending", "positions", "queued", "refused", "resumed", "returning", "running",
+        "stays", "stopped", "timer", "turn", "unsure", "welcomed",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.greeted = False
         self.welcomed = False
+        self.is_in = False
         self.resumed = False
         self.returning: set[str] = set()
         self.opened: dict[str, bool] = {}

@@ -93,7 +93,7 @@ class SpeakingConnection(Connection):
     def subscribe(self, channel: str, *, since: Position | str | None = None) -> Change:
         """Enter a channel; see ``Connection.subscribe``."""
         change = super().subscribe(channel, since=since)
-        if self._held is not None:  # so it is on_open that asks, and will again after a resume
+        if not self.talk.is_in:  # so it is on_open that asks, and will again after a resume
             self.talk.opened[self.hub.check_channel(channel)] = True
         return change
 

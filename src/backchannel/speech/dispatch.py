@@ -224,6 +224,10 @@ class SpeakingDispatch(Handling):
             ws.tell(frames.Unsubscribed(name, text=text or "refused"))
             self._hub.resumes.changed(ws)
 
+    def _release(self) -> None:
+        self.talk.is_in = True
+        super()._release()
+
     # ── what comes ────────────────────────────────────────────────────────────────────────────
 
     def feed(self, message: Message) -> bool:
@@ -286,11 +290,14 @@ class SpeakingDispatch(Handling):
                 text = f"ids count up: {talk.last} was used already"
                 self.complain("out_of_order", text, id_=frame.id)
                 return False
-            if talk.unsure and self._may_be_done(frame, again=is_kept and frame.again):
-                talk.done(frame.id, "unsure")
-                self.complain("unsure", "it may have been done, or not", id_=frame.id)
-                self._hub.resumes.changed(self.speaker)
-                return False
+            if talk.unsure and is_kept and frame.again:
+                if self._has_no_key(frame):
+                    talk.done(frame.id, "unsure")
+                    self.complain("unsure", "it may have been done, or not", id_=frame.id)
+                    self._hub.resumes.changed(self.speaker)
+                    return False
+            else:  # clients send again first, then what is new
+                talk.unsure = False
         work = Rest(functools.partial(self.handle, frame, data), nothing)
         if isinstance(frame, frames.Call):
             self._queue_call(frame)
@@ -308,17 +315,11 @@ class SpeakingDispatch(Handling):
         self.inbox.put(work)
         return self.inbox.is_full
 
-    def _may_be_done(self, frame: Any, *, again: bool) -> bool:
-        """Tell whether it may have been done in what is lost of the session.
-
-        The client sends again first, then what is new. What a history keeps has a key there.
-        """
-        if not again:
-            self.talk.unsure = False
-            return False
-        rule = None
-        if isinstance(frame, frames.Publish):
-            rule = self._hub.rules.find(frame.channel)
+    def _has_no_key(self, frame: Any) -> bool:
+        """Tell whether nothing but the session knows that it was done: no history does."""
+        if not isinstance(frame, frames.Publish):
+            return True
+        rule = self._hub.rules.find(frame.channel)
         return rule is None or rule.keep is None
 
     def _answer_again(self, id_: int) -> None:

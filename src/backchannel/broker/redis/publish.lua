@@ -19,16 +19,24 @@ local again = ARGV[10]
 local by = "by:" .. ARGV[8]
 -- Keys of a session end with numbers that count up. One that is sent again is settled with all before
 -- it, so that a first attempt which comes only then, from where it had waited, is none any more.
-local session, count = string.match(ARGV[9], "^(.*):(%d+)$")
-local settled = "re:" .. (session or ARGV[9])
-count = tonumber(count) or 0
+local settled, count, is_settled, is_known
 if ARGV[8] == "" then
+    local session, number = string.match(ARGV[9], "^(.*):(%d+)$")
+    settled, count = "re:" .. (session or ARGV[9]), tonumber(number or 0)
     local mark = redis.call("HGET", KEYS[1], settled)
-    if again == "0" then
-        again = mark and tonumber(string.match(mark, "^%d+")) >= count and "2" or "0"
-    elseif epoch and (not mark or tonumber(string.match(mark, "^%d+")) < count) then
+    is_known = mark ~= false
+    is_settled = is_known and tonumber(string.match(mark, "^%d+")) >= count
+    if again == "0" and is_settled then
+        again = "2"
+    end
+end
+local function settle()
+    if settled and again ~= "0" and not is_settled then
         redis.call("HSET", KEYS[1], settled, string.format("%.0f ", count) .. redis.call("TIME")[1])
     end
+end
+if epoch then  -- else there is nothing yet that would expire
+    settle()
 end
 local id = ARGV[8] .. ":" .. ARGV[9]
 local unbroken = run == ARGV[7]
@@ -114,8 +122,8 @@ local is_new = false
 if ARGV[8] ~= "" then
     is_new = redis.call("HSET", KEYS[1], by, ARGV[9] .. " " .. now[1]) > 0
 elseif again ~= "0" then
-    is_new = true
-    redis.call("HSET", KEYS[1], settled, string.format("%.0f ", count) .. now[1])
+    is_new = not is_known
+    settle()
 end
 -- Its first one here: nodes and sessions that have long been silent are forgotten, now and then.
 if is_new and now[1] - (redis.call("HGET", KEYS[1], "swept") or 0) > 60 then
