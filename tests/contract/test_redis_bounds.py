@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+from shared import until
 
 from backchannel import AsyncPublisher, Hub, Listener
 from backchannel.broker.redis import parcel
@@ -41,13 +42,6 @@ def hanging(redis_server):
 
     yield hang
     hang(is_so=False)
-
-
-async def until(is_so, seconds=10):
-    """Wait for what nothing tells of."""
-    async with asyncio.timeout(seconds):
-        while not is_so():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def refused(sent):

@@ -10,6 +10,7 @@ import signal
 import time
 
 import pytest
+from shared import until
 
 from backchannel import Hub, Listener
 from backchannel.errors import BrokerUnavailable, BrokerUnusable, BrokerUrlError
@@ -67,13 +68,6 @@ async def node():
     yield start
     for hub in hubs:
         await hub.stop()
-
-
-async def until(is_so, seconds=10):
-    """Wait for what nothing tells of."""
-    async with asyncio.timeout(seconds):
-        while not is_so():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 def is_away(hub):

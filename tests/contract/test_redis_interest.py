@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
+from shared import until
 
 from backchannel import Hub, Listener
 from backchannel.broker.redis.engine import BACK_OFF
@@ -34,13 +35,6 @@ async def node():
     yield start
     for hub in hubs:
         await hub.stop()
-
-
-async def until(is_so, seconds=10):
-    """Wait for what nothing tells of."""
-    async with asyncio.timeout(seconds):
-        while not is_so():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 def heard(engine, *, but=()):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
+from shared import until
 from speaking import Speaker
 
 from backchannel import Hub, Listener, event, watch
@@ -74,13 +75,6 @@ async def hubs(engine):
     yield both
     for hub in both:
         await hub.stop()
-
-
-async def until(is_so, seconds=10):
-    """Wait for what nothing tells of."""
-    async with asyncio.timeout(seconds):
-        while not is_so():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def come_back(engine, *nodes):

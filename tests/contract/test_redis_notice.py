@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+from shared import until
 
 from backchannel import AsyncPublisher, Hub, Listener, UnsendableMessage
 from backchannel.about import FORMAT, About
@@ -34,13 +35,6 @@ def notice(redis_server):
     with redis_server.client as engine:
         data = engine.get(KEY)
     return data and json.loads(data)
-
-
-async def until(is_so, seconds=10):
-    """Wait for what nothing tells of."""
-    async with asyncio.timeout(seconds):
-        while not is_so():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def test_a_node_writes_at_the_start_what_holds(new_hub, redis_server):

@@ -11,6 +11,7 @@ import signal
 from collections import Counter, defaultdict
 
 import pytest
+from shared import until
 
 from backchannel import Hub, Listener
 from backchannel.broker.redis import RedisBroker
@@ -80,13 +81,6 @@ async def node(told):
 
 def visit(hub, user, room="room:a"):
     return hub.test_client(f"/ws/{room}?user={user}")
-
-
-async def until(is_so, seconds=10):
-    """Wait for what nothing tells of."""
-    async with asyncio.timeout(seconds):
-        while not is_so():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 def is_away(hub):

@@ -1,4 +1,4 @@
-"""What several unit tests share besides fixtures."""
+"""What several tests of the hub and of brokers share besides fixtures."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ class WebSession(dict):
 
 class Room(Listener):
     """Does nothing; its connections are sent to."""
+
+
+async def until(is_so, seconds=10):
+    """Wait for what nothing tells of."""
+    async with asyncio.timeout(seconds):
+        while not is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 def heard(room):
