@@ -222,8 +222,8 @@ GOALS = [
         lambda measured: statistics.median(
             figures.ratios(
                 figures.each,
-                measured["broker-miss"]["backchannel-v1"],
-                measured["broker-miss"]["socketio-recovery"],
+                measured["broker-recover"]["backchannel-v1"],
+                measured["broker-recover"]["socketio-recovery"],
             )
         ),
         1, at_most=True,

@@ -265,10 +265,10 @@ SCENARIOS = {
         (NATIVE,),
         rounds=3,
     ),
-    "broker-miss": Scenario(
+    "broker-recover": Scenario(
         "1,000 clients come back at once with their sessions, and get 100 messages each",
         "catch-up",
-        "program miss",
+        "program recover",
         ("backchannel-v1", "socketio-recovery"),
         ("socketio-recovery",),
         rounds=3,

@@ -106,10 +106,10 @@ def catch_up(
     return ["catch_up.py", str(port), str(pid)]
 
 
-def miss(stack: contextlib.ExitStack, name: str, peer: str, broker: str, _engine: int) -> list[str]:
+def recover(stack: contextlib.ExitStack, name: str, peer: str, broker: str, _engine: int) -> list[str]:
     """Start a server; return the command of the clients that go and come back."""
     pid, port = stack.enter_context(serving(peer, make.BUILD / f"{name}.{peer}.log", broker))
-    return ["miss.py", PEERS[peer].dialect, str(port), str(pid)]
+    return ["recover.py", PEERS[peer].dialect, str(port), str(pid)]
 
 
 def come_back(
@@ -134,7 +134,7 @@ def kept(stack: contextlib.ExitStack, name: str, peer: str, broker: str, _engine
     return ["kept.py", str(port), str(pid), *([broker] if shared else [])]
 
 
-CLIENTS = {"catch-up": catch_up, "miss": miss, "comeback": come_back, "kept": kept}
+CLIENTS = {"catch-up": catch_up, "recover": recover, "comeback": come_back, "kept": kept}
 
 
 def tail(log: Path) -> str:

@@ -1,6 +1,6 @@
 """Clients that come back with their session, all at once, and get what they missed meanwhile.
 
-`miss.py DIALECT PORT PID`. 1,000 of them, in 50 rooms, miss 100 publications of 64 bytes each; the
+`recover.py DIALECT PORT PID`. 1,000 of them, in 50 rooms, miss 100 publications of 64 bytes each; the
 time counts from when they connect again, and the server's CPU time has their handshakes in it.
 """
 
