@@ -106,7 +106,9 @@ def catch_up(
     return ["catch_up.py", str(port), str(pid)]
 
 
-def recover(stack: contextlib.ExitStack, name: str, peer: str, broker: str, _engine: int) -> list[str]:
+def recover(
+    stack: contextlib.ExitStack, name: str, peer: str, broker: str, _engine: int
+) -> list[str]:
     """Start a server; return the command of the clients that go and come back."""
     pid, port = stack.enter_context(serving(peer, make.BUILD / f"{name}.{peer}.log", broker))
     return ["recover.py", PEERS[peer].dialect, str(port), str(pid)]

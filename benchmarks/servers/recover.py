@@ -1,7 +1,7 @@
 """Clients that come back with their session, all at once, and get what they missed meanwhile.
 
-`recover.py DIALECT PORT PID`. 1,000 of them, in 50 rooms, miss 100 publications of 64 bytes each; the
-time counts from when they connect again, and the server's CPU time has their handshakes in it.
+`recover.py DIALECT PORT PID`. 1,000 of them, in 50 rooms, miss 100 publications of 64 bytes each;
+the time counts from when they connect again, and the server's CPU time has their handshakes in it.
 """
 
 from __future__ import annotations
