@@ -27,7 +27,13 @@ LEASE = 1.5
 
 
 class Cable:
-    """A connection between a node and its engine that can be cut, and made deaf or mute."""
+    """A connection between a node and its engine that can be cut, and made deaf or mute.
+
+    Attributes:
+        last_words: once the node has said these, it hears no more.
+    """
+
+    last_words = None
 
     def __init__(self, port):
         self.port = port
@@ -66,6 +72,8 @@ class Cable:
     async def _pass(self, reader, writer, *, back=False):
         try:
             while data := await reader.read(1 << 16):
+                if self.last_words is not None and not back and self.last_words in data:
+                    self.is_deaf = True
                 if not (self.is_deaf if back else self.is_mute):
                     writer.write(data)
                 if back and self.pause:
@@ -85,6 +93,7 @@ class Cable:
     def mend(self):
         """Let connect again."""
         self.is_cut = self.is_deaf = self.is_mute = False
+        self.last_words = None
 
 
 @pytest.fixture

@@ -300,6 +300,44 @@ async def test_a_node_that_was_cut_off_for_longer_than_its_lease_comes_back(
         await told.nothing_until(lambda user: visit(one, user), "zoe")
 
 
+async def test_who_was_told_to_have_left_is_told_to_be_back_though_its_node_has_to_enroll_twice(
+    node, redis_server, cable, told
+):
+    """It has its new fencing number by then, but has not heard of it."""
+    one, _ = await node(cable.url), await node(redis_server.url)
+    async with visit(one, "ana"):
+        assert await told.next() == ["ana joined"]
+        key = "backchannel:presence:{p}:"
+        with redis_server.client as engine:
+            await until(lambda: not engine.exists(f"{key}due:{one.node}"))  # that it is told
+            cable.cut()
+            assert await told.next() == ["ana left"]
+            cable.mend()
+            cable.last_words = b"\r\nenroll\r\n"
+            await until(lambda: engine.hexists(f"{key}fences", one.node))
+        cable.cut()
+        cable.mend()
+        assert await told.next() == ["ana joined"]
+    assert await told.next() == ["ana left"]
+
+
+async def test_who_joined_since_is_not_told_again_where_older_data_does_not_know_its_node(
+    node, redis_server, told
+):
+    one = await node(redis_server.url)
+    async with visit(one, "ana"):
+        assert await told.next() == ["ana joined"]
+        with redis_server.client as client:
+            older = {key: client.dump(key) for key in client.scan_iter()}
+        two = await node(redis_server.url)
+        async with visit(two, "bob"):
+            assert await told.next() == ["bob joined"]
+            await go_back_to(older, redis_server, two, one)
+            await told.nothing_until(functools.partial(visit, one), "eve")
+        assert await told.next() == ["bob left"]
+    assert await told.next() == ["ana left"]
+
+
 async def test_an_engine_that_refuses_is_told_of_once_and_asked_again(
     node, redis_server, told, caplog
 ):

@@ -171,11 +171,17 @@ if not is_new and now - last > lease * 2 / 3 then
     end
 end
 redis.call("SET", key .. "heard", now)
--- An engine that came back with older data gives no number to a node that it was told already.
-local is_older = verb == "enroll" and redis.call("HEXISTS", fences, node) == 1
-    and tonumber(redis.call("HGET", given, node) or 0) < seen
-if verb == "enroll" and tonumber(redis.call("GET", key .. "number") or 0) < seen then
-    redis.call("SET", key .. "number", ARGV[6])
+-- An engine that came back with older data has given this node, or anybody, fewer numbers than it was
+-- told. One that gave it none since its lease ran out has forgotten them, and lost nothing.
+local is_older = false
+if verb == "enroll" then
+    local newest = tonumber(redis.call("GET", key .. "number") or 0)
+    local had = tonumber(redis.call("HGET", given, node) or seen)
+    is_older = newest < seen or had < seen
+    if newest < seen then
+        redis.call("SET", key .. "number", ARGV[6])
+    end
+    redis.call("HSET", given, node, ARGV[6])
 end
 redis.call("ZADD", nodes, now + lease, node)
 if ARGV[8] == "1" then
