@@ -62,7 +62,8 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
         exclude: not those of the audience that one of these names.
         form: what the frame is.
         key: its publisher's own name for it, by which a second attempt is known for one; empty
-            where there is none. It does not travel.
+            where there is none. Those of a session are its name, a colon, and numbers that count
+            up. It does not travel.
         again: there may have been an attempt already.
         age: seconds that this one may be ago at most; 0 where that is not known.
     """
@@ -311,7 +312,8 @@ class Broker(Protocol):
         Args:
             publication: it. Where it has a key and is kept, a second attempt (``again``) is none,
                 as long as the first is in the history. Where that may have been lost with it,
-                it fails with an error that is ``unsure``.
+                it fails with an error that is ``unsure``; where there was none, and what its
+                session said later is there already, with one that is not.
             keep: how much of the channel's history is to be there, this one included; None keeps
                 nothing, and is always so for what goes to no channel.
         """

@@ -73,6 +73,7 @@ class TestOldestRedis(BrokerContract):
         "only_as_many_as_are_to_be_kept_are_there",
         "a_second_attempt_is_none",
         "a_second_attempt_whose_first_did_not_arrive_appears_once_or_is_unsure",
+        "a_second_attempt_does_not_come_behind_what_its_session_said_later",
         "a_later_position_that_was_really_had_begins_a_new_epoch",
         "all_nodes_that_listen_answer_a_question",
         "who_comes_is_told_of_once_and_is_a_member",

@@ -527,6 +527,56 @@ async def test_a_first_attempt_that_comes_after_the_second_one_is_not_published(
     await away.stop()
 
 
+async def test_what_is_sent_again_does_not_come_behind_what_was_sent_later(hubs, cable):
+    """Its node gave it up, and its client's connection was lost, so that nobody heard of it."""
+    async with contextlib.AsyncExitStack() as stack:
+        cables = (cable, await stack.enter_async_context(type(cable)(cable.port)))
+        first, second = [
+            Hub(broker=cable.url, name="losses", broker_timeout=patience)
+            for cable, patience in zip(cables, (2.0, 30.0), strict=True)
+        ]
+        for hub in (first, second):
+            hub.rule("kept:{name}", history=100, publish=lambda ws: True, subscribe=lambda ws: True)
+            hub.add("/ws/{channel}", Room)
+            await hub.start()
+            stack.push_async_callback(hub.stop)
+        async with Speaker(first, "/ws/kept:b") as ana:
+            while (await ana.hear())["type"] != "subscribed":
+                pass
+            await first.resumes.finish(5)
+            cables[0].cut()
+            await until(lambda: not first.health.ready)
+            await ana.say("publish", id=1, channel="kept:a", data="given up")
+            await until(lambda: "1 publications wait" in first.health.broker)
+            await asyncio.sleep(1.0)  # time is the subject: half of the first node's patience
+            await ana.say("publish", id=2, channel="kept:a", data="later")
+            await until(lambda: "2 publications wait" in first.health.broker)
+            await ana.drop()
+            hello = {"resume": ana.greeting["resume"], "positions": {}}
+            async with Speaker(second, "/ws/kept:b", hello=hello) as again:
+                while (await again.hear())["type"] != "subscribed":
+                    pass
+                assert again.greeting["resumed"]
+                cables[1].cut()
+                await until(lambda: not second.health.ready)
+                for number, text in ((1, "given up"), (2, "later"), (3, "latest")):
+                    await again.say(
+                        "publish", id=number, again=number < 3, channel="kept:a", data=text
+                    )
+                await until(lambda: "1 publications wait" in first.health.broker)
+                cables[0].mend()
+                await until(lambda: first.health.ready)
+                await first.broadcast("kept:a", "behind what waited there")
+                cables[1].mend()
+                told = {}
+                while len(told) < 3:
+                    if "id" in (frame := await again.hear()):
+                        told[frame["id"]] = frame.get("code", frame["type"])
+    assert told == {1: "unavailable", 2: "ack", 3: "ack"}
+    said = [one.message.strip('"') for one in await hubs[1].channel("kept:a").history()]
+    assert said == ["later", "behind what waited there", "latest"]
+
+
 # ── sessions of v1 ────────────────────────────────────────────────────────────────────────────
 
 

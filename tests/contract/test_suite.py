@@ -203,6 +203,7 @@ WEAK = [
     (LastingLeases, "a_node_that_died_has_nobody_in_channels_when_its_lease_is_over"),
     (LastingLeases, "a_node_that_was_cut_off_for_longer_than_its_lease_announces_anew"),
     (ForgetsKeys, "a_second_attempt_is_none"),
+    (ForgetsKeys, "a_second_attempt_does_not_come_behind_what_its_session_said_later"),
     (UnsureAndPublished, "a_second_attempt_whose_first_did_not_arrive_appears_once_or_is_unsure"),
     (BelievesNobody, "a_later_position_that_was_really_had_begins_a_new_epoch"),
     (NeverLosesAnything, "an_engine_that_lost_its_data_begins_a_new_epoch"),

@@ -406,6 +406,19 @@ class BrokerContract(PresenceContract, KeepingContract, OutageContract):
         assert [text for text in heard if text.isdigit()] == appeared
         assert all(unsure)
 
+    async def test_a_second_attempt_does_not_come_behind_what_its_session_said_later(
+        self, nodes: Nodes
+    ) -> None:
+        """It is not published, and its publisher is told."""
+        all_ = await nodes(2)
+        if not all_[0].broker.shared:
+            return  # where nothing is on its way, nothing comes late
+        await all_[0].publish(CARS, "2", KEPT, key="session:2")
+        with pytest.raises(BrokerUnavailable):
+            await all_[-1].publish(CARS, "1", KEPT, key="session:1", again=True)
+        await all_[-1].publish(CARS, "3", KEPT, key="session:3")
+        assert frames(await all_[0].broker.history("cars", None, 10)) == ["2", "3"]
+
     # ── a newer position than there is ────────────────────────────────────────────────────────
 
     async def test_a_later_position_that_was_really_had_begins_a_new_epoch(

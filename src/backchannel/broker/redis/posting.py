@@ -25,6 +25,12 @@ __all__ = ["Keeping", "Owner", "Posting", "Question"]
 _OVERHEAD: Final = 200
 """Bytes that a posting needs besides its message, roughly."""
 
+_REFUSALS: Final = {
+    "UNSURE": "it may have been published, or not",
+    "LATE": "it was not published",
+}
+"""What the first words of the script's errors mean; see publish.lua."""
+
 _SOMEWHERE: Final = Receipt(None)
 _NOWHERE: Final = Receipt(0)
 
@@ -151,9 +157,9 @@ class Keeping(Posting):
         if isinstance(reply, hiredis.ReplyError):
             if self.owner.takes_back(self, reply):
                 return
-            unsure = str(reply).startswith("UNSURE")
-            what = "it may have been published, or not" if unsure else "the broker refused it"
-            self.fail(BrokerUnavailable(f"{what}: {reply}", unsure=unsure))
+            said = str(reply).partition(" ")[0].strip(":")
+            what = _REFUSALS.get(said, "the broker refused it")
+            self.fail(BrokerUnavailable(f"{what}: {reply}", unsure=said == "UNSURE"))
             return
         epoch, offset, heard = reply
         position = Position(epoch.decode(), offset) if offset else None

@@ -9,7 +9,8 @@
 --       whole; "?" first where they are not known.
 -- Returns epoch, offset (0 where it is not kept any more), how many nodes heard it; an error UNSURE
 -- where it may have been published and that can't be found out any more: then it is not, again; an
--- error STRANGE instead of a new epoch after "?": the run that it is of and the time of its newest.
+-- error LATE where it was not, and what its session said after it was; an error STRANGE instead of a
+-- new epoch after "?": the run that it is of and the time of its newest.
 -- In the state stands when the epoch began: "time 1" where nothing is known of an earlier one, so that
 -- there was none unless the engine has lost it; "time 0" where there was.
 local epoch, run, top, began =
@@ -19,9 +20,10 @@ local again = ARGV[10]
 local by = "by:" .. ARGV[8]
 -- Keys of a session end with numbers that count up. One that is sent again is settled with all before
 -- it, so that a first attempt which comes only then, from where it had waited, is none any more.
-local settled, count, is_settled, is_known
+local session, settled, count, is_settled, is_known
 if ARGV[8] == "" then
-    local session, number = string.match(ARGV[9], "^(.*):(%d+)$")
+    local number
+    session, number = string.match(ARGV[9], "^(.*):(%d+)$")
     settled, count = "re:" .. (session or ARGV[9]), tonumber(number or 0)
     local mark = redis.call("HGET", KEYS[1], settled)
     is_known = mark ~= false
@@ -49,12 +51,19 @@ if epoch and not unbroken and ARGV[13] == "?" then
     return redis.error_reply("STRANGE " .. (run or "-") .. " " .. (newest and newest[2][4] or 0))
 end
 
+-- Its offset, or nil and whether its session has said something there that comes after it.
 local function found()
+    local prefix = session and ":" .. session .. ":"
+    local later = false
     for _, entry in ipairs(redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1000)) do
-        if entry[2][6] == id then
+        local other = entry[2][6]
+        if other == id then
             return tonumber(string.match(entry[1], "^%d+"))
+        elseif prefix and string.sub(other, 1, #prefix) == prefix then
+            later = later or tonumber(string.sub(other, #prefix + 1)) > count
         end
     end
+    return nil, later
 end
 
 -- What there is goes back to before it could have been published, and it is not there.
@@ -79,13 +88,15 @@ end
 
 if again ~= "0" then
     local last = ARGV[8] ~= "" and redis.call("HGET", KEYS[1], by)
-    local offset = found()
+    local offset, later = found()
     if offset then
         return {epoch, offset, 0}
     elseif last and tonumber(string.match(last, "^%d+")) >= tonumber(ARGV[9]) then
         return {epoch, 0, 0}  -- a node's numbers count up: its last one tells of all before
     elseif ARGV[8] == "" and not never_was() or again == "2" then
         return redis.error_reply("UNSURE whether it was published before")
+    elseif later then
+        return redis.error_reply("LATE: what was sent after it is there already")
     end
 end
 if not epoch then
