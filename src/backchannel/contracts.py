@@ -66,6 +66,8 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
             up. It does not travel.
         again: there may have been an attempt already.
         age: seconds that this one may be ago at most; 0 where that is not known.
+        turn: how often its session had gone on elsewhere by then. Once one of a later turn is kept
+            in a channel, what comes from an earlier one is not any more.
     """
 
     target: Target
@@ -76,6 +78,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     key: str = ""
     again: bool = False
     age: float = 0.0
+    turn: int = 0
 
     @property
     def audience_size(self) -> int:

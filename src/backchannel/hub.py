@@ -104,7 +104,9 @@ class HubCore(Publishing, Access):
         broker.bind(self.cluster)
 
     def _new_resumes(self) -> Resumes:
-        return Resumes(self._resume_store, self.settings.resume_window, self.runtime.keep)
+        settings = self.settings
+        linger = settings.broker_timeout if self.cluster.is_shared else 0.0
+        return Resumes(self._resume_store, settings.resume_window, self.runtime.keep, linger)
 
     def _begin_membership(self) -> None:
         self._catch_ups = CatchUps(self._broker, self.roster)

@@ -39,6 +39,7 @@ class Cable:
         self.port = port
         self.is_cut = self.is_deaf = self.is_mute = False
         self.pause = 0.0  # after each 64 KiB that the engine says
+        self.delay = 0.0  # seconds before what the node says goes on
         self.writers = []
         self.serving = set()
 
@@ -74,7 +75,9 @@ class Cable:
             while data := await reader.read(1 << 16):
                 if self.last_words is not None and not back and self.last_words in data:
                     self.is_deaf = True
-                if not (self.is_deaf if back else self.is_mute):
+                if self.delay and not back:
+                    asyncio.get_running_loop().call_later(self.delay, writer.write, data)
+                elif not (self.is_deaf if back else self.is_mute):
                     writer.write(data)
                 if back and self.pause:
                     await asyncio.sleep(self.pause)

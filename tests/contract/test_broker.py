@@ -74,6 +74,7 @@ class TestOldestRedis(BrokerContract):
         "a_second_attempt_is_none",
         "a_second_attempt_whose_first_did_not_arrive_appears_once_or_is_unsure",
         "a_second_attempt_does_not_come_behind_what_its_session_said_later",
+        "what_a_session_had_on_its_way_is_none_once_it_has_gone_on_elsewhere",
         "a_later_position_that_was_really_had_begins_a_new_epoch",
         "all_nodes_that_listen_answer_a_question",
         "who_comes_is_told_of_once_and_is_a_member",

@@ -528,12 +528,12 @@ async def test_a_first_attempt_that_comes_after_the_second_one_is_not_published(
 
 
 async def test_what_is_sent_again_does_not_come_behind_what_was_sent_later(hubs, cable):
-    """Its node gave it up, and its client's connection was lost, so that nobody heard of it."""
+    """Its node refused it, and its client's connection was lost, so that nobody heard of that."""
     async with contextlib.AsyncExitStack() as stack:
         cables = (cable, await stack.enter_async_context(type(cable)(cable.port)))
         first, second = [
-            Hub(broker=cable.url, name="losses", broker_timeout=patience)
-            for cable, patience in zip(cables, (2.0, 30.0), strict=True)
+            Hub(broker=one.url, name="losses", broker_timeout=30.0, max_unsent=most)
+            for one, most in zip(cables, (3000, 1 << 20), strict=True)
         ]
         for hub in (first, second):
             hub.rule("kept:{name}", history=100, publish=lambda ws: True, subscribe=lambda ws: True)
@@ -543,14 +543,15 @@ async def test_what_is_sent_again_does_not_come_behind_what_was_sent_later(hubs,
         async with Speaker(first, "/ws/kept:b") as ana:
             while (await ana.hear())["type"] != "subscribed":
                 pass
-            await first.resumes.finish(5)
-            cables[0].cut()
+            await until(lambda: first.resumes._writing is None)
+            cable.cut()
             await until(lambda: not first.health.ready)
-            await ana.say("publish", id=1, channel="kept:a", data="given up")
-            await until(lambda: "1 publications wait" in first.health.broker)
-            await asyncio.sleep(1.0)  # time is the subject: half of the first node's patience
-            await ana.say("publish", id=2, channel="kept:a", data="later")
-            await until(lambda: "2 publications wait" in first.health.broker)
+            said = {1: "small", 2: "x" * 2800, 3: "also small"}
+            for number, text in said.items():
+                await ana.say("publish", id=number, channel="kept:a", data=text)
+            while (refused := await ana.hear())["type"] != "error":
+                pass
+            assert (refused["id"], refused["code"]) == (2, "unavailable")
             await ana.drop()
             hello = {"resume": ana.greeting["resume"], "positions": {}}
             async with Speaker(second, "/ws/kept:b", hello=hello) as again:
@@ -559,22 +560,41 @@ async def test_what_is_sent_again_does_not_come_behind_what_was_sent_later(hubs,
                 assert again.greeting["resumed"]
                 cables[1].cut()
                 await until(lambda: not second.health.ready)
-                for number, text in ((1, "given up"), (2, "later"), (3, "latest")):
+                for number in (2, 3):
                     await again.say(
-                        "publish", id=number, again=number < 3, channel="kept:a", data=text
+                        "publish", id=number, again=True, channel="kept:a", data=said[number]
                     )
-                await until(lambda: "1 publications wait" in first.health.broker)
-                cables[0].mend()
+                cable.mend()
                 await until(lambda: first.health.ready)
                 await first.broadcast("kept:a", "behind what waited there")
                 cables[1].mend()
                 told = {}
-                while len(told) < 3:
+                while len(told) < 2:
                     if "id" in (frame := await again.hear()):
                         told[frame["id"]] = frame.get("code", frame["type"])
-    assert told == {1: "unavailable", 2: "ack", 3: "ack"}
-    said = [one.message.strip('"') for one in await hubs[1].channel("kept:a").history()]
-    assert said == ["later", "behind what waited there", "latest"]
+                assert told == {2: "unavailable", 3: "ack"}
+                await again.say("publish", id=4, channel="kept:a", data="latest")
+                while (await again.hear())["type"] != "ack":
+                    pass
+    kept = [one.message.strip('"') for one in await hubs[1].channel("kept:a").history()]
+    assert kept == ["small", "also small", "behind what waited there", "latest"]
+
+
+async def test_what_is_sent_again_and_did_not_get_out_may_have_been_published_before(engine):
+    """This attempt was not, and that is all that its node knows."""
+    node = RecordingNode(RedisBroker(engine.url, "losses", timeout=0.3))
+    await node.broker.start()
+    try:
+        engine.stop()
+        await until(lambda: not node.broker.is_connected)
+        with pytest.raises(BrokerUnavailable, match="may have been published, or not") as caught:
+            await node.publish(CARS, "pay 100", KEPT, key="session:7", again=True)
+        assert caught.value.unsure
+        with pytest.raises(BrokerUnavailable, match=r"was not published$") as caught:
+            await node.publish(CARS, "pay 100", KEPT, key="session:8")
+        assert not caught.value.unsure
+    finally:
+        await node.broker.stop()
 
 
 # ── sessions of v1 ────────────────────────────────────────────────────────────────────────────

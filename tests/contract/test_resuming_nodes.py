@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import pytest
+from shared import until
 from speaking import Speaker
 
 from backchannel import Hub, Listener, event
@@ -60,6 +62,11 @@ async def until_ready(hub):
         while not hub.health.ready or hub.resumes._todo:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         await hub.resumes.finish(5)
+
+
+async def kept(hub):
+    """Wait until the engine has all that is to be kept of sessions."""
+    await until(lambda: hub.resumes._writing is None)
 
 
 @contextlib.asynccontextmanager
@@ -305,6 +312,98 @@ async def test_what_another_node_still_does_is_not_done_again(redis_server):
         await again.client.close()
     for hub in both:
         await hub.stop()
+
+
+@pytest.fixture
+async def quick_hubs(redis_server, cable):
+    """Two nodes, the first by way of the cable; and the nodes that did something."""
+    done = []
+
+    class Quick(Room):
+        @event("quick")
+        def quick(self, ws):
+            done.append(ws.hub.node)
+
+    urls = cable.url, redis_server.url
+    both = [Hub(broker=url, name="quick", broker_timeout=2.0) for url in urls]
+    for hub in both:
+        hub.add("/ws", Quick)
+        await hub.start()
+    yield *both, done
+    for hub in both:
+        await hub.stop()
+
+
+async def test_what_was_done_is_not_done_again_though_the_last_word_of_it_is_under_way(
+    quick_hubs, cable
+):
+    one, other, done = quick_hubs
+    for number in range(1, 6):
+        async with Speaker(one, "/ws") as ana:
+            await kept(one)
+            cable.delay = number / 10  # 0.5 s are a lot, and less than the nodes' patience
+            await ana.say("message", id=1, data={"type": "quick"})
+            await hear(ana, "ack", id=1)
+            await ana.drop()
+            began = time.monotonic()
+            async with back(other, ana, url="/ws") as again:
+                assert time.monotonic() - began < 1.9  # it did not wait in vain
+                assert again.greeting["resumed"] is True
+                await again.say("message", id=1, again=True, data={"type": "quick"})
+                await hear(again, "ack", id=1)
+            cable.delay = 0.0
+        assert done == [one.node] * number
+
+
+async def test_what_is_done_between_the_taking_of_a_session_and_the_question_is_not_done_again(
+    quick_hubs,
+):
+    one, other, done = quick_hubs
+    taken, go_on = asyncio.Event(), asyncio.Event()
+    take = other.resumes.take
+
+    async def take_slowly(*asked):
+        found = await take(*asked)
+        taken.set()
+        await go_on.wait()  # the way to the engine is slow just now
+        return found
+
+    other.resumes.take = take_slowly
+    async with Speaker(one, "/ws") as ana:
+        again = Speaker(other, "/ws", hello=None)
+        await again.client.connect()
+        await again.say("hello", resume=ana.greeting["resume"])
+        await taken.wait()
+        await ana.say("message", id=1, data={"type": "quick"})
+        await hear(ana, "ack", id=1)
+        await ana.drop()
+        await kept(one)
+        go_on.set()
+        assert (await again.hear("hello"))["resumed"] is True
+        await again.say("message", id=1, again=True, data={"type": "quick"})
+        await hear(again, "ack", id=1)
+        await again.client.close()
+    assert done == [one.node]
+
+
+async def test_a_session_goes_on_after_the_engine_came_back_with_an_older_one(
+    quick_hubs, redis_server
+):
+    """Its last connection has closed, and is of a later turn than what the engine knows."""
+    one, other, _ = quick_hubs
+    async with Speaker(one, "/ws") as ana:
+        await kept(one)
+        with redis_server.client as engine:
+            older = {key: engine.dump(key) for key in engine.scan_iter("*{r:*")}
+            assert older
+        async with back(one, ana, url="/ws") as second, back(one, second, url="/ws") as third:
+            await third.drop()
+        await kept(one)
+        with redis_server.client as engine:
+            for key, data in older.items():
+                engine.restore(key, 60_000, data, replace=True)
+        async with back(other, ana, url="/ws") as again:
+            assert again.greeting["resumed"] is True
 
 
 async def test_of_two_that_resume_at_once_on_two_nodes_one_has_the_session(hubs):

@@ -39,6 +39,11 @@ class ForgetsKeys(RedisBroker):
         return super().publish(msgspec.structs.replace(publication, key="", again=False), keep)
 
 
+class KnowsNoTurns(RedisBroker):
+    def publish(self, publication, keep):
+        return super().publish(msgspec.structs.replace(publication, turn=0), keep)
+
+
 class UnsureAndPublished(ForgetsKeys):
     def publish(self, publication, keep):
         outcome = super().publish(publication, keep)
@@ -203,6 +208,7 @@ WEAK = [
     (LastingLeases, "a_node_that_died_has_nobody_in_channels_when_its_lease_is_over"),
     (LastingLeases, "a_node_that_was_cut_off_for_longer_than_its_lease_announces_anew"),
     (ForgetsKeys, "a_second_attempt_is_none"),
+    (KnowsNoTurns, "what_a_session_had_on_its_way_is_none_once_it_has_gone_on_elsewhere"),
     (ForgetsKeys, "a_second_attempt_does_not_come_behind_what_its_session_said_later"),
     (UnsureAndPublished, "a_second_attempt_whose_first_did_not_arrive_appears_once_or_is_unsure"),
     (BelievesNobody, "a_later_position_that_was_really_had_begins_a_new_epoch"),

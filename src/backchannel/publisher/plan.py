@@ -170,10 +170,11 @@ class Plan:
         hash_ = yield from self._engine.loaded("publish", deadline)
 
         def words(errand: Errand) -> tuple[Any, ...]:
+            again = self._engine.again(errand)
             return (
                 "EVALSHA", hash_, 2, *self._keys.of_history(topic),
                 topic, data, keep.size, keep.ttl, REMEMBERED, epoch, RUN, "", id_,
-                self._engine.again(errand), monotonic() - began, self._engine.verb, *errand.runs,
+                again, monotonic() - began, int(again != 0), self._engine.verb, *errand.runs,
             )  # fmt: skip
 
         errand = Errand(words, topic, deadline)

@@ -147,7 +147,7 @@ class SpeakingDispatch(Handling):
         self._adopt(record)
         newer = await self._take_over(record)
         if newer is not None:
-            newer.turn = record.turn
+            newer.turn = max(record.turn, newer.turn + 1)
             self._adopt(newer)
         ws.talk.keys = (key,)  # until the next one has arrived
         if ws.reason is not None and ws.reason is not REPLACED:
@@ -174,9 +174,9 @@ class SpeakingDispatch(Handling):
         """Be found by who goes on with this session, also at another node, until all is done."""
         cluster = self._hub.cluster
         self.talk.stays = True
-        self._hub.resumes.stay(self)
+        left = functools.partial(cluster.hear_no_more, (target,)) if cluster.is_shared else None
+        self._hub.resumes.stay(self, left)
         if cluster.is_shared:
-            self.closed.add_done_callback(lambda _: cluster.hear_no_more((target,)))
             await cluster.hear((target,))
 
     def _stay_on(self) -> None:
@@ -184,11 +184,12 @@ class SpeakingDispatch(Handling):
         ws, hub = self.speaker, self._hub
         if self.talk.stays or not self.talk.keys:
             return
-        hub.resumes.stay(self)
+        left = None
         if hub.cluster.is_shared and hub.cluster.holds(ws):
             target = Target("connection", ws.id)
             hub.cluster.stay(target)
-            self.closed.add_done_callback(lambda _: hub.cluster.hear_no_more((target,)))
+            left = functools.partial(hub.cluster.hear_no_more, (target,))
+        hub.resumes.stay(self, left)
 
     def _adopt(self, record: Record) -> None:
         """Take up what an earlier connection of the session was."""

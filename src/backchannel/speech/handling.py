@@ -291,8 +291,9 @@ class Handling(Dispatch):
         key = "" if id_ is msgspec.UNSET else f"{ws.id}:{id_}"
         age = max(0.001, time() - ws.talk.began) if frame.again and ws.talk.began else 0.0
         publication = Publication(
-            Target("channel", name), message, form=form, key=key, again=frame.again, age=age
-        )
+            Target("channel", name), message,
+            form=form, key=key, again=frame.again, age=age, turn=ws.talk.turn,
+        )  # fmt: skip
         self._tell_outcome(id_, self._hub._publish(publication))
 
     def _settle(self, id_: Any, code: str) -> None:

@@ -37,6 +37,7 @@ class Resumes:
         store: keeps it.
         window: seconds that a session outlives its connection; None lets none do so.
         keep: runs a coroutine in the background.
+        linger: seconds that who has taken a session may need until it asks for what is newer.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class Resumes:
         store: ResumeStore,
         window: float | None,
         keep: Callable[[Coroutine[Any, Any, None], Context], asyncio.Task[None]],
+        linger: float = 0.0,
     ):
         self._store = store
         self.window = window
         self._keep = keep
+        self._linger = linger
         self._live: dict[SpeakingConnection, None] = {}
         # By key: whose it is or what is kept (None: nothing any more), whether it is new, and how
         # long it is worth the trouble, by the monotonic clock.
@@ -55,6 +58,9 @@ class Resumes:
         self._on_the_way: dict[bytes, _Todo] = {}
         # By the id of their connection: those that may have a last word about their session.
         self._staying: dict[str, list[SpeakingDispatch]] = {}
+        # They, closed, with their keys: until nothing of these waits to be written; and then.
+        self._closed: list[tuple[tuple[bytes, ...], Callable[[], None]]] = []
+        self._lingering: dict[Callable[[], None], asyncio.TimerHandle] = {}
         # What was written when a connection ended that has not closed yet.
         self._last: dict[SpeakingConnection, bytes] = {}
         self._writing: asyncio.Task[None] | None = None
@@ -114,21 +120,50 @@ class Resumes:
         for key in ws.talk.keys:
             self._write(key, data)
 
-    def stay(self, dispatch: SpeakingDispatch) -> None:
-        """Let who goes on with a session find a connection of it until that has closed."""
+    def stay(self, dispatch: SpeakingDispatch, left: Callable[[], None] | None = None) -> None:
+        """Let who goes on with a session find a connection of it, until its last word is kept.
+
+        And for a while longer: who has taken what was kept before asks only then.
+
+        Args:
+            dispatch: of the connection.
+            left: called when it is not found any more.
+        """
         staying, ws = self._staying, dispatch.speaker
         staying.setdefault(ws.id, []).append(dispatch)
 
-        def leave(_: object) -> None:
+        def leave() -> None:
             staying[ws.id].remove(dispatch)
             if not staying[ws.id]:
                 del staying[ws.id]
+            if left is not None:
+                left()
+
+        def closed(_: object) -> None:
             before = self._last.pop(ws, None)
             if before is not None and (data := self._packed(ws)) != before:
                 for key in ws.talk.keys:
                     self._write(key, data)
+            self._closed.append((ws.talk.keys, leave))
+            self._let_go()
 
-        dispatch.closed.add_done_callback(leave)
+        dispatch.closed.add_done_callback(closed)
+
+    def _let_go(self) -> None:
+        """Let those linger that have closed, and of which all is written."""
+        waiting, self._closed = self._closed, []
+        loop = asyncio.get_running_loop()
+        for keys, leave in waiting:
+            if any(key in self._todo or key in self._on_the_way for key in keys):
+                self._closed.append((keys, leave))
+            elif self._linger:
+                self._lingering[leave] = loop.call_later(self._linger, self._leave, leave)
+            else:
+                leave()
+
+    def _leave(self, leave: Callable[[], None]) -> None:
+        del self._lingering[leave]
+        leave()
 
     async def hand_over(
         self, id_: str, turn: int, live: Iterable[SpeakingDispatch], seconds: float
@@ -145,9 +180,10 @@ class Resumes:
             True where a later one than that has the session; None where there was none here.
         """
         some = {*live, *self._staying.get(id_, ())}
-        if any(one.talk.turn > turn for one in some):
+        if any(one.talk.turn > turn and not one.closed.done() for one in some):
             return True
-        former = [one for one in some if one.talk.turn < turn]
+        # Of one that has closed the turn may be later: what was kept of it was lost.
+        former = [one for one in some if one.talk.turn < turn or one.closed.done()]
         for dispatch in former:
             dispatch.replaced()
             self._last.pop(dispatch.speaker, None)
@@ -166,6 +202,10 @@ class Resumes:
         """Wait until all is kept, for so long at most."""
         if self._writing is not None and seconds > 0:
             await asyncio.wait([self._writing], timeout=seconds)
+        self._linger = 0.0
+        for leave, timer in list(self._lingering.items()):
+            timer.cancel()
+            self._leave(leave)
 
     async def take(self, token: str, ws: SpeakingConnection) -> tuple[bytes, Record] | None:
         """Return the session of a token, and what it was kept under; None where there is none.
@@ -232,6 +272,7 @@ class Resumes:
                     await asyncio.sleep(AGAIN)
                 finally:
                     self._on_the_way = {}
+                    self._let_go()
         finally:
             self._writing = None
 

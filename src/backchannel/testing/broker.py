@@ -15,6 +15,7 @@ and are skipped without. See ``BrokerContract``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
@@ -418,6 +419,24 @@ class BrokerContract(PresenceContract, KeepingContract, OutageContract):
             await all_[-1].publish(CARS, "1", KEPT, key="session:1", again=True)
         await all_[-1].publish(CARS, "3", KEPT, key="session:3")
         assert frames(await all_[0].broker.history("cars", None, 10)) == ["2", "3"]
+
+    async def test_what_a_session_had_on_its_way_is_none_once_it_has_gone_on_elsewhere(
+        self, nodes: Nodes
+    ) -> None:
+        """It would come behind what is newer; what was sent again meanwhile may be unsure."""
+        all_ = await nodes(2)
+        if not all_[0].broker.shared:
+            return  # where nothing is on its way, nothing comes late
+        with contextlib.suppress(BrokerUnavailable):
+            await all_[-1].publish(CARS, "1", KEPT, key="session:1", again=True, turn=1)
+        await all_[-1].publish(CARS, "2", KEPT, key="session:2", turn=1)
+        for _ in range(2):
+            with contextlib.suppress(BrokerUnavailable):
+                await all_[0].publish(CARS, "1", KEPT, key="session:1")
+        await all_[0].publish(CARS, "others'", KEPT, key="another session:1")
+        kept = frames(await all_[0].broker.history("cars", None, 10))
+        assert [text for text in kept if text != "1"] == ["2", "others'"]
+        assert kept.index("2") == kept.count("1") <= 1
 
     # ── a newer position than there is ────────────────────────────────────────────────────────
 

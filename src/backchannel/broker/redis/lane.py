@@ -364,7 +364,7 @@ class Lane:
         return pack_command((
             "EVALSHA", self.engine.scripts["publish"], 2, *self._origin.keys.of_history(topic),
             topic, posting.pack(node), keep.size, keep.ttl, REMEMBERED, secrets.token_hex(4),
-            runs[0], by, number, again, age, *more,
+            runs[0], by, number, again, age, posting.publication.turn, *more,
         ))  # fmt: skip
 
     def _is_of_this_run(self, posting: Keeping, age: float) -> bool:

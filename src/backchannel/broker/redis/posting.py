@@ -116,8 +116,16 @@ class Posting:
         self.owner.unsent -= self.size
         self.fail(_lost())
 
-    def fail(self, error: BrokerUnavailable) -> None:
-        """Take note that it was not published."""
+    def fail(self, error: BrokerUnavailable, *, is_sure: bool = False) -> None:
+        """Take note that it was not published: unless an attempt before this one was.
+
+        Args:
+            error: why it was not.
+            is_sure: no other attempt was either.
+        """
+        if self.publication.again and not is_sure and not error.unsure:
+            text = f"{error}; what was sent before may have been published, or not"
+            error = BrokerUnavailable(text, unsure=True)
         if not self.outcome.done():
             self.outcome.set_exception(error)
         if self.inquiry is not None:
@@ -159,7 +167,8 @@ class Keeping(Posting):
                 return
             said = str(reply).partition(" ")[0].strip(":")
             what = _REFUSALS.get(said, "the broker refused it")
-            self.fail(BrokerUnavailable(f"{what}: {reply}", unsure=said == "UNSURE"))
+            error = BrokerUnavailable(f"{what}: {reply}", unsure=said == "UNSURE")
+            self.fail(error, is_sure=said == "LATE")
             return
         epoch, offset, heard = reply
         position = Position(epoch.decode(), offset) if offset else None

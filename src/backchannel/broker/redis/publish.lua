@@ -4,9 +4,9 @@
 --       that, an epoch to begin if need be, what names the engine's run of data, the node that
 --       publishes ("" for who is none), its number for this one, "0" where it is new, "1" where it may
 --       have been published already, "2" where it may have been in an earlier run, "3" where it may
---       have been, in this run of data and no other; and how many seconds ago at most. Maybe the verb
---       that publishes, and the names of other engines' runs of data from which the slot came here,
---       whole; "?" first where they are not known.
+--       have been, in this run of data and no other; how many seconds ago at most; and how often its
+--       session has gone on elsewhere by then. Maybe the verb that publishes, and the names of other
+--       engines' runs of data from which the slot came here, whole; "?" first where they are not known.
 -- Returns epoch, offset (0 where it is not kept any more), how many nodes heard it; an error UNSURE
 -- where it may have been published and that can't be found out any more: then it is not, again; an
 -- error LATE where it was not, and what its session said after it was; an error STRANGE instead of a
@@ -18,35 +18,35 @@ local epoch, run, top, began =
 top = tonumber(top) or 0
 local again = ARGV[10]
 local by = "by:" .. ARGV[8]
--- Keys of a session end with numbers that count up. One that is sent again is settled with all before
--- it, so that a first attempt which comes only then, from where it had waited, is none any more.
-local session, settled, count, is_settled, is_known
+-- Keys of a session end with numbers that count up; any other is one of its own. Once a session has gone
+-- on elsewhere, and said something here, what it has still on its way from before is none any more.
+local session, number, mark, newest
+local turn = tonumber(ARGV[12])
 if ARGV[8] == "" then
-    local number
     session, number = string.match(ARGV[9], "^(.*):(%d+)$")
-    settled, count = "re:" .. (session or ARGV[9]), tonumber(number or 0)
-    local mark = redis.call("HGET", KEYS[1], settled)
-    is_known = mark ~= false
-    is_settled = is_known and tonumber(string.match(mark, "^%d+")) >= count
-    if again == "0" and is_settled then
+    number = tonumber(number)
+    mark = "re:" .. (session or ARGV[9])
+    newest = redis.call("HGET", KEYS[1], mark)
+    newest = newest and tonumber(string.match(newest, "^%d+"))
+    if newest and turn < newest then
         again = "2"
     end
 end
-local function settle()
-    if settled and again ~= "0" and not is_settled then
-        redis.call("HSET", KEYS[1], settled, string.format("%.0f ", count) .. redis.call("TIME")[1])
+local function note_turn()
+    if mark and turn > (newest or 0) then
+        redis.call("HSET", KEYS[1], mark, ARGV[12] .. " " .. redis.call("TIME")[1])
     end
 end
 if epoch then  -- else there is nothing yet that would expire
-    settle()
+    note_turn()
 end
 local id = ARGV[8] .. ":" .. ARGV[9]
 local unbroken = run == ARGV[7]
-for i = 13, #ARGV do
+for i = 14, #ARGV do
     unbroken = unbroken or run == ARGV[i]
 end
 
-if epoch and not unbroken and ARGV[13] == "?" then
+if epoch and not unbroken and ARGV[14] == "?" then
     local newest = redis.call("XREVRANGE", KEYS[2], "+", "-", "COUNT", 1)[1]
     return redis.error_reply("STRANGE " .. (run or "-") .. " " .. (newest and newest[2][4] or 0))
 end
@@ -60,7 +60,7 @@ local function found()
         if other == id then
             return tonumber(string.match(entry[1], "^%d+"))
         elseif prefix and string.sub(other, 1, #prefix) == prefix then
-            later = later or tonumber(string.sub(other, #prefix + 1)) > count
+            later = later or tonumber(string.sub(other, #prefix + 1)) > number
         end
     end
     return nil, later
@@ -132,9 +132,9 @@ redis.call("HSET", KEYS[1], "epoch", epoch, "run", ARGV[7], "top", string.format
 local is_new = false
 if ARGV[8] ~= "" then
     is_new = redis.call("HSET", KEYS[1], by, ARGV[9] .. " " .. now[1]) > 0
-elseif again ~= "0" then
-    is_new = not is_known
-    settle()
+else
+    is_new = turn > 0 and not newest
+    note_turn()
 end
 -- Its first one here: nodes and sessions that have long been silent are forgotten, now and then.
 if is_new and now[1] - (redis.call("HGET", KEYS[1], "swept") or 0) > 60 then
@@ -150,5 +150,5 @@ if is_new and now[1] - (redis.call("HGET", KEYS[1], "swept") or 0) > 60 then
 end
 redis.call("EXPIRE", KEYS[2], keep)
 redis.call("EXPIRE", KEYS[1], keep + ARGV[5])
-local heard = redis.call(ARGV[12] or "PUBLISH", ARGV[1], "@" .. position .. " " .. ARGV[2])
+local heard = redis.call(ARGV[13] or "PUBLISH", ARGV[1], "@" .. position .. " " .. ARGV[2])
 return {epoch, top, heard}
