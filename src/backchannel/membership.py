@@ -280,7 +280,7 @@ class Membership:
         stays, refused = False, None
         try:
             await channel.enter(self._opening(dispatch, channel))
-            if name not in ws._channels:
+            if name not in ws._channels and ws.reason is None:
                 on_subscribe = dispatch.endpoint.callbacks.on_subscribe
                 refused = await self.ask(dispatch, on_subscribe, name, needs_yes=needs_yes)
             if missed is None:

@@ -15,7 +15,7 @@ from backchannel.contracts import Target
 from backchannel.errors import BrokerUnavailable
 from backchannel.history import Retention
 from backchannel.publisher import AsyncPublisher
-from backchannel.testing.broker import RecordingNode, frames
+from backchannel.testing.recording import RecordingNode, frames
 
 CARS = Target("channel", "cars")
 KEPT = Retention(1000, 3600.0)

@@ -64,6 +64,29 @@ async def test_subscribe_and_unsubscribe_from_the_listener(hub, style):
         assert await ws.receive_json() == [True, ["cars"], True, []]
 
 
+async def test_who_has_ended_before_on_subscribe_is_asked_is_not_asked(hub):
+    """Else it would be asked once more than it is told that somebody is out."""
+    opening, go, asked = asyncio.Event(), asyncio.Event(), []
+
+    class Chat(Listener):
+        async def on_channel_open(self, channel):
+            opening.set()
+            await go.wait()
+
+        def on_subscribe(self, ws, channel):
+            asked.append(channel)
+
+    hub.add("/ws", Chat)
+    async with hub.test_client("/ws") as ws:
+        change = ws.connection.subscribe("cars")
+        await opening.wait()
+        go.set()  # it goes on in the next turn, before it can be cancelled
+        ws.connection.close(4100)
+        assert await change is False
+    assert asked == []
+    assert hub.channels() == {}
+
+
 async def test_subscribe_from_outside(hub, diary, style):
     hub.add("/ws", diary.listener(style))
     async with hub.test_client("/ws") as ws:

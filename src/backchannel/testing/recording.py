@@ -13,10 +13,12 @@ import pytest
 
 from backchannel.contracts import Broker, Publication, Receipt, Target
 from backchannel.errors import BrokerUnusable
-from backchannel.history import Position, Retention
+from backchannel.history import Page, Position, Retention
 from backchannel.sent import Outcome
 
-__all__ = ["BOATS", "CARS", "KEPT", "Nodes", "RecordingNode", "needed", "started", "until"]
+__all__ = [
+    "BOATS", "CARS", "KEPT", "Nodes", "RecordingNode", "frames", "needed", "started", "until",
+]  # fmt: skip
 
 CARS: Final = Target("channel", "cars")
 BOATS: Final = Target("channel", "boats")
@@ -160,6 +162,11 @@ class RecordingNode:
     async def next_told(self, seconds: float = 5) -> tuple[str, str, bool]:
         """Return what it is told next of who joined and left."""
         return await asyncio.wait_for(self.told.get(), seconds)
+
+
+def frames(page: Page[Publication]) -> list[Any]:
+    """Return the frames of a page."""
+    return [publication.frame for _, publication in page.entries]
 
 
 Nodes = Callable[[int], Coroutine[Any, Any, list[RecordingNode]]]
