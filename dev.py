@@ -4,6 +4,7 @@
 python3 dev.py chat     set up and run the example chat at http://localhost:8888/
 python3 dev.py example …  the same for any example, with what it needs; without a name: all of them
 python3 dev.py check    set up and run every check: format, lint, types, import ladder, tests
+python3 dev.py quick    the same without browsers and most servers: what to run before each commit
 python3 dev.py test …   only the tests, with pytest's arguments
 python3 dev.py fix      format, mend what the linter can mend, write docs/protocol/*.json
 python3 dev.py run …    `backchannel run …` from this checkout, in the folder you are in
@@ -56,6 +57,7 @@ READING = {  # these only read, each by itself: they run at the same time
 }
 PROGRAMS = {"chaos": "tests/chaos/chaos.py", "conformance": "tests/conformance/autobahn.py"}
 CHECKS = {**READING, "tests": ["pytest", *PARALLEL]}
+QUICK = {**READING, "tests": [*CHECKS["tests"], "tests/unit", "tests/contract", "tests/house"]}
 
 
 def main(command: str = "help", *arguments: str) -> int:
@@ -67,12 +69,12 @@ def main(command: str = "help", *arguments: str) -> int:
     if command == "run":
         setup(dev=False)
         return serve(*arguments)
-    if command not in {"check", *PROGRAMS, "test", "fix", "fuzz", "load", "lock", "setup"}:
+    if command not in {"check", "quick", *PROGRAMS, "test", "fix", "fuzz", "load", "lock", "setup"}:
         print(__doc__)
         return 0 if command == "help" else 2
     setup(dev=True)
-    if command == "check":
-        return check()
+    if command in {"check", "quick"}:
+        return check(CHECKS if command == "check" else QUICK)
     if command == "test":
         return tool("pytest", *(arguments or PARALLEL))
     if command == "fix":
@@ -165,8 +167,8 @@ def make_venv() -> list[str]:
     return [python, "-m", "pip"]
 
 
-def check() -> int:
-    """Run every check, also after one failed; say at the end which did."""
+def check(checks: dict[str, list[str]]) -> int:
+    """Run all of some checks, also after one failed; say at the end which did."""
     failed: list[str] = []
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -175,10 +177,10 @@ def check() -> int:
             output, _ = process.communicate()  # whole: what they say is not mixed
             print(f"── {name}: {' '.join(READING[name])}\n{output}", end="", flush=True)
             report(name, process.returncode, began, failed)
-    for name in CHECKS.keys() - READING.keys():
-        print(f"── {name}: {' '.join(CHECKS[name])}", flush=True)
+    for name in checks.keys() - READING.keys():
+        print(f"── {name}: {' '.join(checks[name])}", flush=True)
         began = time.monotonic()
-        report(name, tool(*CHECKS[name]), began, failed)
+        report(name, tool(*checks[name]), began, failed)
     print(f"FAILED: {', '.join(failed)}" if failed else "All checks passed.")
     return 1 if failed else 0
 
