@@ -14,15 +14,16 @@ from backchannel.template import NamePattern
 
 __all__ = ["FORMAT", "About", "Mark"]
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Which version this is of what nodes and publishers write and read: another one where
 they would misunderstand each other."""
 
 
-class _Kept(msgspec.Struct, forbid_unknown_fields=True):
+class _RuleWritten(msgspec.Struct, forbid_unknown_fields=True):
     pattern: str
     history: Annotated[int, msgspec.Meta(ge=1)] | None
     ttl: Annotated[float, msgspec.Meta(gt=0)] | None
+    presence: bool
 
 
 class _Written(msgspec.Struct, forbid_unknown_fields=True):
@@ -31,7 +32,7 @@ class _Written(msgspec.Struct, forbid_unknown_fields=True):
     max_publication: Annotated[int, msgspec.Meta(ge=1)]
     named: bool
     endpoints: tuple[str, ...]
-    rules: tuple[_Kept, ...]
+    rules: tuple[_RuleWritten, ...]
 
 
 class _Head(msgspec.Struct):
@@ -79,7 +80,7 @@ class About:
     """What holds for publications to a hub.
 
     Args:
-        rules: its rules; only their patterns and what they keep is written.
+        rules: its rules; only their patterns and what is kept by them is written.
         casefold: it ignores the case of channel names.
         max_publication: bytes of the largest message.
         mark: tells it from other hubs.
@@ -100,7 +101,7 @@ class About:
                 self.max_publication,
                 self.mark.named,
                 self.mark.endpoints,
-                tuple(_kept(self.rules)),
+                tuple(_written(self.rules)),
             )
         )
 
@@ -121,8 +122,9 @@ class About:
             written = msgspec.json.decode(data, type=_Written)
             rules = Rules()
             for one in written.rules:
+                pattern = NamePattern(one.pattern, None)
                 keep = Retention(one.history, one.ttl) if one.history and one.ttl else None
-                rules.add(Rule(NamePattern(one.pattern, None), "the hub's", keep=keep))
+                rules.add(Rule(pattern, "the hub's", keep=keep, presence=one.presence))
         except ValueError as error:
             raise ValueError(f"it is {data[:60]!r}: {error}") from error
         return cls(
@@ -133,6 +135,7 @@ class About:
         )
 
 
-def _kept(rules: Rules) -> Iterable[_Kept]:
+def _written(rules: Rules) -> Iterable[_RuleWritten]:
     for rule in rules:
-        yield _Kept(rule.pattern.text, *(rule.keep or (None, None)))
+        size, ttl = rule.keep or (None, None)
+        yield _RuleWritten(rule.pattern.text, size, ttl, rule.presence)

@@ -13,7 +13,7 @@ import msgspec
 from backchannel.contracts import Broker, Target
 from backchannel.dialect import frames
 from backchannel.errors import ListenerError
-from backchannel.info import User, packed, unpacked
+from backchannel.info import User, attending, packed
 from backchannel.observe import LISTENER
 from backchannel.presence import tell
 
@@ -117,12 +117,7 @@ class Attendance:
 
     async def users(self, channel: str) -> list[User]:
         """Return who is in a channel, those first who have been connected for longest."""
-        members = await self._broker.members(channel)
-        users = [
-            User(id_, unpacked(msgspec.msgpack.decode(some) for some in devices))
-            for id_, devices in members.items()
-        ]
-        return sorted(users, key=_came)
+        return attending(await self._broker.members(channel))
 
     async def count(self, channel: str) -> int:
         """Return how many users are in a channel."""
@@ -183,8 +178,3 @@ def check_callback(callback: Any, name: str) -> MemberCallback:
         ) from error
     called: MemberCallback = callback
     return called
-
-
-def _came(user: User) -> float:
-    devices = user.devices
-    return min((one.opened_at.timestamp() for one in devices), default=float("inf"))

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
-__all__ = ["Info", "User", "packed", "unpacked"]
+import msgspec
+
+__all__ = ["Info", "User", "attending", "packed", "unpacked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,23 @@ def unpacked(answers: Iterable[Iterable[Any]]) -> list[Info]:
         for answer in answers
         for id_, user, endpoint, node, opened_at, meta in answer
     ]
+
+
+def attending(members: Mapping[str, Iterable[bytes]]) -> list[User]:
+    """Return users with their devices, those first who have been connected for longest.
+
+    Args:
+        members: by their ids, what each of their nodes has described; see ``contracts.Broker``.
+    """
+    users = [
+        User(id_, unpacked(msgspec.msgpack.decode(some) for some in devices))
+        for id_, devices in members.items()
+    ]
+    return sorted(users, key=_came)
+
+
+def _came(user: User) -> float:
+    return min((one.opened_at.timestamp() for one in user.devices), default=float("inf"))
 
 
 def packed(info: Info) -> list[Any]:

@@ -40,7 +40,7 @@ def notice(redis_server):
 async def test_a_node_writes_at_the_start_what_holds(new_hub, redis_server):
     hub = new_hub(casefold_channels=True, max_publication=1000)
     hub.rule("Chat:{room}", history=10, ttl=60)
-    hub.rule("chat:Lobby")
+    hub.rule("chat:Lobby", presence=True)
     await hub.start()
     assert notice(redis_server) == {
         "backchannel": FORMAT,
@@ -49,14 +49,16 @@ async def test_a_node_writes_at_the_start_what_holds(new_hub, redis_server):
         "named": True,
         "endpoints": ["/ws/{channel}"],
         "rules": [
-            {"pattern": "chat:lobby", "history": None, "ttl": None},
-            {"pattern": "chat:{room}", "history": 10, "ttl": 60.0},
+            {"pattern": "chat:lobby", "history": None, "ttl": None, "presence": True},
+            {"pattern": "chat:{room}", "history": 10, "ttl": 60.0, "presence": False},
         ],
     }
     with redis_server.client as engine:
         about = About.read(engine.get(KEY))
     assert about.rules.keeping("chat:1") == (10, 60.0)
     assert about.rules.keeping("chat:lobby") is None
+    assert about.rules.has_presence("chat:lobby")
+    assert not about.rules.has_presence("chat:1")
 
 
 async def test_a_rule_that_is_added_later_is_written_too(new_hub, redis_server):
@@ -102,12 +104,13 @@ async def test_an_engine_that_lost_it_gets_it_again(new_hub, redis_server):
         (b"\x00garbage", r"it is b'\\x00garbage'"),
         (b"{}", "it is b'{}'"),
         (b'{"backchannel": 99, "new": 1}', f"it has format 99, and this version knows {FORMAT}"),
-        (b'{"backchannel": 1, "rules": []}', f"it has format 1, and this version knows {FORMAT}"),
-        (b'{"backchannel": 2, "rules": 5}', "it is b'{"),
+        (b'{"backchannel": 2, "rules": []}', f"it has format 2, and this version knows {FORMAT}"),
+        (b'{"backchannel": 3, "rules": 5}', "it is b'{"),
         (
             (
-                b'{"backchannel": 2, "casefold": false, "max_publication": 1, "named": true, '
-                b'"endpoints": [], "rules": [{"pattern": "{", "history": 1, "ttl": 1.0}]}'
+                b'{"backchannel": 3, "casefold": false, "max_publication": 1, "named": true, '
+                b'"endpoints": [], "rules": [{"pattern": "{", "history": 1, "ttl": 1.0, '
+                b'"presence": false}]}'
             ),
             "malformed",
         ),

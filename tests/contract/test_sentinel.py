@@ -104,8 +104,8 @@ async def hubs():
     made = []
 
     async def start(url):
-        hub = Hub(broker=url, name="chat")
-        hub.rule("kept:{name}", history=100)
+        hub = Hub(broker=url, name="chat", authenticate=lambda request: "ana")
+        hub.rule("kept:{name}", history=100, presence=True)
         hub.add("/ws/{channel}", Listener)
         made.append(hub)
         await hub.start()
@@ -158,6 +158,9 @@ class Blocking:
     async def history(self, channel):
         return await asyncio.to_thread(self.inner.channel(channel).history)
 
+    async def users(self, channel):
+        return await asyncio.to_thread(self.inner.channel(channel).users)
+
     async def aclose(self):
         self.inner.close()
 
@@ -171,6 +174,9 @@ class Awaiting(AsyncPublisher):
 
     async def history(self, channel):
         return await self.channel(channel).history()
+
+    async def users(self, channel):
+        return await self.channel(channel).users()
 
 
 @pytest.fixture
@@ -189,6 +195,7 @@ async def test_publishers_follow_the_master(replicated, hubs, publishers):
             assert (await publisher.broadcast("kept:cars", "before")).position
             assert await client.receive() == "before"
             assert await publisher.count() == 1
+            assert [len(one.devices) for one in await publisher.users("kept:cars")] == [1]
 
         await asyncio.to_thread(replicated.kill, replicated.master)
         publishing = [one.broadcast("kept:cars", "after") for one in publishers]
@@ -205,6 +212,7 @@ async def test_publishers_follow_the_master(replicated, hubs, publishers):
             kept = [one.message for one in await publisher.history("kept:cars")]
             assert kept.count("after") == 2
             assert await publisher.count() == 1
+            assert await publisher.users("kept:cars") == ["ana"]
             await publisher.aclose()  # and it may be used again
             assert await publisher.count() == 1
 

@@ -20,7 +20,7 @@ BACK_OFF: Final = (0.05, 1.0)
 
 SCRIPTS: Final = {
     name: files("backchannel.broker.redis").joinpath(f"{name}.lua").read_text()
-    for name in ("publish", "history")
+    for name in ("publish", "history", "presence")
 }
 
 
@@ -34,6 +34,7 @@ class Errand:
         deadline: until when, by ``monotonic``.
         may_repeat: it may be sent again after it was sent and not answered.
         changes: it publishes something, so that an error has to say whether it did.
+        whole: it looks at more keys than ``key``: not while only some of them are there.
 
     Attributes:
         lost: how it was first sent and not answered: it may have been done already.
@@ -46,6 +47,7 @@ class Errand:
     deadline: float
     may_repeat: bool = True
     changes: bool = True
+    whole: bool = False
     lost: Lost | None = None
     runs: tuple[Any, ...] = ()
     is_early: bool = False

@@ -17,7 +17,7 @@ from backchannel.cluster import told
 from backchannel.codes import check_close
 from backchannel.connection import ABSENT
 from backchannel.contracts import Receipt, Target
-from backchannel.info import Info, unpacked
+from backchannel.info import Info, User, unpacked
 from backchannel.publisher.front import Front
 from backchannel.sent import Sent
 
@@ -222,10 +222,35 @@ class PublisherAudience(Addressed):
         """Return how many connections are in this audience, on all nodes."""
         return sum(map(int, self._publisher._ask(self.target, "count")))
 
-    def users(self) -> list[str]:
-        """Return the ids of the users in this audience, each once."""
-        answers = self._publisher._ask(self.target, "users")
-        return list(dict.fromkeys(user for users in answers for user in users))
+    def users(self) -> list[User]:
+        """Return the users in this audience, each once: their ids, in the order they came.
+
+        Where it is a channel whose rule says ``presence=True``, the engine knows them: each has
+        its ``devices``, a list of ``Info``, and one whose last device has just gone is there until
+        ``on_leave`` is told. Else the nodes are asked.
+        """
+        publisher = self._publisher
+        return publisher._door.run(publisher._plan.users(self.target))
+
+    def count_users(self) -> int:
+        """Return how many users are in this audience, on all nodes.
+
+        In a channel whose rule says ``presence=True`` this costs the same for any number of them.
+        """
+        publisher = self._publisher
+        return publisher._door.run(publisher._plan.count_users(self.target))
+
+    def recheck(self) -> list[Info]:
+        """Ask the rules again about everyone in this audience; who has lost access is taken out.
+
+        Nodes do, each about its own connections, as ``Audience.recheck`` says. One whose rules
+        have no answer in time is left out, with a warning in the log; it goes on all the same.
+
+        Returns:
+            Who was taken out of a channel or closed, each once, in the order they came, node by
+            node.
+        """
+        return unpacked(self._publisher._ask(self.target, "recheck"))
 
     def history(self, *, since: Position | str | None = None, limit: int = 100) -> History:
         """Return what was published to this channel, as far as a rule of the hub has kept it.

@@ -12,14 +12,16 @@ from backchannel.broker.redis import parcel
 from backchannel.broker.redis.keys import Keys
 from backchannel.broker.redis.notice import read_notice
 from backchannel.channel import check_channel
+from backchannel.cluster import told
 from backchannel.contracts import Publication, Receipt, Target
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
 from backchannel.farewell import news_of
 from backchannel.history import REMEMBERED, History, Position
+from backchannel.info import User, attending
 from backchannel.messages import check_size
 from backchannel.publisher.attempts import Attempts, Errand
 from backchannel.publisher.roaming import Roaming
-from backchannel.publisher.steps import RUN, Hear, Leave, Work
+from backchannel.publisher.steps import RUN, Hear, Leave, Pause, Work
 
 if TYPE_CHECKING:
     from backchannel.broker.redis.door import Whereabouts
@@ -29,6 +31,12 @@ __all__ = ["Plan"]
 
 FRESH: Final = 5.0
 """Seconds that what was read of a hub is taken to hold."""
+
+SILENCE: Final = 3.0
+"""Seconds that a hub's nodes have to be heard again, where an engine may have been away."""
+
+LOOK: Final = 0.05
+"""Seconds between looking and looking again whether one was heard."""
 
 
 class Plan:
@@ -47,6 +55,7 @@ class Plan:
         self._keys = Keys(hub)
         self._timeout = timeout
         self._about: tuple[float, About] | None = None
+        self._silence: str | bytes = "-"  # the newest one that was waited for
         if address.nodes:
             self._engine: Attempts = Roaming(address.shown, hub, patience, address.nodes)
         else:
@@ -87,11 +96,36 @@ class Plan:
         """
         deadline = monotonic() + self._timeout
         target = _folded_target(target, (yield from self._read_about(deadline)))
+        return (yield from self._ask_nodes(target, words, deadline))
 
-        def pack(asking: parcel.Asking) -> bytes:
-            return parcel.pack_question(target, asking, ["all", *words])
+    def users(self, target: Target) -> Work[list[User]]:
+        """Read who is in a channel, with devices, where a rule keeps that; else ask the nodes.
 
-        return (yield from self._ask(target, pack, deadline))
+        Raises:
+            BrokerUnavailable: the engine does not answer.
+            BrokerUnusable: it knows no such hub.
+        """
+        deadline = monotonic() + self._timeout
+        about = yield from self._read_about(deadline)
+        target = _folded_target(target, about)
+        if _has_presence(target, about):
+            found = yield from self._look("members", target.key, deadline)
+            return attending({user.decode(): devices for user, *devices in found})
+        answers = told(target, *(yield from self._ask_nodes(target, ("users",), deadline)))
+        return [User(id_) for id_ in dict.fromkeys(user for users in answers for user in users)]
+
+    def count_users(self, target: Target) -> Work[int]:
+        """Return how many ``users`` has; for any number at the same cost where a rule keeps them.
+
+        Raises as ``users`` does.
+        """
+        deadline = monotonic() + self._timeout
+        about = yield from self._read_about(deadline)
+        target = _folded_target(target, about)
+        if _has_presence(target, about):
+            return int((yield from self._look("count", target.key, deadline)))
+        answers = told(target, *(yield from self._ask_nodes(target, ("users",), deadline)))
+        return len({user for users in answers for user in users})
 
     def close(self, target: Target, code: int, reason: str) -> Work[tuple[list[Any], int]]:
         """Ask all nodes to close a target, and whoever of it is on the way in; see ``ask``."""
@@ -198,6 +232,40 @@ class Plan:
         errand = Errand(lambda _: words, topic, deadline, may_repeat=False)
         return int((yield from self._engine.do(errand)))
 
+    def _look(self, verb: str, channel: str, deadline: float) -> Work[Any]:
+        """Look into what nodes have announced; a publisher is no node, and changes nothing there.
+
+        Where leases have run out and no node was heard since, all of them have died, or the engine
+        was away, and they have yet to say that they live: they are waited for, once.
+        """
+        key = self._keys.presence
+        until = monotonic() + min(SILENCE, (deadline - monotonic()) / 2)
+        silence = self._silence
+        hash_ = yield from self._engine.loaded("presence", deadline)
+
+        def words(_: Errand) -> tuple[Any, ...]:
+            return ("EVALSHA", hash_, 1, key, verb, "", silence, *(0,) * 5, channel)
+
+        while True:
+            looking = Errand(words, key, deadline, changes=False, whole=True)
+            is_known, answer = yield from self._engine.do(looking)
+            if is_known:
+                return answer
+            if monotonic() >= until:
+                silence = self._silence = answer
+            else:
+                yield Pause(LOOK)
+
+    def _ask_nodes(
+        self, target: Target, words: tuple[Any, ...], deadline: float
+    ) -> Work[tuple[list[Any], int]]:
+        """Ask all nodes that have someone of a target; see ``ask``."""
+
+        def pack(asking: parcel.Asking) -> bytes:
+            return parcel.pack_question(target, asking, ["all", *words])
+
+        return (yield from self._ask(target, pack, deadline))
+
     def _ask(
         self, target: Target, pack: Callable[[parcel.Asking], bytes], deadline: float
     ) -> Work[tuple[list[Any], int]]:
@@ -246,6 +314,10 @@ def _folded(publication: Publication, about: About) -> Publication:
         fold(publication.exclude),
         publication.form,
     )
+
+
+def _has_presence(target: Target, about: About) -> bool:
+    return target.kind == "channel" and about.rules.has_presence(target.key)
 
 
 def _folded_target(target: Target, about: About) -> Target:

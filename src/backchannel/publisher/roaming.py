@@ -148,7 +148,7 @@ class Roaming(Attempts):
             else:
                 errand.is_early = early is not None
                 return reply
-            if redirect.kind == "ASK" and early is None:
+            if redirect.kind == "ASK" and early is None and not errand.whole:
                 early = redirect.address
                 continue
             early = None

@@ -2,10 +2,12 @@
 -- KEYS: what all keys of presence begin with (of one hash slot).
 -- ARGV: verb, node, its fencing number, milliseconds of a lease, milliseconds that a leave waits,
 --       the newest number that was told to this node, the number up to which it has done what it was
---       told, "1" where it finds out who has gone; then what the verb needs.
+--       told, "1" where it finds out who has gone; then what the verb needs. Who only looks ("members",
+--       "count") says no node, in place of its number the silence that it has waited for, "-" for none,
+--       and "0" for the rest.
 -- Returns 1, milliseconds until there is something to find out (-1: nothing), what is to be told
 --       (number, whether joined, channel, user), and what the verb answers. Or 0: the fencing number is
---       an old one.
+--       an old one. To who only looks: 1 and the answer; or 0, and the silence that is to be waited for.
 local key, verb, node, fence = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local lease, moment = tonumber(ARGV[4]), tonumber(ARGV[5])
 local seen, done = tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -158,6 +160,47 @@ local function count_dead(channel, dead)
     return count
 end
 
+-- Returns the users of a channel, each with what its nodes described.
+local function find_members(channel, dead)
+    local members = {}
+    local found = redis.call("HGETALL", key .. "in:" .. channel)
+    for i = 1, #found, 2 do
+        local member, there = {found[i]}, cmsgpack.unpack(found[i + 1])
+        for of, devices in pairs(there) do
+            if not dead[of] then
+                member[#member + 1] = devices
+            end
+        end
+        if #member > 1 or not next(there) then
+            members[#members + 1] = member
+        end
+    end
+    return members
+end
+
+local function find(channel)
+    local dead = find_dead()
+    if verb == "members" then
+        return find_members(channel, dead)
+    end
+    return redis.call("HLEN", key .. "in:" .. channel) - count_dead(channel, dead)
+end
+
+-- ── who only looks ──
+-- It changes nothing, and is not heard. Where a lease has run out since a node was heard, its node is
+-- dead, or the engine was away: the next node that is heard tells which. Where no node is alive there
+-- is nobody, though who was away for a moment is seen off by none.
+if node == "" then
+    local last = redis.call("GET", key .. "heard") or ""
+    if last ~= fence and (last == "" or redis.call("ZCOUNT", nodes, last, "(" .. now) > 0) then
+        return {0, last}
+    end
+    if redis.call("ZCOUNT", nodes, now, "+inf") == 0 then
+        return {1, verb == "members" and {} or 0}
+    end
+    return {1, find(ARGV[9])}
+end
+
 -- ── who asks ──
 local is_new = verb == "enroll" and ARGV[9] == "0"
 if verb ~= "enroll" and redis.call("HGET", fences, node) ~= fence then
@@ -206,22 +249,8 @@ elseif verb == "settle" then  -- what was held before and was not announced agai
         drop(pair, node, moment)
     end
     answer = redis.call("SCARD", stale .. node)
-elseif verb == "members" then  -- channel
-    local dead = find_dead()
-    local found = redis.call("HGETALL", key .. "in:" .. ARGV[9])
-    for i = 1, #found, 2 do
-        local member, there = {found[i]}, cmsgpack.unpack(found[i + 1])
-        for of, devices in pairs(there) do
-            if not dead[of] then
-                member[#member + 1] = devices
-            end
-        end
-        if #member > 1 or not next(there) then
-            answer[#answer + 1] = member
-        end
-    end
-elseif verb == "count" then  -- channel
-    answer = redis.call("HLEN", key .. "in:" .. ARGV[9]) - count_dead(ARGV[9], find_dead())
+elseif verb == "members" or verb == "count" then  -- channel
+    answer = find(ARGV[9])
 elseif verb == "bye" then  -- what it leaves behind is for the others, at once
     redis.call("ZADD", nodes, now - 1, node)
 end
