@@ -228,6 +228,17 @@ GOALS = [
         ),
         1, at_most=True,
     ),
+    Goal(
+        "Memory of a connection whose session can be resumed ÷ Socket.IO's recovery",
+        lambda measured: statistics.median(
+            figures.ratios(
+                figures.connection_bytes,
+                measured["memory-v1"]["backchannel-v1"],
+                measured["memory-v1"]["socketio-recovery"],
+            )
+        ),
+        1, at_most=True,
+    ),
 ]  # fmt: skip
 
 
