@@ -193,11 +193,15 @@ class RedisServer:
         """A client of its own, to look into it: ``with redis_server.client as client``."""
         return Redis.from_url(self.url)
 
-    def start(self) -> None:
-        """Start it, empty, and wait until it answers; does nothing where it runs."""
+    def start(self, *more: str) -> None:
+        """Start it, empty, and wait until it answers; does nothing where it runs.
+
+        Args:
+            more: arguments of the server.
+        """
         if self._popen is not None:
             return
-        arguments = ("--port", str(self._port), "--bind", "127.0.0.1", "--save", "")
+        arguments = ("--port", str(self._port), "--bind", "127.0.0.1", "--save", "", *more)
         with (self._folder / "redis.log").open("ab") as log:
             self._popen = subprocess.Popen(
                 [self._program, *arguments, "--appendonly", "no", "--dir", self._folder],

@@ -176,7 +176,7 @@ class Run:
 
     def look_up_places(self) -> None:
         """Note where each publication stands that the engine still has."""
-        keys = Keys("chaos")
+        keys = Keys("chaos", 0)
         with self.engine.client as client:
             for channel in CHANNELS:
                 state, entries = keys.of_history(keys.topic(Target("channel", channel)))

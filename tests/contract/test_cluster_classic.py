@@ -37,7 +37,7 @@ async def hubs():
 
 
 def topic(channel):
-    return Keys("chat").topic(Target("channel", channel))
+    return Keys("chat", 0).topic(Target("channel", channel))
 
 
 def listeners(cluster, port, channel):

@@ -51,7 +51,7 @@ def slot_of(channel):
 
 
 def state_of(channel):
-    keys = Keys(NAME)
+    keys = Keys(NAME, 0)
     return keys.of_history(keys.topic(Target("channel", channel)))[0]
 
 
@@ -306,7 +306,7 @@ async def test_an_inbox_whose_slot_goes_hears_no_more_and_nobody_waits(cluster, 
     """One node never answers, so that it waits; the slot of its inbox is moved meanwhile."""
     node = await hubs(cluster.url)
     publisher = make(cluster.url, timeout=30.0)
-    topic = Keys(NAME).heard(Target("channel", "cars"))
+    topic = Keys(NAME, 0).heard(Target("channel", "cars"))
     reader, writer = await asyncio.open_connection("127.0.0.1", cluster.owner(topic))
     writer.write(b"SSUBSCRIBE %b\r\n" % topic)
     await reader.readuntil(b":1\r\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import time
@@ -215,6 +216,29 @@ async def test_publishers_follow_the_master(replicated, hubs, publishers):
             assert await publisher.users("kept:cars") == ["ana"]
             await publisher.aclose()  # and it may be used again
             assert await publisher.count() == 1
+
+
+@pytest.mark.parametrize("kind", [Blocking, Awaiting])
+async def test_a_database_of_the_master_is_the_same_however_it_is_written(replicated, hubs, kind):
+    master = f"redis://127.0.0.1:{replicated.master}"
+    service = replicated.url.rpartition("/")[0]
+    ways = [f"{service}/1", f"{service}?db=1", f"{master}/1"]
+    nodes = [await hubs(way) for way in ways]
+    stranger = await hubs(replicated.url)
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(hub.test_client("/ws/cars"))
+            for hub in (*nodes, stranger)
+        ]
+        for way in ways:
+            publisher = kind(way)
+            await publisher.broadcast("cars", way)
+            assert await publisher.count() == 3
+            await publisher.aclose()
+        await stranger.everyone.send("other")
+        for client in clients[:3]:
+            assert [await client.receive() for _ in ways] == ways
+        assert await clients[3].receive() == "other"
 
 
 @pytest.mark.parametrize("kind", [Blocking, Awaiting])

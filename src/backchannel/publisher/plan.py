@@ -52,7 +52,7 @@ class Plan:
     def __init__(self, address: Whereabouts, hub: str, timeout: float, patience: float):
         self._shown = address.shown
         self._hub = hub
-        self._keys = Keys(hub)
+        self._keys = Keys(hub, address.database)
         self._timeout = timeout
         self._about: tuple[float, About] | None = None
         self._silence: str | bytes = "-"  # the newest one that was waited for
@@ -179,7 +179,7 @@ class Plan:
         if data is None:
             raise BrokerUnusable(
                 f"{self._shown} knows no hub {self._hub!r}: none of its nodes has started with "
-                f"this engine; hub= is what Hub(name=…) says there, and the URL ends in the same "
+                f"this engine; hub= is what Hub(name=…) says there, and the URL names the same "
                 "database"
             )
         is_sharded, data = read_notice(data)

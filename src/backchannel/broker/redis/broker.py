@@ -49,7 +49,7 @@ class RedisBroker:
         url: ``redis://user:password@host:6379/0``, ``rediss://…`` for TLS, ``unix:///path?db=0``;
             ``redis+sentinel://host:26379,host:26379/service/0`` for the master that sentinels know;
             ``redis+cluster://host:6379,host:6379`` for a cluster, by some of its nodes.
-        hub: the hub's name; hubs of different names share nothing.
+        hub: the hub's name; hubs of different names, or in different databases, share nothing.
         timeout: seconds that a publication may wait for an engine that is away, and that a question
             may wait for the other nodes' answers.
         max_unsent: bytes of publications that are not answered, for each master of a cluster.
@@ -72,10 +72,10 @@ class RedisBroker:
         lease: float = 10.0,
         moment: float = 1.0,
     ):
-        keys = self._keys = Keys(hub)
+        door = Door(url)
+        keys = self._keys = Keys(hub, door.database)
         self._inquiries = Inquiries(timeout)
         self._origin = Origin(keys, self._inquiries, self._hear, timeout, max_unsent)
-        door = Door(url)
         way = Shards if door.nodes else Lane
         self._route: Route = way(door, self._origin, self)
         self.tickets = RedisTickets(self._route, keys, timeout)

@@ -66,6 +66,11 @@ class Whereabouts(NamedTuple):
     nodes: tuple[slots.Address, ...] = ()
 
     @property
+    def database(self) -> int:
+        """The number of its database."""
+        return self.options.get("db") or 0
+
+    @property
     def is_tls(self) -> bool:
         """It is spoken to with TLS."""
         return self.options.get("connection_class") is SSLConnection
@@ -103,13 +108,15 @@ class Door:
         in_cluster: it is a node of a cluster; see ``of_node``.
         is_sharded: in a cluster, topics are those of shards, which their slot's master has alone.
         nodes: of a cluster, the ones that its URL names.
+        database: the number of its database.
 
     Raises:
         BrokerUrlError: it is no such URL.
     """
 
     def __init__(self, url: str):
-        _, self.shown, options, sentinels, self.nodes = read_url(url, "Hub(broker={})")
+        found = read_url(url, "Hub(broker={})")
+        _, self.shown, options, sentinels, self.nodes = found
         try:
             self._tls = _tls(options)
         except (RedisError, OSError, ValueError) as error:
@@ -120,7 +127,7 @@ class Door:
         self._path: str | None = options.get("path")
         self.host: str = options.get("host") or "localhost"
         self._port: int = options.get("port") or 6379
-        self._db: int = options.get("db") or 0
+        self.database = found.database
         self._user: str | None = options.get("username")
         self._password: str | None = options.get("password")
 
@@ -202,8 +209,8 @@ class Door:
             if _is_unknown(error):
                 await self._check_old(link)
             raise BrokerUnusable(self._unwelcome(error)) from error
-        if self._db:
-            await self._ask(link, "SELECT", self._db)
+        if self.database:
+            await self._ask(link, "SELECT", self.database)
         facts = facts_of(await self._ask(link, "INFO", "server"))
         facts |= facts_of(await self._ask(link, "INFO", "replication"))
         check_version(facts, self.shown, is_sharded=self.is_sharded)
@@ -327,7 +334,8 @@ def read_url(url: str, call: str) -> Whereabouts:
     except ValueError:  # its text may have a part of the password
         raise BrokerUrlError(f"{where}: can't be read; {_LOOKS}") from None
     parts = urlsplit(url)
-    if parts.scheme != "unix" and parts.path.strip("/") and "db" not in options:
+    path = parts.path.strip("/")  # redis-py takes 1/2 for 12
+    if parts.scheme != "unix" and path and ("db" not in options or "/" in path):
         raise BrokerUrlError(f"{where}: the path is the number of a database, such as /0")
     return Whereabouts(url, shown, options, sentinels, nodes)
 

@@ -1,4 +1,4 @@
-"""What keys and topics are called: all of one hub's under its name."""
+"""What keys and topics are called: all of one hub's under its name and its database."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ _LETTERS: Final = {
 class Keys:
     """The names of one hub.
 
-    What belongs together stands in braces, so that a cluster keeps it in one place.
+    What belongs together stands in braces, so that a cluster keeps it in one place. An engine's
+    topics are the same ones in all of its databases, so the names say which it is. No hub's name
+    has a colon: none is another hub's.
 
     Args:
         hub: the hub's name.
+        database: the number of the engine's database; names in 0, the only one that a cluster has,
+            do not say it.
     """
 
-    def __init__(self, hub: str):
-        self.prefix = f"backchannel:{hub}:"
+    def __init__(self, hub: str, database: int):
+        self.prefix = f"backchannel:{hub}:{database}:" if database else f"backchannel:{hub}:"
 
     def topic(self, target: Target) -> bytes:
         """Return what is published to for a target; see ``heard`` for one connection."""

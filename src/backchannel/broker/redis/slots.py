@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from backchannel.errors import BrokerUrlError
 from backchannel.urls import port_of
@@ -109,7 +109,8 @@ def read_cluster(url: str, where: str) -> tuple[tuple[Address, ...], str]:
         addresses = tuple(_address(host) for host in hosts.split(","))
     except ValueError as error:
         raise BrokerUrlError(f"{where}: {error}; {_LOOKS}") from None
-    if parts.path.strip("/") not in {"", "0"}:
+    named = [parts.path.strip("/") or "0", *parse_qs(parts.query).get("db", ())]
+    if set(named) != {"0"}:
         raise BrokerUrlError(f"{where}: a cluster has no database but 0; {_LOOKS}")
     host = hosts.partition(",")[0]
     return addresses, f"{SCHEMES[parts.scheme]}://{user}{at}{host}/0?{parts.query}"
