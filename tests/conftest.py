@@ -60,7 +60,7 @@ EACH_BY_ITSELF = {
     "load/test_load.py",
     *(f"integration/test_{name}.py" for name in (
         "auth", "cli", "deploys", "dev", "door", "examples", "limits", "native", "rules", "slow_clients",
-        "storm", "vanished",
+        "storm", "vanished", "workers",
     )),
 }  # fmt: skip
 """Files whose tests start what they need, each its own."""

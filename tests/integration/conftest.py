@@ -112,6 +112,19 @@ def make_server():
 
 
 @pytest.fixture
+def run(process, make_server):
+    """Run ``backchannel run`` on a free port: ``run("--workers", "2")``."""
+
+    def start(*arguments, env=None, target="deployed.py"):
+        started = process("backchannel", "run", target, "--port", "0", *arguments, env=env)
+        port = started.wait_for_output(r"http?s?ws?://localhost:(\d+)|ws://localhost:(\d+)")
+        started.wait_for_output("Ctrl-C to stop")
+        return make_server("uvicorn-run", started, int(port[1] or port[2]))
+
+    return start
+
+
+@pytest.fixture
 def make_raw():
     """Make clients without manners of any server: ``make_raw(server, "/ws/echo")``."""
     return Raw

@@ -1,11 +1,10 @@
-"""Deploys: workers, health, going away calmly, brokers that will not do; with real servers."""
+"""Deploys: health, going away calmly, brokers that will not do; with real servers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import os
 import re
 import signal
 import socket
@@ -18,20 +17,6 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 PATIENCE = 15.0
-NATIVE = "--ws backchannel.transport.uvicorn:Protocol"
-
-
-@pytest.fixture
-def run(process, make_server):
-    """Run ``backchannel run`` on a free port."""
-
-    def start(*arguments, env=None, target="deployed.py"):
-        started = process("backchannel", "run", target, "--port", "0", *arguments, env=env)
-        port = started.wait_for_output(r"http?s?ws?://localhost:(\d+)|ws://localhost:(\d+)")
-        started.wait_for_output("Ctrl-C to stop")
-        return make_server("uvicorn-run", started, int(port[1] or port[2]))
-
-    return start
 
 
 async def read(client):
@@ -47,106 +32,6 @@ async def close_of(client):
             came.append(await read(client))
     except ConnectionClosed as closed:
         return (closed.rcvd.code if closed.rcvd else 1006), came
-
-
-async def until_ready_is(server, status):
-    async with asyncio.timeout(PATIENCE):
-        while (answer := await server.get("/readyz")).status_code != status:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)  # nothing tells
-    return answer.json()
-
-
-# ── workers ───────────────────────────────────────────────────────────────────────────────────
-
-
-@contextlib.asynccontextmanager
-async def on_two_workers(server):
-    """Connect until two workers have a client; yields one of each."""
-    async with contextlib.AsyncExitStack() as stack:
-        found = {}
-        async with asyncio.timeout(30):
-            while len(found) < 2:
-                client = await stack.enter_async_context(server.connect("/ws/cars"))
-                found.setdefault((await read(client))["pid"], client)
-        yield found
-
-
-WORKERS = {
-    "uvicorn": "uvicorn deployed:hub --port {port} --workers 2 --ws websockets-sansio",
-    "native": f"uvicorn deployed:hub --port {{port}} --workers 2 {NATIVE}",
-    "gunicorn": "gunicorn deployed:hub --bind 127.0.0.1:{port} -w 2 -k uvicorn_worker.UvicornWorker",
-    "gunicorn-native": "gunicorn deployed:hub --bind 127.0.0.1:{port} -w 2 -k workered.NativeWorker",
-}
-
-
-async def assert_one_hub(server):
-    async with on_two_workers(server) as clients:
-        one, other = clients.values()
-        await one.send("hello")
-        for client in (one, other):
-            assert await read(client) == "hello"
-    assert "worker processes" not in server.printed()
-
-
-@pytest.mark.parametrize("name", WORKERS)
-async def test_a_message_crosses_the_workers_of_other_servers(start, name, redis_server):
-    if name.startswith("gunicorn"):
-        pytest.importorskip("uvicorn_worker", reason="no gunicorn: pip install uvicorn-worker")
-    await assert_one_hub(start(name, WORKERS[name], env={"BROKER": redis_server.url}))
-
-
-@pytest.mark.parametrize("transport", ["native", "portable"])
-async def test_workers_of_backchannel_run_are_one_hub_and_end_together(
-    run, redis_server, transport
-):
-    options = ("--workers", "2", "--drain", "1", "--transport", transport)
-    server = run(*options, env={"BROKER": redis_server.url})
-    await assert_one_hub(server)
-    assert server.printed().count("Ctrl-C to stop") == 1
-    async with on_two_workers(server) as clients:
-        server.process.signal(signal.SIGTERM)
-        codes = await asyncio.gather(*(close_of(client) for client in clients.values()))
-        assert [code for code, _ in codes] == [1012, 1012]
-    assert await asyncio.to_thread(server.process.wait) == 0
-    assert "Traceback" not in server.printed()
-
-
-async def test_a_worker_that_died_is_replaced(run, redis_server):
-    server = run("--workers", "2", env={"BROKER": redis_server.url})
-    async with on_two_workers(server) as clients:
-        victim = next(iter(clients))
-        os.kill(victim, signal.SIGKILL)
-        assert (await close_of(clients[victim]))[0] == 1006
-    async with on_two_workers(server) as clients:
-        assert victim not in clients
-
-
-async def test_a_second_signal_hurries_the_workers(run, redis_server):
-    server = run("--workers", "2", "--drain", "600", env={"BROKER": redis_server.url})
-    async with on_two_workers(server) as clients:
-        server.process.signal(signal.SIGTERM)
-        await until_ready_is(server, 503)
-        closing = asyncio.gather(*(close_of(client) for client in clients.values()))
-        while not closing.done():  # the first of these may come before the parent has seen SIGTERM
-            server.process.signal(signal.SIGTERM)
-            await asyncio.wait({closing}, timeout=0.5)
-        assert [code for code, _ in closing.result()] == [1012, 1012]
-    assert await asyncio.to_thread(server.process.wait) == 0
-
-
-async def test_workers_without_a_broker_are_refused(process):
-    started = process("backchannel", "run", "deployed.py", "--port", "0", "--workers", "2")
-    assert await asyncio.to_thread(started.wait) == 1
-    (line,) = started.output().splitlines()
-    assert line.startswith("Error: --workers 2: the hub in deployed.py")
-    assert "has no broker, so each process would have channels" in line
-    assert 'Hub(broker="redis://localhost:6379/0"), or leave --workers out' in line
-
-
-async def test_workers_that_reload_are_refused(process):
-    started = process("backchannel", "run", "deployed.py", "--workers", "2", "--reload")
-    assert await asyncio.to_thread(started.wait) == 2
-    assert "--reload serves with one process: leave --workers out" in started.output()
 
 
 # ── brokers that will not do ──────────────────────────────────────────────────────────────────
@@ -287,15 +172,15 @@ async def test_run_tells_whether_it_lives_and_is_ready(run, new_redis_server):
     assert (alive.status_code, alive.json()) == (200, {"status": "ok"})
     assert alive.headers["content-type"] == "application/json"
     assert alive.headers["cache-control"] == "no-store"
-    assert await until_ready_is(server, 200) == {"status": "ready"}
+    assert await server.until_ready_is(200) == {"status": "ready"}
     assert (await server.request("HEAD", "/readyz")).content == b""
     assert (await server.request("POST", "/readyz")).status_code == 405
     engine.stop()
-    because = await until_ready_is(server, 503)
+    because = await server.until_ready_is(503)
     assert because == {"status": "not ready", "because": ["the broker is away"]}
     assert (await server.get("/healthz")).status_code == 200
     engine.start()
-    await until_ready_is(server, 200)
+    await server.until_ready_is(200)
 
 
 APPS = """
@@ -379,7 +264,7 @@ async def test_sigterm_drains(run, transport):
         began = time.monotonic()
         closes = asyncio.gather(*(ended(client) for client in clients))
         server.process.signal(signal.SIGTERM)
-        answer = await until_ready_is(server, 503)
+        answer = await server.until_ready_is(503)
         assert time.monotonic() - began < 1
         assert answer == {"status": "not ready", "because": ["stopping"]}
         assert (await server.get("/healthz")).status_code == 200
@@ -443,7 +328,7 @@ async def test_a_second_signal_hurries(run, second):
         for client in clients:
             await read(client)
         server.process.signal(signal.SIGTERM)
-        await until_ready_is(server, 503)
+        await server.until_ready_is(503)
         server.process.signal(second)
         codes = await asyncio.gather(*(close_of(client) for client in clients))
         assert {code for code, _ in codes} == {1012}
@@ -459,7 +344,7 @@ async def test_what_was_accepted_reaches_a_broker_that_was_away(run, new_redis_s
     async with server.connect("/ws/cars") as client:
         await read(client)
         engine.stop()
-        await until_ready_is(server, 503)
+        await server.until_ready_is(503)
         await client.send("accepted")
         server.process.signal(signal.SIGTERM)
         async with asyncio.timeout(PATIENCE):
@@ -481,7 +366,7 @@ async def test_http_is_served_while_it_drains(run, apps):
     server = run("--drain", "600", target=str(folder / "apps.py:wrapped"))
     async with server.connect("/ws/echo"), httpx.AsyncClient(trust_env=False) as http:
         server.process.signal(signal.SIGTERM)
-        await until_ready_is(server, 503)
+        await server.until_ready_is(503)
         assert (await http.get(server.http + "/healthz")).text == "the app's own"
         server.process.signal(signal.SIGTERM)
     assert await asyncio.to_thread(server.process.wait) == 0

@@ -66,17 +66,6 @@ class Nodes:
             yield client
 
 
-@pytest.fixture
-def run(process, make_server):
-    def start(*arguments, env):
-        started = process("backchannel", "run", "deployed.py", "--port", "0", *arguments, env=env)
-        port = started.wait_for_output(r"ws://localhost:(\d+)")[1]
-        started.wait_for_output("Ctrl-C to stop")
-        return make_server("uvicorn-run", started, int(port))
-
-    return start
-
-
 class Reader:
     """A client that comes back with the last message it had."""
 

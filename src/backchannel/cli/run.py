@@ -131,7 +131,7 @@ def serve(options: Options, sockets: list[socket.socket]) -> None:
         click.echo("", err=True)
 
 
-def make_server(options: Options) -> HubServer:
+def make_server(options: Options, kind: type[HubServer] | None = None) -> HubServer:
     """Return the server of a file, which has not started."""
     set_up_logging(options)
     from backchannel.transport import uvicorn as door  # noqa: PLC0415 - it may have to warn
@@ -162,7 +162,7 @@ def make_server(options: Options) -> HubServer:
     )
     config.load()
     config.loaded_app = HealthPages(cast("Any", config.loaded_app), found.hubs)
-    return HubServer(config, found, options)
+    return (kind or HubServer)(config, found, options)
 
 
 def _serve_child(options: Options, sockets: list[socket.socket] | None = None) -> None:
@@ -211,11 +211,21 @@ class HubServer(uvicorn.Server):
             click.ClickException: a hub's broker can't be used; nothing has listened.
         """
         self._loop = asyncio.get_running_loop()
-        await start_all(self._found.hubs)
+        if not await self.start_hubs(self._found.hubs):
+            return
         await super().startup(sockets)
         listen(sockets or [])
         if self._options.workers == 1:  # else who started this process says it, once
             show_what_is_served(self._found, self._options, sockets or [])
+
+    async def start_hubs(self, hubs: Sequence[Hub]) -> bool:
+        """Start the hubs; returns whether there is something to serve.
+
+        Raises:
+            click.ClickException: one could not start.
+        """
+        await start_all(hubs)
+        return True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close all connections: 1001 after Ctrl-C, 1012 (come back) over a while after SIGTERM.

@@ -158,6 +158,13 @@ class Server:
     async def stats(self):
         return (await self.get("/stats")).json()
 
+    async def until_ready_is(self, status):
+        """Return what ``/readyz`` says as soon as it has this status; polls, since nothing tells."""
+        async with asyncio.timeout(PATIENCE):
+            while (answer := await self.get("/readyz")).status_code != status:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return answer.json()
+
     async def settled(self, wanted, within=PATIENCE):
         """Return the stats as soon as they are as wanted; polls, since nothing tells."""
         deadline = time.monotonic() + within
