@@ -11,9 +11,9 @@ from speaking import Speaker
 
 from backchannel import Hub, Listener, event, watch
 from backchannel.broker.redis import RedisBroker, parcel
-from backchannel.contracts import Target
+from backchannel.contracts import Publication, Target
 from backchannel.errors import BrokerUnavailable
-from backchannel.history import Retention
+from backchannel.history import REMEMBERED, Retention
 from backchannel.publisher import AsyncPublisher
 from backchannel.testing.recording import RecordingNode, frames
 
@@ -429,6 +429,22 @@ async def test_a_channel_stays_known_while_somebody_is_in_it(
                         await asyncio.sleep(0.02)
         assert (await one.broadcast("kept:a", "1")).position == (before.epoch, 2)
         assert await member.receive() == "1"
+
+
+@pytest.mark.parametrize("ttl", [1, 3600])
+async def test_a_position_that_was_handed_out_stays_known_longer_than_what_is_kept(
+    engine, broker_node, ttl
+):
+    """Else who comes back with it would be told that something is lost, where nothing is."""
+    node = await broker_node()
+    publishing = node.broker.publish(Publication(CARS, "x"), Retention(10, ttl))
+    assert (await publishing).position.offset == 1
+    state = "backchannel:losses:{c:cars}:state"
+    with engine.client as client:
+        times = {key.decode(): client.ttl(key) for key in client.scan_iter("*{c:cars}*")}
+    until_gone = times.pop(state)
+    assert [ttl - 1 <= seconds <= ttl for seconds in times.values()] == [True]
+    assert until_gone - ttl >= REMEMBERED - 1
 
 
 async def test_a_position_that_was_read_stays_known(engine, hubs):

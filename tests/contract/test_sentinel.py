@@ -11,8 +11,10 @@ import time
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
+from shared import until
 
 from backchannel import AsyncPublisher, Hub, Listener, Publisher
+from backchannel.broker.redis import engine
 from backchannel.errors import BrokerUnavailable, BrokerUrlError
 
 
@@ -74,6 +76,17 @@ class Replicated:
 
     def ask(self, port):
         return Redis(port=port, protocol=2)
+
+    def hand_over(self):
+        """Let the replica become the master, while the master is there."""
+        with self.ask(self.sentinel) as sentinel:
+            before = sentinel.sentinel_get_master_addr_by_name("chat")
+            sentinel.execute_command("SENTINEL", "FAILOVER", "chat")
+            wait_until(lambda: sentinel.sentinel_get_master_addr_by_name("chat") != before)
+
+    def role_of(self, port):
+        with self.ask(port) as client:
+            return client.info("replication")["role"]
 
     def kill(self, port):
         process = self.running.pop(port)
@@ -142,6 +155,32 @@ async def test_nodes_follow_the_master(replicated, hubs):
         assert await there.receive() == "kept too"
         assert after.epoch != before.epoch  # what the replica did not have may be lost
         assert (await one.channel("kept:cars").history(since=before)).lost
+
+
+@pytest.mark.timeout(90)
+async def test_nodes_follow_a_master_that_hands_over_calmly(replicated, hubs, monkeypatch, caplog):
+    """It lives on, cuts nobody off, and goes on as a master until sentinels tell it."""
+    monkeypatch.setattr(engine, "BEAT", 0.1)
+    one, two = await hubs(replicated.url), await hubs(replicated.url)
+    async with one.test_client("/ws/cars") as here, two.test_client("/ws/kept:cars") as there:
+        await two.broadcast("kept:cars", "before")
+        assert await there.receive() == "before"
+        replicated.hand_over()
+        for hub in (one, two):
+            await until(lambda hub=hub: "away" in hub.health.broker)
+        for hub in (one, two):
+            await until(lambda hub=hub: "connected" in hub.health.broker)
+        assert replicated.role_of(replicated.master) == "master"  # as it is told only later
+        three = await hubs(replicated.url)
+        await three.broadcast("cars", "after")
+        assert await here.receive() == "after"
+        await three.broadcast("kept:cars", "kept")
+        assert await there.receive() == "kept"
+    told = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+    assert len(told) == 2
+    assert all(
+        "is lost: another one is the master now; connections stay open" in one for one in told
+    )
 
 
 class Blocking:
@@ -216,6 +255,44 @@ async def test_publishers_follow_the_master(replicated, hubs, publishers):
             assert await publisher.users("kept:cars") == ["ana"]
             await publisher.aclose()  # and it may be used again
             assert await publisher.count() == 1
+
+
+@pytest.mark.timeout(90)
+async def test_publishers_follow_a_master_that_hands_over_calmly(
+    replicated, hubs, publishers, monkeypatch
+):
+    monkeypatch.setattr(engine, "BEAT", 0.1)
+    monkeypatch.setattr("backchannel.publisher.doorway.FRESH", 0.0)
+    hub = await hubs(replicated.url)
+    async with hub.test_client("/ws/kept:cars") as client:
+        for publisher in publishers:
+            await publisher.broadcast("kept:cars", "before")
+            assert await client.receive() == "before"
+        replicated.hand_over()
+        await until(lambda: "away" in hub.health.broker)
+        await until(lambda: "connected" in hub.health.broker)
+        for publisher in publishers:
+            await publisher.broadcast("kept:cars", "after")
+            assert await client.receive() == "after"
+            assert await publisher.count() == 1
+        assert replicated.role_of(replicated.master) == "master"  # as it is told only later
+
+
+@pytest.mark.timeout(90)
+async def test_publishers_publish_what_a_replica_refuses_at_the_master(
+    replicated, hubs, publishers, monkeypatch
+):
+    monkeypatch.setattr("backchannel.publisher.doorway.FRESH", 3600)
+    await hubs(replicated.url)
+    with replicated.ask(replicated.master) as client:
+        for publisher in publishers:
+            assert (await publisher.broadcast("kept:cars", "before")).position
+        replicated.hand_over()
+        client.replicaof("127.0.0.1", replicated.replica)
+    for publisher in publishers:
+        assert (await publisher.broadcast("kept:cars", "after")).position
+        kept = [one.message for one in await publisher.history("kept:cars")]
+        assert kept.count("after") == publishers.index(publisher) + 1
 
 
 @pytest.mark.parametrize("kind", [Blocking, Awaiting])

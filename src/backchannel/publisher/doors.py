@@ -86,11 +86,22 @@ class BlockingDoor(Doorway):
             connection.send_command("INFO", section, check_health=False)
         self._note(connection, connection.read_response(), connection.read_response())
 
+    def _look_where(self, connection: Any, pool: Any) -> None:
+        """Check that sentinels still name the master that a connection leads to."""
+        if self._address.sentinels is None:
+            return
+        try:
+            master = pool.get_master_address()
+        except (RedisError, OSError):  # nobody knows better
+            return
+        self._note_master(connection, master)
+
     def _open(self, pool: Any) -> Any:
         connection = None
         try:
             connection = pool.get_connection()
             if self._is_stale(connection):
+                self._look_where(connection, pool)
                 connection.send_command("INFO", "replication", check_health=False)
                 self._note_run(connection, connection.read_response())
         except BaseException as error:
@@ -246,11 +257,22 @@ class AwaitingDoor(Doorway):
         server, replication = await connection.read_response(), await connection.read_response()
         self._note(connection, server, replication)
 
+    async def _look_where(self, connection: Any, pool: Any) -> None:
+        """Check that sentinels still name the master that a connection leads to."""
+        if self._address.sentinels is None:
+            return
+        try:
+            master = await pool.get_master_address()
+        except (RedisError, OSError):  # nobody knows better
+            return
+        self._note_master(connection, master)
+
     async def _open(self, pool: Any) -> Any:
         connection = None
         try:
             connection = await pool.get_connection()
             if self._is_stale(connection):
+                await self._look_where(connection, pool)
                 await connection.send_command("INFO", "replication", check_health=False)
                 self._note_run(connection, await connection.read_response())
         except BaseException as error:

@@ -17,7 +17,14 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from backchannel.broker.redis.door import NoShards, check_mode, check_version, facts_of
+from backchannel.broker.redis.door import (
+    NoShards,
+    check_mode,
+    check_version,
+    facts_of,
+    role_of,
+)
+from backchannel.broker.redis.link import is_of_a_replica
 from backchannel.errors import BrokerUnusable
 from backchannel.publisher.pools import away
 from backchannel.publisher.steps import RUN, Command, InRun, Lost, NotSent
@@ -35,9 +42,9 @@ REFUSALS: Final = (
 )
 
 FRESH: Final = 2.0
-"""Seconds that a master of a cluster is taken to be one, in the same run of data. The cluster may
-make it a replica, and a master again, and no connection is lost by that; and what is published to
-a shard's topic at a replica is answered as if nobody heard it."""
+"""Seconds that a master is taken to be one, in the same run of data. Others may make it a replica,
+and a master again, and no connection is lost by that; and what is published at a replica is
+answered as if nobody heard it, and heard by nobody who is at the master."""
 
 _OF_ANYONE: Final = {"CLUSTER", "INFO", "SCRIPT"}
 """Commands that a replica is good for too."""
@@ -138,18 +145,23 @@ class Doorway:
     def _note_run(self, connection: Any, info: bytes) -> None:
         """Keep what names the engine's run of data; a replica is none to publish at."""
         facts = facts_of(info)
-        if self._in_cluster:
-            self._looked[connection] = time.monotonic()
-        if facts.get("role") in {"master", None}:
+        self._looked[connection] = time.monotonic()
+        if not (role := role_of(facts)):
             self._runs[connection] = facts.get("master_replid", "")
         elif self._in_cluster:  # it can be asked who the masters are
             self._runs.pop(connection, None)
         else:
-            raise ConnectionError(f"it is a replica of {facts.get('master_host')}")
+            raise ConnectionError(f"it is {role}")
+
+    @staticmethod
+    def _note_master(connection: Any, master: tuple[str, int]) -> None:
+        """Check that a connection leads to the master: the one before may go on for a while."""
+        if (connection.host, connection.port) != master:
+            raise ConnectionError("another one is the master now")
 
     def _is_stale(self, connection: Any) -> bool:
         """Tell whether it may lead to a replica by now, or to another run of data."""
-        return self._in_cluster and self._looked.get(connection, 0.0) < time.monotonic() - FRESH
+        return self._looked.get(connection, 0.0) < time.monotonic() - FRESH
 
     def _words(self, connection: Any, step: Command | Listen) -> list[Any]:
         """Return the words of a step, where who is at the other end can take it."""
@@ -176,7 +188,7 @@ def _in_run(run: str | None, word: Any) -> Any:
 
 def is_spoilt(error: BaseException) -> bool:
     """Tell whether a connection that raised this can't be used again, or is not to be."""
-    return not isinstance(error, ResponseError) or isinstance(error, ReadOnlyError)
+    return not isinstance(error, ResponseError) or _is_of_a_replica(error)
 
 
 def translate_opening(address: Whereabouts, error: BaseException) -> None:
@@ -196,7 +208,7 @@ def translate(error: BaseException, run: str = "") -> None:
         error: what happened after something was sent.
         run: names the run of data of who it was sent to.
     """
-    if isinstance(error, ReadOnlyError):  # the engine has become a replica meanwhile
+    if _is_of_a_replica(error):  # the engine has become a replica meanwhile
         raise NotSent(str(error)) from error
     if isinstance(error, REFUSALS):
         raise BrokerUnusable(_refused(error)) from error
@@ -204,6 +216,12 @@ def translate(error: BaseException, run: str = "") -> None:
         return
     if isinstance(error, RedisError | OSError):  # TimeoutError is an OSError
         raise Lost(str(error), run) from error
+
+
+def _is_of_a_replica(error: BaseException) -> bool:
+    if isinstance(error, ReadOnlyError) or isinstance(error.__context__, ReadOnlyError):
+        return True  # the latter where redis-py has asked sentinels
+    return isinstance(error, ResponseError) and is_of_a_replica(error)  # a script's, of Redis 6.2
 
 
 def _refused(error: Exception) -> str:

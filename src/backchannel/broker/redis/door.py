@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Door",
+    "IsReplica",
     "NoShards",
     "Opened",
     "Whereabouts",
@@ -33,6 +34,7 @@ __all__ = [
     "check_version",
     "facts_of",
     "read_url",
+    "role_of",
 ]
 
 KNOWN: Final = ("redis", "rediss", "unix", *SCHEMES, *slots.SCHEMES)
@@ -46,6 +48,19 @@ _NEEDED_FOR_SHARDS: Final = {"Redis": (7, 0), "Valkey": (7, 2)}
 
 class NoShards(BrokerUnusable):
     """An engine does not have the topics of shards that it is to have."""
+
+
+class IsReplica(BrokerUnavailable):
+    """An engine is not to be published at: who is at its master would not hear it.
+
+    Args:
+        shown: where it is, for people.
+        role: see ``role_of``.
+    """
+
+    def __init__(self, shown: str, role: str):
+        super().__init__(f"{shown} can't be used: it is {role}")
+        self.role = role
 
 
 class Whereabouts(NamedTuple):
@@ -103,7 +118,6 @@ class Door:
 
     Attributes:
         shown: the URL without its password, for people.
-        is_watched: another process may take the master's place; see ``is_master``.
         host: the machine, where it has no path.
         in_cluster: it is a node of a cluster; see ``of_node``.
         is_sharded: in a cluster, topics are those of shards, which their slot's master has alone.
@@ -122,7 +136,7 @@ class Door:
         except (RedisError, OSError, ValueError) as error:
             raise BrokerUrlError(f"Hub(broker={self.shown!r}): {error}") from error
         self._sentinels = sentinels and sentinels._replace(tls=self._tls)
-        self.is_watched = sentinels is not None
+        self._master: slots.Address | None = None  # as they said last
         self.in_cluster = self.is_sharded = False
         self._path: str | None = options.get("path")
         self.host: str = options.get("host") or "localhost"
@@ -137,7 +151,7 @@ class Door:
         door.host, door._port = address
         scheme = "redis" if self._tls is None else "rediss"
         door.shown = f"{scheme}://{address[0]}:{address[1]}"
-        door.is_watched = door.in_cluster = True
+        door.in_cluster = True
         return door
 
     @property
@@ -156,6 +170,7 @@ class Door:
             anyone: a replica will do too.
 
         Raises:
+            IsReplica: who answers is one.
             BrokerUnavailable: nobody answers there.
             BrokerUnusable: who answers will not do.
         """
@@ -168,6 +183,9 @@ class Door:
             self._close(link)
             what = f"{self.shown} did not answer in {seconds:g} s"
             raise BrokerUnavailable(what + self._tls_hint(link)) from error
+        except IsReplica:
+            self._close(link)
+            raise
         except (OSError, BrokerUnavailable) as error:
             self._close(link)
             what = f"{self.shown} can't be reached: {error}"
@@ -175,6 +193,18 @@ class Door:
         except BaseException:
             self._close(link)
             raise
+
+    async def has_moved(self) -> bool:
+        """Tell whether sentinels name another master than the one that was connected to last.
+
+        That one may go on as a master for ten seconds more, of nobody who asks from now on.
+        """
+        if self._sentinels is None:
+            return False
+        try:
+            return await self._sentinels.find() != self._master
+        except BrokerUnavailable:  # nobody knows better
+            return False
 
     def _tls_hint(self, link: Link | None) -> str:
         if self._tls is None or link is not None:
@@ -196,7 +226,7 @@ class Door:
             return (await loop.create_unix_connection(make, self._path))[1]
         host, port = self.host, self._port
         if self._sentinels is not None:
-            host, port = await self._sentinels.find()
+            host, port = self._master = await self._sentinels.find()
         name = host if self._tls is not None else None
         connecting = loop.create_connection(make, host, port, ssl=self._tls, server_hostname=name)
         return (await connecting)[1]
@@ -215,8 +245,8 @@ class Door:
         facts |= facts_of(await self._ask(link, "INFO", "replication"))
         check_version(facts, self.shown, is_sharded=self.is_sharded)
         check_mode(facts, self.shown, in_cluster=self.in_cluster, is_tls=self._tls is not None)
-        if facts.get("role") not in {"master", None} and not anyone:
-            raise BrokerUnavailable(f"it is a replica of {facts.get('master_host')}")
+        if (role := role_of(facts)) and not anyone:
+            raise IsReplica(self.shown, role)
         run = facts.get("master_replid") or facts.get("run_id") or ""
         before = facts.get("master_replid2", "")
         # Who goes on from another run does not say since when.
@@ -371,6 +401,13 @@ def facts_of(info: Any) -> dict[str, str]:
     """Read what INFO answers."""
     lines = bytes(info).decode(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def role_of(facts: dict[str, str]) -> str:
+    """Return whose replica an engine is, by what it says of itself; empty where it is a master."""
+    if facts.get("role") in {"master", None}:
+        return ""
+    return f"a replica of {facts.get('master_host')}:{facts.get('master_port')}"
 
 
 def _is_unknown(error: Exception) -> bool:

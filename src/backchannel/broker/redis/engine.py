@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import hiredis
 
+from backchannel.broker.redis.door import IsReplica, facts_of, role_of
 from backchannel.errors import BrokerUnavailable, BrokerUnusable
 from backchannel.observe import BROKER
 
@@ -72,6 +73,7 @@ class Engine:
     Attributes:
         link: the connection; None while it is away.
         shown: its URL without the password.
+        role: while it is away, what else it is by now, for people: a replica; or empty.
         run: names its unbroken run of data.
         before: names the run that this one goes on from, maybe without all of its data.
         run_since: when the run is known to have been there already, by the loop's clock.
@@ -89,7 +91,9 @@ class Engine:
         self._asked = 0.0  # for a sign of life, by the loop's clock; 0 is answered
         self.link: Link | None = None
         self.shown = self._door.shown
-        self.run = self.before = ""
+        self.role = ""
+        self.run: str = ""
+        self.before: str = ""
         self.run_since = 0.0
         self.scripts: dict[str, str] = {}
 
@@ -135,13 +139,21 @@ class Engine:
                 await asyncio.sleep(BACK_OFF[1])
 
     async def _watch(self) -> None:
-        """Return when the connection is lost, or the engine gives no sign of life."""
+        """Return when the connection is lost, the engine gives no sign of life, or is a replica."""
         while (link := self.link) is not None:
-            await asyncio.wait({link.lost}, timeout=BEAT)
-            if not link.lost.done() and await self._gives_sign_of_life(link, self._timeout):
-                if not self._door.is_watched or await self._is_master(link):
+            reasons = {link.lost, link.refused}
+            await asyncio.wait(reasons, timeout=BEAT, return_when=asyncio.FIRST_COMPLETED)
+            if not link.lost.done():
+                info = link.call("INFO", "replication")  # answered before the sign of life
+                info.add_done_callback(_read)
+                lives = await self._gives_sign_of_life(link, self._timeout)
+                self.role = _role(info, link)
+                if self.role:
+                    link.problem = f"it is {self.role} by now"
+                elif lives and await self._door.has_moved():
+                    link.problem = "another one is the master now"
+                elif lives:
                     continue
-                BROKER.warning("%s: another one is the master now", self.shown)
             link.close()
             await link.lost
             self.link = None
@@ -161,15 +173,6 @@ class Engine:
         self._asked = 0.0
         return answer.done() and answer.exception() is None
 
-    @staticmethod
-    async def _is_master(link: Link) -> bool:
-        """Tell whether the engine has not become a replica, which publishes to nobody else."""
-        try:
-            role = await link.call("ROLE")
-        except (BrokerUnavailable, hiredis.ReplyError):
-            return False
-        return bool(role[0] == b"master")
-
     async def _connect_again(self) -> None:
         wait, longest = BACK_OFF
         problem = ""
@@ -177,6 +180,7 @@ class Engine:
             try:
                 await self._connect(again=True)
             except (BrokerUnavailable, BrokerUnusable) as error:
+                self.role = error.role if isinstance(error, IsReplica) else ""
                 if str(error) != problem:
                     problem = str(error)
                     BROKER.warning("still away: %s", problem)
@@ -200,7 +204,7 @@ class Engine:
             raise
         if run != self.run:
             self.run_since = asyncio.get_running_loop().time() - age
-        self.run, self.before, self.link = run, before, link
+        self.run, self.before, self.link, self.role = run, before, link, ""
         self._owner.connected(again=again)
 
     def reload(self) -> None:
@@ -261,3 +265,23 @@ class Engine:
                         raise
                     self._owner.dropped(topic)  # it is another node's by now
             heard.update(todo)
+
+
+def _read(info: asyncio.Future[Any]) -> None:
+    """Look at a reply that nobody may wait for any more."""
+    if not info.cancelled():
+        info.exception()
+
+
+def _role(info: asyncio.Future[Any], link: Link) -> str:
+    """Return what an engine is where it has become a replica, which publishes to nobody else.
+
+    Args:
+        info: what it says of itself, unless it refuses to.
+        link: the connection to it.
+    """
+    is_known = info.done() and info.exception() is None
+    role = role_of(facts_of(info.result())) if is_known else ""
+    if not role and link.refused.done():
+        return "a replica, or was one just now"  # what it refused waits for the next connection
+    return role

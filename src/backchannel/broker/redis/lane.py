@@ -101,7 +101,8 @@ class Lane:
         if self.engine.link is not None:
             silent = f", {silence}" if (silence := self.silence) else ""
             return f"connected to {self.shown}{silent}"
-        return f"{self.shown} is away; {len(self._waiting)} publications wait"
+        role = f": it is {self.engine.role}" if self.engine.role else ""
+        return f"{self.shown} is away{role}; {len(self._waiting)} publications wait"
 
     @property
     def silence(self) -> str:
@@ -233,7 +234,13 @@ class Lane:
         self._schedule_expiry()
 
     def takes_back(self, posting: Posting | Question, reply: hiredis.ReplyError) -> bool:
-        """Publish a posting again: the engine forgot its script, or it belongs elsewhere."""
+        """Publish a posting again: the engine forgot its script, or it belongs elsewhere.
+
+        A replica refuses what is kept: that is published first when there is a master again.
+        """
+        link = self.engine.link
+        if link is not None and link.turned_down(reply) and isinstance(posting, Keeping):
+            return self._waits_for_a_master(posting)
         if not str(reply).startswith("NOSCRIPT"):
             steward = self._steward
             return steward is not None and steward.turned_back(self, posting, reply)
@@ -244,6 +251,14 @@ class Lane:
         if not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self.flush)
+        return True
+
+    def _waits_for_a_master(self, posting: Keeping) -> bool:
+        if posting.until <= asyncio.get_running_loop().time():
+            return False
+        if not posting.is_retry:
+            posting.run = ""  # this was no attempt
+        self.retry(posting)
         return True
 
     def retry(self, posting: Posting) -> None:

@@ -16,7 +16,7 @@ import hiredis
 
 from backchannel.errors import BrokerUnavailable
 
-__all__ = ["Command", "Link", "pack_command"]
+__all__ = ["Command", "Link", "is_of_a_replica", "pack_command"]
 
 _MORE: Final = object()
 pack_command: Final[Callable[[tuple[Any, ...]], bytes]] = cast("Any", hiredis).pack_command
@@ -50,6 +50,7 @@ class _Call:
         if self.future.done():
             return
         if isinstance(reply, hiredis.ReplyError):
+            self._link.turned_down(reply)
             self.future.set_exception(reply)
         else:
             self.future.set_result(reply)
@@ -89,6 +90,7 @@ class Link(asyncio.Protocol):
 
     Attributes:
         dropped: called with a topic of a shard that the engine ends unasked.
+        refused: done when the engine would not write, since it is a replica.
         lost: done when the connection has ended.
         problem: why it was given up; empty where it was lost.
         progress: changes with each reply, and with each part of a long one.
@@ -105,6 +107,7 @@ class Link(asyncio.Protocol):
         self.progress = 0
         self.problem = ""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # ── what is asked ─────────────────────────────────────────────────────────────────────────
 
@@ -166,6 +169,14 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def turned_down(self, error: hiredis.ReplyError) -> bool:
+        """Take note of an error; tell whether the engine would not write, since it is a replica."""
+        if not is_of_a_replica(error):
+            return False
+        if not self.refused.done():
+            self.refused.set_result(None)
+        return True
+
     # ── as the transport's protocol ───────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -214,6 +225,11 @@ class Link(asyncio.Protocol):
         waiting, self._waiting = self._waiting, deque()
         for command in waiting:
             command.abandon()
+
+
+def is_of_a_replica(error: Exception) -> bool:
+    """Tell whether an engine refused to write since it is a replica; Redis 6.2 says more before."""
+    return "READONLY You" in str(error)
 
 
 def _nothing(topic: bytes) -> None:
