@@ -23,7 +23,7 @@ from backchannel.info import packed
 from backchannel.observe import BROKER, excerpt
 from backchannel.sent import Outcome
 from backchannel.strangers import Strangers
-from backchannel.watch import Watch
+from backchannel.watch import Unread, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -70,10 +70,12 @@ class Cluster:
         self._is_warned = False
         self.strangers = Strangers()
         self._watch = Watch(broker, self._followers, self._fill)
+        self._unread = Unread(broker, self._followers, self._fill)
 
     def begin_anew(self) -> None:
         """Forget what was of an earlier event loop."""
         self._watch.end()
+        self._unread.end()
         self._followers.clear()
         self._filling.clear()
         self._held.clear()
@@ -81,6 +83,12 @@ class Cluster:
         self._holders.clear()
         self._found = Mark()
         self._is_warned = False
+
+    @property
+    def state(self) -> str:
+        """How the broker is doing, for people."""
+        why = self._unread.why
+        return f"{self._broker.state}; {why}" if why else self._broker.state
 
     # ── as the broker's node ──────────────────────────────────────────────────────────────────
 
@@ -270,8 +278,8 @@ class Cluster:
                     self._tell_lost(channel, members, follower.position)
                 for position, publication in ready:
                     self._hub._deliver(publication, position)
-        except BrokerUnavailable:
-            pass  # it says when it is back
+        except BrokerUnavailable as error:
+            self._unread.put_off(channel, follower, error, self._hub.runtime.keep)
         finally:
             self._filling.pop(follower, None)
 
