@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from backchannel.about import About, Mark
+from backchannel.answers import fitting
 from backchannel.channel import check_channel
 from backchannel.codes import check_close
 from backchannel.connection import CloseReason
@@ -358,7 +359,8 @@ class Cluster:
         Raises:
             BrokerUnavailable: the broker is away.
         """
-        return told(target, *await self._broker.ask(target, ["others", *words]))
+        asking = self._broker.ask(target, ["others", *words], fitting(words[0]))
+        return told(target, *await asking)
 
     def tell(self, target: Target, whom: Literal["all", "others"], *words: Any) -> Outcome:
         """Let the nodes that have someone of a target do something.
@@ -371,14 +373,11 @@ class Cluster:
         Returns:
             Of its receipt ``reached`` tells to how many connections it was done.
         """
-        asking = self._broker.ask(target, [whom, *words])
+        asking = self._broker.ask(target, [whom, *words], fitting(words[0]))
         outcome = self.outcome()
 
         def settle(done: asyncio.Future[tuple[list[Any], int]]) -> None:
-            if isinstance(error := done.exception(), Exception):
-                outcome.set_exception(error)
-            else:
-                outcome.set_result(Receipt(sum(told(target, *done.result()))))
+            outcome.settle(lambda: Receipt(sum(told(target, *done.result()))))
 
         asking.add_done_callback(settle)
         return outcome

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 
 import msgspec
 import pytest
+from redis import Redis
 from speaking import Speaker
 
-from backchannel import AsyncPublisher, Hub, Listener
+from backchannel import AsyncPublisher, Hub, Listener, Publisher
 
 BAD_JSON = [
     b"J{bad", b"J", b"J\x00\x01", b"J1}{", b'J{"a":1},"type":"hello"', b'J"\xff"', b'J"a\nb"', b"JNaN",
@@ -187,3 +189,98 @@ async def test_the_log_is_not_filled_by_many_who_ask(hub, redis_server, caplog):
         assert await client.receive() == "one of us"
     assert hub.health.foreign == 300
     assert len(errors(caplog)) == 100
+
+
+# ── answers ───────────────────────────────────────────────────────────────────────────────────
+
+WRONG = ["garbage", [["id", None, "/ws", "n", 1e20, {}]]]
+
+
+@pytest.fixture
+def answers_wrong(redis_server):
+    """Let a stranger hear a topic, and answer each question and counted publication there."""
+    threads = []
+
+    def start(topic, words):
+        client = Redis.from_url(redis_server.url)
+        heard = client.pubsub()
+        heard.subscribe(topic)
+        assert heard.get_message(timeout=5)["type"] == "subscribe"
+
+        def answer():
+            while not done.is_set():
+                one = heard.get_message(ignore_subscribe_messages=True, timeout=0.05)
+                if one is None:
+                    continue
+                asked = msgspec.msgpack.decode(one["data"][1:])
+                node, number = asked[3] if one["data"][:1] == b"X" else asked[1]
+                inbox = f"{topic.partition('{')[0]}{{n:{node}}}"
+                client.publish(inbox, b"A" + msgspec.msgpack.encode([number, words]))
+            client.close()
+
+        done = threading.Event()
+        thread = threading.Thread(target=answer)
+        thread.start()
+        threads.append((thread, done))
+
+    yield start
+    for thread, done in threads:
+        done.set()
+        thread.join()
+
+
+@pytest.fixture
+async def asking(redis_server):
+    """A hub that does not wait long."""
+    hub = Hub(
+        broker=redis_server.url, name="strangers", broker_timeout=0.3,
+        authenticate=lambda request: request.query.get("user"),
+    )  # fmt: skip
+    hub.rule("{name}", subscribe=lambda ws: True)
+    hub.add("/ws/{channel}", Listener)
+    await hub.start()
+    yield hub
+    await hub.stop()
+
+
+@pytest.mark.parametrize("words", WRONG)
+async def test_an_answer_that_is_none_is_dropped_and_nobody_waits_for_ever(
+    asking, redis_server, answers_wrong, caplog, words
+):
+    answers_wrong("backchannel:strangers:{u:ana}", words)
+    async with asyncio.timeout(20), asking.test_client("/ws/cars?user=ana") as client:
+        ana = asking.user("ana")
+        assert (await ana.send("hello")).reached == 1
+        assert await ana.count() == 1
+        assert [one.id for one in await ana.connections()] == [client.connection.id]
+        assert await ana.users() == ["ana"]
+        assert await ana.recheck() == []
+        assert (await ana.subscribe("boats")).reached == 1
+        assert (await ana.unsubscribe("boats")).reached == 1
+        assert (await ana.close(4100, "bye")).reached == 1
+    assert asking.health.foreign == 8
+    assert asking.health.problems == ()
+    said = [one.getMessage() for one in errors(caplog)]
+    assert len(said) == 1
+    assert "a stranger answers" in said[0]
+
+
+@pytest.mark.parametrize("words", WRONG)
+@pytest.mark.parametrize("kind", [AsyncPublisher, Publisher])
+async def test_so_it_is_for_publishers(asking, redis_server, answers_wrong, kind, words):
+    answers_wrong("backchannel:strangers:{u:ana}", words)
+
+    async def get(call, *args):
+        done = await asyncio.to_thread(call, *args) if kind is Publisher else await call(*args)
+        return getattr(done, "reached", done)
+
+    publisher = kind(redis_server.url, "strangers", timeout=0.3)
+    async with asyncio.timeout(20), asking.test_client("/ws/cars?user=ana") as client:
+        ana = publisher.user("ana")
+        assert await get(ana.send, "hello") == 1
+        assert await get(ana.count) == 1
+        assert [one.id for one in await get(ana.connections)] == [client.connection.id]
+        assert await get(ana.users) == ["ana"]
+        assert await get(ana.subscribe, "boats") == 1
+        assert await get(ana.close, 4100, "bye") == 1
+    await publisher.aclose() if kind is AsyncPublisher else publisher.close()

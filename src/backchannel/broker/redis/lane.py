@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import hiredis
 from redis.crc import key_slot
 
+from backchannel.answers import is_count
 from backchannel.broker.redis import parcel
 from backchannel.broker.redis.engine import Engine
 from backchannel.broker.redis.link import pack_command
@@ -381,9 +382,9 @@ class Lane:
 
         def done(answers: list[Any], _missing: int) -> None:
             if not outcome.done():
-                outcome.set_result(Receipt(sum(answers)))
+                outcome.set_result(Receipt(sum(filter(None, answers))))
 
-        posting.inquiry = self._origin.inquiries.open(done)
+        posting.inquiry = self._origin.inquiries.open(done, is_count)
 
     def _take_back_retries(self) -> None:
         self._waiting.extendleft(reversed((*self._resent, *self._retries)))
