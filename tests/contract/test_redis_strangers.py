@@ -284,3 +284,73 @@ async def test_so_it_is_for_publishers(asking, redis_server, answers_wrong, kind
         assert await get(ana.subscribe, "boats") == 1
         assert await get(ana.close, 4100, "bye") == 1
     await publisher.aclose() if kind is AsyncPublisher else publisher.close()
+
+
+# ── who only listens ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def watched(redis_server):
+    """Somebody who hears everything, as people do to find out what goes on."""
+    with redis_server.client as client, client.pubsub() as everything:
+        everything.psubscribe("*", "backchannel:*")
+        assert [everything.get_message(timeout=5)["data"] for _ in range(2)] == [1, 2]
+        yield everything
+
+
+async def test_nobody_waits_for_who_listens_to_a_pattern(watched, redis_server):
+    hub = Hub(
+        broker=redis_server.url, name="strangers", broker_timeout=60,
+        authenticate=lambda request: request.query.get("user"),
+    )  # fmt: skip
+    hub.add("/ws/{channel}", Listener)
+    await hub.start()
+    async with (
+        asyncio.timeout(20),
+        hub.test_client("/ws/cars?user=ana") as client,
+        AsyncPublisher(redis_server.url, "strangers", timeout=60) as publisher,
+    ):
+        for sender in (hub, publisher):
+            ana = sender.user("ana")
+            assert (await ana.send("hello")).reached == 1
+            assert await client.receive() == "hello"
+            assert await ana.count() == 1
+            assert [one.user for one in await sender.everyone.connections()] == ["ana"]
+            assert (await sender.user("nobody").send("hello")).reached == 0
+            assert await sender.user("nobody").count() == 0
+        with redis_server.client as engine:
+            engine.script_flush()
+        assert await hub.user("ana").count() == 1
+        assert await publisher.user("ana").count() == 1
+        assert (await hub.user("ana").close(4100, "bye")).reached == 1
+    await hub.stop()
+
+
+async def test_who_listens_to_the_topic_itself_is_waited_for(asking, redis_server, watched, caplog):
+    """As one who does not answer: it may be a node, and nobody can tell."""
+    with redis_server.client as client, client.pubsub() as mute:
+        mute.subscribe("backchannel:strangers:{u:ana}")
+        assert mute.get_message(timeout=5)["type"] == "subscribe"
+        async with asyncio.timeout(20), asking.test_client("/ws/cars?user=ana"):
+            assert await asking.user("ana").count() == 1
+    assert "1 nodes that have someone of user did not answer" in caplog.text
+
+
+async def test_a_node_that_may_not_count_waits_for_all_who_hear_it(redis_server, caplog):
+    with redis_server.client as engine:
+        engine.execute_command(
+            "ACL", "SETUSER", "node", "on", ">pw", "~*", "&*", "+@all", "-pubsub"
+        )
+    url = redis_server.url.replace("redis://", "redis://node:pw@")
+    hub = Hub(broker=url, name="strangers", broker_timeout=0.3)
+    hub.add("/ws/{channel}", Listener)
+    await hub.start()
+    try:
+        async with asyncio.timeout(20), hub.test_client("/ws/cars"):
+            assert await hub.everyone.count() == 1
+            assert (await hub.everyone.send("hello")).reached == 1
+        assert "did not answer" not in caplog.text
+    finally:
+        await hub.stop()
+        with redis_server.client as engine:
+            engine.execute_command("ACL", "DELUSER", "node")

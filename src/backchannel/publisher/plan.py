@@ -199,6 +199,15 @@ class Plan:
         errand = Errand(lambda _: words, topic, deadline, may_repeat=False)
         return int((yield from self._engine.do(errand)))
 
+    def _tell_counting(self, topic: bytes, data: bytes, deadline: float) -> Work[int]:
+        """Publish what is answered; return how many nodes heard it, and nobody else."""
+        if self._engine.is_sharded:  # there are no patterns
+            return (yield from self._tell(topic, data, deadline))
+        hash_ = yield from self._engine.loaded("ask", deadline)
+        words = ("EVALSHA", hash_, 0, topic, data)
+        errand = Errand(lambda _: words, topic, deadline, may_repeat=False)
+        return int((yield from self._engine.do(errand)))
+
     def _ask(
         self,
         target: Target,
@@ -211,7 +220,7 @@ class Plan:
         inbox = yield from self._engine.listen(self._keys.node(me), deadline)
         try:
             data = pack(parcel.Asking(me, 1))
-            heard = yield from self._tell(self._keys.heard(target), data, deadline)
+            heard = yield from self._tell_counting(self._keys.heard(target), data, deadline)
             answers: list[Any] = []
             while len(answers) < heard:
                 said = yield Hear(inbox, max(0.0, deadline - monotonic()))
