@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from backchannel.about import About, Mark
+from backchannel.answers import fitting
 from backchannel.channel import check_channel
 from backchannel.codes import check_close
 from backchannel.connection import CloseReason
@@ -23,7 +24,7 @@ from backchannel.info import packed
 from backchannel.observe import BROKER, excerpt
 from backchannel.sent import Outcome
 from backchannel.strangers import Strangers
-from backchannel.watch import Watch
+from backchannel.watch import Unread, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -70,10 +71,12 @@ class Cluster:
         self._is_warned = False
         self.strangers = Strangers()
         self._watch = Watch(broker, self._followers, self._fill)
+        self._unread = Unread(broker, self._followers, self._fill)
 
     def begin_anew(self) -> None:
         """Forget what was of an earlier event loop."""
         self._watch.end()
+        self._unread.end()
         self._followers.clear()
         self._filling.clear()
         self._held.clear()
@@ -81,6 +84,12 @@ class Cluster:
         self._holders.clear()
         self._found = Mark()
         self._is_warned = False
+
+    @property
+    def state(self) -> str:
+        """How the broker is doing, for people."""
+        why = self._unread.why
+        return f"{self._broker.state}; {why}" if why else self._broker.state
 
     # ── as the broker's node ──────────────────────────────────────────────────────────────────
 
@@ -270,8 +279,8 @@ class Cluster:
                     self._tell_lost(channel, members, follower.position)
                 for position, publication in ready:
                     self._hub._deliver(publication, position)
-        except BrokerUnavailable:
-            pass  # it says when it is back
+        except BrokerUnavailable as error:
+            self._unread.put_off(channel, follower, error, self._hub.runtime.keep)
         finally:
             self._filling.pop(follower, None)
 
@@ -350,7 +359,8 @@ class Cluster:
         Raises:
             BrokerUnavailable: the broker is away.
         """
-        return told(target, *await self._broker.ask(target, ["others", *words]))
+        asking = self._broker.ask(target, ["others", *words], fitting(words[0]))
+        return told(target, *await asking)
 
     def tell(self, target: Target, whom: Literal["all", "others"], *words: Any) -> Outcome:
         """Let the nodes that have someone of a target do something.
@@ -363,14 +373,11 @@ class Cluster:
         Returns:
             Of its receipt ``reached`` tells to how many connections it was done.
         """
-        asking = self._broker.ask(target, [whom, *words])
+        asking = self._broker.ask(target, [whom, *words], fitting(words[0]))
         outcome = self.outcome()
 
         def settle(done: asyncio.Future[tuple[list[Any], int]]) -> None:
-            if isinstance(error := done.exception(), Exception):
-                outcome.set_exception(error)
-            else:
-                outcome.set_result(Receipt(sum(told(target, *done.result()))))
+            outcome.settle(lambda: Receipt(sum(told(target, *done.result()))))
 
         asking.add_done_callback(settle)
         return outcome

@@ -298,8 +298,16 @@ class Broker(Protocol):
         """Hear no more of it."""
         ...
 
-    def ask(self, target: Target, words: list[Any]) -> asyncio.Future[tuple[list[Any], int]]:
+    def ask(
+        self, target: Target, words: list[Any], fits: Callable[[Any], bool] = ...
+    ) -> asyncio.Future[tuple[list[Any], int]]:
         """Ask all nodes that listen to a target; in its order with what is published.
+
+        Args:
+            target: whose nodes.
+            words: what is asked: plain values.
+            fits: tells of an answer whether it is one. Any other is a stranger's: it is dropped
+                with ``node.drop``, and waited for all the same. Left out, anything is one.
 
         Returns:
             Their answers, and how many nodes did not answer in time. It fails with

@@ -272,7 +272,7 @@ class HubCore(Publishing, Access):
             running=self.is_running and not self.is_leaving,
             connections=len(self.roster.everyone),
             channels=len(self.roster.counts()),
-            broker=self._broker.state,
+            broker=self.cluster.state,
             problems=self.runtime.problems,
             foreign=self.cluster.strangers.count,
             ready=self.is_running and not self.is_leaving and self._broker.is_connected,

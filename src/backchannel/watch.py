@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from contextvars import Context
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.errors import BrokerUnavailable
 from backchannel.history import REMEMBERED
+from backchannel.observe import BROKER
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from backchannel.contracts import Broker, Publication
     from backchannel.history import Follower, Position
 
-__all__ = ["Watch"]
+    Keep = Callable[[Coroutine[Any, Any, Any], Context], asyncio.Task[None]]
+
+__all__ = ["Unread", "Watch"]
 
 LOOK: Final = 30.0
 """Seconds between two looks at a channel."""
@@ -25,6 +30,12 @@ RENEW: Final = REMEMBERED / 2
 
 AT_ONCE: Final = 100
 """Channels that are looked at in one go; the next ones have their turn later."""
+
+BACK_OFF: Final = (0.25, 4.0)
+"""Seconds before a history that could not be read is asked for again, and at most between two."""
+
+ATTEMPTS: Final = 64
+"""Histories that are asked for again at the same time."""
 
 
 class Watch:
@@ -43,7 +54,7 @@ class Watch:
         self,
         broker: Broker,
         followers: Mapping[str, Follower[Publication]],
-        fill: Callable[[str, Follower[Publication]], Awaitable[None]],
+        fill: Callable[[str, Follower[Publication]], asyncio.Task[None]],
     ):
         self._broker = broker
         self._followers = followers
@@ -51,9 +62,7 @@ class Watch:
         self._seen: dict[str, Position | None] = {}
         self._watching: asyncio.Task[None] | None = None
 
-    def begin(
-        self, keep: Callable[[Coroutine[Any, Any, Any], Context], asyncio.Task[None]]
-    ) -> None:
+    def begin(self, keep: Keep) -> None:
         """Look from now on, as long as there is anything to look at.
 
         Args:
@@ -87,7 +96,9 @@ class Watch:
         for name in names:
             if (follower := self._followers.get(name)) is None:
                 continue
-            if not follower.asks and self._seen.get(name) == follower.position:
+            if follower.asks:
+                self._fill(name, follower)
+            elif self._seen.get(name) == follower.position:
                 quiet[name] = follower
             self._seen[name] = follower.position
         try:
@@ -106,3 +117,87 @@ class Watch:
         if top is None or seen is None or now is None or seen.epoch != top.epoch:
             return False
         return seen == top or (now.epoch == top.epoch and seen < top <= now)
+
+
+class Unread:
+    """Channels of which what was missed can't be read: asked for again, in ever longer pauses.
+
+    An engine may be there and refuse, for a moment or until somebody sees to it. Nothing would tell
+    of its end but the next publication, which may never come.
+
+    Args:
+        broker: has the history.
+        followers: those of the channels that this node hears.
+        fill: reads what a follower has not heard, or calls ``put_off``.
+
+    Attributes:
+        why: why histories can't be read though the broker is there, for people; or empty.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        followers: Mapping[str, Follower[Publication]],
+        fill: Callable[[str, Follower[Publication]], asyncio.Task[None]],
+    ):
+        self._broker = broker
+        self._followers = followers
+        self._fill = fill
+        self._waiting: dict[str, Follower[Publication]] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._problem = ""
+        self.why = ""
+
+    def put_off(
+        self, name: str, follower: Follower[Publication], error: BrokerUnavailable, keep: Keep
+    ) -> None:
+        """Ask for a channel's history again later.
+
+        Args:
+            name: the channel.
+            follower: its follower.
+            error: why it could not be read.
+            keep: runs what asks.
+        """
+        self._waiting[name] = follower
+        self._problem = str(error)
+        if self._asking is None:
+            self._asking = keep(self._ask_again(), Context())
+
+    def end(self) -> None:
+        """Forget all; the event loop is another one."""
+        self._waiting.clear()
+        self._asking = None
+        self.why = ""
+
+    async def _ask_again(self) -> None:
+        wait, longest = BACK_OFF
+        while self._waiting:
+            await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311 - jitter
+            if not self._broker.is_connected:
+                continue  # gaps are filled when it is back
+            wait = min(2 * wait, longest)
+            while await self._ask_some():  # it reads again: so it does for the others
+                wait, _ = BACK_OFF
+            if self._waiting and not self.why:
+                self.why = self._problem
+                BROKER.error("%s; it is asked for again every few seconds", self.why)
+        if self.why:
+            self.why = ""
+            BROKER.warning("what could not be read of histories has been read")
+        self._asking = None
+
+    async def _ask_some(self) -> bool:
+        """Ask for those whose turn it is; tell whether there are others, and some could be read."""
+        turn = dict(islice(self._waiting.items(), ATTEMPTS))
+        for name in turn:
+            self._waiting[name] = self._waiting.pop(name)  # the others have theirs before it again
+        if asked := [self._fill(*one) for one in turn.items() if self._asks(*one)]:
+            await asyncio.wait(asked)
+        for name, follower in turn.items():
+            if self._waiting.get(name) is follower and not self._asks(name, follower):
+                del self._waiting[name]
+        return bool(self._waiting) and any(name not in self._waiting for name in turn)
+
+    def _asks(self, name: str, follower: Follower[Publication]) -> bool:
+        return follower.asks and self._followers.get(name) is follower

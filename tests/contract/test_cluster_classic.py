@@ -5,8 +5,12 @@ That slots move and masters go is in test_cluster.py, the verbs of publishers in
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import pytest
 from moving import channels_at, moved_back, slot, until
+from redis import Redis
 
 from backchannel import Hub, Listener
 from backchannel.broker.redis.keys import Keys
@@ -100,6 +104,22 @@ async def test_what_nodes_wrote_says_which_they_use(old_cluster, cluster, hubs):
     await hubs(cluster.url)
     found = cluster.ask(cluster.owner(ABOUT.encode()), "GET", ABOUT)
     assert found.startswith(b'{"backchannel":')
+
+
+@pytest.mark.parametrize("kind", ["old_cluster", "cluster"])
+async def test_nobody_waits_for_who_listens_to_a_pattern(kind, request, hubs, make):
+    """At each master; with topics of shards there are no patterns."""
+    cluster = request.getfixturevalue(kind)
+    one, two = await hubs(cluster.url), await hubs(cluster.url)
+    channels = [channels_at(cluster, port, 1)[0] for port in cluster.masters]
+    with contextlib.ExitStack() as stack:
+        for port in cluster.masters:
+            client = stack.enter_context(Redis(port=port))
+            everything = stack.enter_context(client.pubsub())
+            everything.psubscribe("*")
+            assert everything.get_message(timeout=5)["type"] == "psubscribe"
+        async with asyncio.timeout(4):  # one that is waited for takes five seconds
+            await everything_works(one, two, make(cluster.url, "chat"), channels)
 
 
 # ── slots that move ───────────────────────────────────────────────────────────────────────────

@@ -374,6 +374,108 @@ async def test_a_last_publication_that_was_dropped_on_its_way_is_found(short_loo
         assert second.received() == []
 
 
+@pytest.fixture
+async def refused(engine, monkeypatch):
+    """A node of its own user, which the engine can be told to refuse histories."""
+    monkeypatch.setattr(watch, "BACK_OFF", (0.05, 0.2))
+    with engine.client as client:
+        client.execute_command("ACL", "SETUSER", "node", "on", ">pw", "~*", "&*", "+@all")
+    hub = Hub(broker=engine.url.replace("redis://", "redis://node:pw@"), name="losses")
+    hub.rule("kept:{name}", history=100, publish=lambda ws: True, subscribe=lambda ws: True)
+    hub.add("/ws/{channel}", Room)
+    await hub.start()
+
+    def refuse(sign):
+        with engine.client as client:
+            client.execute_command("ACL", "SETUSER", "node", sign + "evalsha")
+
+    hub.refuse_histories = lambda: refuse("-")
+    hub.give_histories = lambda: refuse("+")
+    yield hub
+    await hub.stop()
+
+
+def unread(caplog):
+    return [one.getMessage() for one in caplog.records if "can't be read" in one.getMessage()]
+
+
+async def test_a_gap_whose_reading_is_refused_is_filled_when_it_no_longer_is(hubs, refused, caplog):
+    """Though nothing is published any more."""
+    _, other = hubs
+    async with refused.test_client("/ws/kept:a") as member:
+        await other.broadcast("kept:a", "0")
+        assert await member.receive() == "0"
+        link = refused._broker._route.engine.link
+        hear, link._hear = link._hear, lambda *_: None
+        await other.broadcast("kept:a", "dropped")
+        await refused._broker.tops(["kept:a"])  # what came before this answer was dropped
+        link._hear = hear
+        refused.refuse_histories()
+        await other.broadcast("kept:a", "last")
+        await until(lambda: "NOPERM" in refused.health.broker)
+        assert "the history of 'kept:a' can't be read" in refused.health.broker
+        assert refused.health.ready
+        assert len(unread(caplog)) == 1
+        assert member.received() == []
+        refused.give_histories()
+        assert [await member.receive() for _ in range(2)] == ["dropped", "last"]
+        await until(lambda: "NOPERM" not in refused.health.broker)
+        assert refused.health.broker.startswith("connected to ")
+        assert len(unread(caplog)) == 1
+        assert "has been read" in caplog.records[-1].getMessage()
+        assert refused.health.problems == ()
+
+
+async def test_many_gaps_that_can_not_be_read_do_not_flood_the_engine(
+    hubs, refused, caplog, monkeypatch
+):
+    _, other = hubs
+    count = 3 * watch.ATTEMPTS
+    names = [f"kept:{number}" for number in range(count)]
+    asked, history = [], refused._broker.history
+
+    async def reading(channel, *args, **named):
+        asked.append(channel)
+        return await history(channel, *args, **named)
+
+    async with refused.test_client("/ws/kept:0") as member:
+        for name in names:
+            await member.connection.subscribe(name)
+        monkeypatch.setattr(refused._broker, "history", reading)
+        refused.refuse_histories()
+        refused.cluster.interrupted()
+        assert await member.receive_json() == {"lost": None}  # of its user, or of everyone
+        await until(lambda: len(set(asked)) == count)
+        del asked[:]
+        await until(lambda: len(set(asked)) == count)  # each has its turn
+        assert len(asked) <= count + watch.ATTEMPTS
+        assert len(unread(caplog)) == 1
+        refused.give_histories()
+        await until(lambda: not any(one.asks for one in refused.cluster._followers.values()))
+        await other.broadcast(names[-1], "next")
+        assert await member.receive() == "next"
+
+
+async def test_nobody_asks_for_a_history_whose_readers_have_gone(hubs, refused):
+    async with refused.test_client("/ws/kept:a"):
+        refused.refuse_histories()
+        refused.cluster.interrupted()
+        await until(lambda: "NOPERM" in refused.health.broker)
+    await until(lambda: "NOPERM" not in refused.health.broker)
+    await until(lambda: not refused.cluster._unread._waiting)
+
+
+async def test_who_enters_while_the_history_can_not_be_read_is_told_when_it_can(hubs, refused):
+    _, other = hubs
+    refused.refuse_histories()
+    async with refused.test_client("/ws/kept:a") as member:
+        await until(lambda: "NOPERM" in refused.health.broker)
+        refused.give_histories()
+        assert await member.receive_json() == {"lost": "kept:a"}
+        await other.broadcast("kept:a", "next")
+        assert await member.receive() == "next"
+
+
 async def test_looking_reads_no_history_where_nothing_was_missed(short_looks, hubs, monkeypatch):
     one, other = hubs
     async with one.test_client("/ws/kept:a") as member:

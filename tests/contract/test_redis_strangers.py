@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 
 import msgspec
 import pytest
+from redis import Redis
 from speaking import Speaker
 
-from backchannel import AsyncPublisher, Hub, Listener
+from backchannel import AsyncPublisher, Hub, Listener, Publisher
 
 BAD_JSON = [
     b"J{bad", b"J", b"J\x00\x01", b"J1}{", b'J{"a":1},"type":"hello"', b'J"\xff"', b'J"a\nb"', b"JNaN",
@@ -187,3 +189,168 @@ async def test_the_log_is_not_filled_by_many_who_ask(hub, redis_server, caplog):
         assert await client.receive() == "one of us"
     assert hub.health.foreign == 300
     assert len(errors(caplog)) == 100
+
+
+# ── answers ───────────────────────────────────────────────────────────────────────────────────
+
+WRONG = ["garbage", [["id", None, "/ws", "n", 1e20, {}]]]
+
+
+@pytest.fixture
+def answers_wrong(redis_server):
+    """Let a stranger hear a topic, and answer each question and counted publication there."""
+    threads = []
+
+    def start(topic, words):
+        client = Redis.from_url(redis_server.url)
+        heard = client.pubsub()
+        heard.subscribe(topic)
+        assert heard.get_message(timeout=5)["type"] == "subscribe"
+
+        def answer():
+            while not done.is_set():
+                one = heard.get_message(ignore_subscribe_messages=True, timeout=0.05)
+                if one is None:
+                    continue
+                asked = msgspec.msgpack.decode(one["data"][1:])
+                node, number = asked[3] if one["data"][:1] == b"X" else asked[1]
+                inbox = f"{topic.partition('{')[0]}{{n:{node}}}"
+                client.publish(inbox, b"A" + msgspec.msgpack.encode([number, words]))
+            client.close()
+
+        done = threading.Event()
+        thread = threading.Thread(target=answer)
+        thread.start()
+        threads.append((thread, done))
+
+    yield start
+    for thread, done in threads:
+        done.set()
+        thread.join()
+
+
+@pytest.fixture
+async def asking(redis_server):
+    """A hub that does not wait long."""
+    hub = Hub(
+        broker=redis_server.url, name="strangers", broker_timeout=0.3,
+        authenticate=lambda request: request.query.get("user"),
+    )  # fmt: skip
+    hub.rule("{name}", subscribe=lambda ws: True)
+    hub.add("/ws/{channel}", Listener)
+    await hub.start()
+    yield hub
+    await hub.stop()
+
+
+@pytest.mark.parametrize("words", WRONG)
+async def test_an_answer_that_is_none_is_dropped_and_nobody_waits_for_ever(
+    asking, redis_server, answers_wrong, caplog, words
+):
+    answers_wrong("backchannel:strangers:{u:ana}", words)
+    async with asyncio.timeout(20), asking.test_client("/ws/cars?user=ana") as client:
+        ana = asking.user("ana")
+        assert (await ana.send("hello")).reached == 1
+        assert await ana.count() == 1
+        assert [one.id for one in await ana.connections()] == [client.connection.id]
+        assert await ana.users() == ["ana"]
+        assert await ana.recheck() == []
+        assert (await ana.subscribe("boats")).reached == 1
+        assert (await ana.unsubscribe("boats")).reached == 1
+        assert (await ana.close(4100, "bye")).reached == 1
+    assert asking.health.foreign == 8
+    assert asking.health.problems == ()
+    said = [one.getMessage() for one in errors(caplog)]
+    assert len(said) == 1
+    assert "a stranger answers" in said[0]
+
+
+@pytest.mark.parametrize("words", WRONG)
+@pytest.mark.parametrize("kind", [AsyncPublisher, Publisher])
+async def test_so_it_is_for_publishers(asking, redis_server, answers_wrong, kind, words):
+    answers_wrong("backchannel:strangers:{u:ana}", words)
+
+    async def get(call, *args):
+        done = await asyncio.to_thread(call, *args) if kind is Publisher else await call(*args)
+        return getattr(done, "reached", done)
+
+    publisher = kind(redis_server.url, "strangers", timeout=0.3)
+    async with asyncio.timeout(20), asking.test_client("/ws/cars?user=ana") as client:
+        ana = publisher.user("ana")
+        assert await get(ana.send, "hello") == 1
+        assert await get(ana.count) == 1
+        assert [one.id for one in await get(ana.connections)] == [client.connection.id]
+        assert await get(ana.users) == ["ana"]
+        assert await get(ana.subscribe, "boats") == 1
+        assert await get(ana.close, 4100, "bye") == 1
+    await publisher.aclose() if kind is AsyncPublisher else publisher.close()
+
+
+# ── who only listens ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def watched(redis_server):
+    """Somebody who hears everything, as people do to find out what goes on."""
+    with redis_server.client as client, client.pubsub() as everything:
+        everything.psubscribe("*", "backchannel:*")
+        assert [everything.get_message(timeout=5)["data"] for _ in range(2)] == [1, 2]
+        yield everything
+
+
+async def test_nobody_waits_for_who_listens_to_a_pattern(watched, redis_server):
+    hub = Hub(
+        broker=redis_server.url, name="strangers", broker_timeout=60,
+        authenticate=lambda request: request.query.get("user"),
+    )  # fmt: skip
+    hub.add("/ws/{channel}", Listener)
+    await hub.start()
+    async with (
+        asyncio.timeout(20),
+        hub.test_client("/ws/cars?user=ana") as client,
+        AsyncPublisher(redis_server.url, "strangers", timeout=60) as publisher,
+    ):
+        for sender in (hub, publisher):
+            ana = sender.user("ana")
+            assert (await ana.send("hello")).reached == 1
+            assert await client.receive() == "hello"
+            assert await ana.count() == 1
+            assert [one.user for one in await sender.everyone.connections()] == ["ana"]
+            assert (await sender.user("nobody").send("hello")).reached == 0
+            assert await sender.user("nobody").count() == 0
+        with redis_server.client as engine:
+            engine.script_flush()
+        assert await hub.user("ana").count() == 1
+        assert await publisher.user("ana").count() == 1
+        assert (await hub.user("ana").close(4100, "bye")).reached == 1
+    await hub.stop()
+
+
+async def test_who_listens_to_the_topic_itself_is_waited_for(asking, redis_server, watched, caplog):
+    """As one who does not answer: it may be a node, and nobody can tell."""
+    with redis_server.client as client, client.pubsub() as mute:
+        mute.subscribe("backchannel:strangers:{u:ana}")
+        assert mute.get_message(timeout=5)["type"] == "subscribe"
+        async with asyncio.timeout(20), asking.test_client("/ws/cars?user=ana"):
+            assert await asking.user("ana").count() == 1
+    assert "1 nodes that have someone of user did not answer" in caplog.text
+
+
+async def test_a_node_that_may_not_count_waits_for_all_who_hear_it(redis_server, caplog):
+    with redis_server.client as engine:
+        engine.execute_command(
+            "ACL", "SETUSER", "node", "on", ">pw", "~*", "&*", "+@all", "-pubsub"
+        )
+    url = redis_server.url.replace("redis://", "redis://node:pw@")
+    hub = Hub(broker=url, name="strangers", broker_timeout=0.3)
+    hub.add("/ws/{channel}", Listener)
+    await hub.start()
+    try:
+        async with asyncio.timeout(20), hub.test_client("/ws/cars"):
+            assert await hub.everyone.count() == 1
+            assert (await hub.everyone.send("hello")).reached == 1
+        assert "did not answer" not in caplog.text
+    finally:
+        await hub.stop()
+        with redis_server.client as engine:
+            engine.execute_command("ACL", "DELUSER", "node")

@@ -11,6 +11,7 @@ from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from backchannel.answers import anything
 from backchannel.contracts import Receipt
 from backchannel.history import REMEMBERED, Page, Position
 
@@ -72,7 +73,12 @@ class MemoryBroker:
     def unlisten(self, target: Target) -> None:
         """Everything is heard."""
 
-    def ask(self, target: Target, words: list[Any]) -> asyncio.Future[tuple[list[Any], int]]:
+    def ask(
+        self,
+        target: Target,
+        words: list[Any],
+        fits: Callable[[Any], bool] = anything,  # noqa: ARG002 - nobody else can answer
+    ) -> asyncio.Future[tuple[list[Any], int]]:
         """Ask the one node."""
 
         async def asked() -> tuple[list[Any], int]:

@@ -20,7 +20,7 @@ BACK_OFF: Final = (0.05, 1.0)
 
 SCRIPTS: Final = {
     name: files("backchannel.broker.redis").joinpath(f"{name}.lua").read_text()
-    for name in ("publish", "history", "presence")
+    for name in ("publish", "history", "presence", "ask")
 }
 
 

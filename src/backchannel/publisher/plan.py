@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.about import About
+from backchannel.answers import fitting, is_count
 from backchannel.broker.redis import parcel
 from backchannel.broker.redis.keys import Keys
 from backchannel.broker.redis.notice import read_notice
@@ -24,6 +25,7 @@ from backchannel.publisher.roaming import Roaming
 from backchannel.publisher.steps import RUN, Hear, Leave, Pause, Work
 
 if TYPE_CHECKING:
+    from backchannel.answers import Fits
     from backchannel.broker.redis.door import Whereabouts
     from backchannel.history import Retention
 
@@ -75,8 +77,8 @@ class Plan:
         publication = _folded(publication, about)
         if publication.target.kind != "channel":
             data = _packer(publication)
-            answers, _ = yield from self._ask(publication.target, data, deadline)
-            return Receipt(sum(answer for answer in answers if isinstance(answer, int)))
+            answers, _ = yield from self._ask(publication.target, data, deadline, is_count)
+            return Receipt(sum(filter(None, answers)))
         keep = about.rules.keeping(publication.target.key)
         if keep is not None:
             return (yield from self._keep(publication, keep, deadline))
@@ -264,35 +266,48 @@ class Plan:
         def pack(asking: parcel.Asking) -> bytes:
             return parcel.pack_question(target, asking, ["all", *words])
 
-        return (yield from self._ask(target, pack, deadline))
+        return (yield from self._ask(target, pack, deadline, fitting(words[0])))
+
+    def _tell_counting(self, topic: bytes, data: bytes, deadline: float) -> Work[int]:
+        """Publish what is answered; return how many nodes heard it, and nobody else."""
+        if self._engine.is_sharded:  # there are no patterns
+            return (yield from self._tell(topic, data, deadline))
+        hash_ = yield from self._engine.loaded("ask", deadline)
+        words = ("EVALSHA", hash_, 0, topic, data)
+        errand = Errand(lambda _: words, topic, deadline, may_repeat=False)
+        return int((yield from self._engine.do(errand)))
 
     def _ask(
-        self, target: Target, pack: Callable[[parcel.Asking], bytes], deadline: float
+        self,
+        target: Target,
+        pack: Callable[[parcel.Asking], bytes],
+        deadline: float,
+        fits: Fits,
     ) -> Work[tuple[list[Any], int]]:
         """Publish something that is answered; return the answers and how many are missing."""
         me = secrets.token_hex(8)
         inbox = yield from self._engine.listen(self._keys.node(me), deadline)
         try:
             data = pack(parcel.Asking(me, 1))
-            heard = yield from self._tell(self._keys.heard(target), data, deadline)
+            heard = yield from self._tell_counting(self._keys.heard(target), data, deadline)
             answers: list[Any] = []
             while len(answers) < heard:
                 said = yield Hear(inbox, max(0.0, deadline - monotonic()))
                 if said is None:
                     break
-                answers.extend(_answers(said))
+                answers.extend(_answers(said, fits))
             return answers, heard - len(answers)
         finally:
             yield Leave(inbox)
 
 
-def _answers(said: bytes) -> list[Any]:
+def _answers(said: bytes, fits: Fits) -> list[Any]:
     """Read an answer; what a stranger says there is none."""
     try:
         answer = parcel.unpack(Target("everyone"), said)
     except ValueError:
         return []
-    return [answer.words] if isinstance(answer, parcel.Answer) else []
+    return [answer.words] if isinstance(answer, parcel.Answer) and fits(answer.words) else []
 
 
 def _packer(publication: Publication) -> Callable[[parcel.Asking], bytes]:

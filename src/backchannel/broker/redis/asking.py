@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from backchannel.answers import Fits
+
 __all__ = ["Inquiries", "Inquiry"]
 
 
@@ -18,13 +20,15 @@ class Inquiry:
     Args:
         number: what the node tells its questions apart by.
         done: called once with the answers, and with how many did not come.
+        fits: tells of an answer whether it is one.
     """
 
-    __slots__ = ("_answers", "_done", "_wanted", "number")
+    __slots__ = ("_answers", "_done", "_fits", "_wanted", "number")
 
-    def __init__(self, number: int, done: Callable[[list[Any], int], None]):
+    def __init__(self, number: int, done: Callable[[list[Any], int], None], fits: Fits):
         self.number = number
         self._done: Callable[[list[Any], int], None] | None = done
+        self._fits = fits
         self._answers: list[Any] = []
         self._wanted: int | None = None
 
@@ -38,10 +42,13 @@ class Inquiry:
         self._wanted = nodes
         self._look()
 
-    def take(self, words: Any) -> None:
-        """Take an answer."""
+    def take(self, words: Any) -> bool:
+        """Take an answer; False where it is none: no node's place is taken by a stranger."""
+        if not self._fits(words):
+            return False
         self._answers.append(words)
         self._look()
+        return True
 
     def give_up(self) -> None:
         """Wait no more."""
@@ -69,11 +76,12 @@ class Inquiries:
         self._open: dict[int, Inquiry] = {}
         self.numbers = itertools.count(1)
 
-    def open(self, done: Callable[[list[Any], int], None]) -> Inquiry:
+    def open(self, done: Callable[[list[Any], int], None], fits: Fits) -> Inquiry:
         """Return a new one.
 
         Args:
             done: called once with the answers, and with how many did not come.
+            fits: tells of an answer whether it is one.
         """
         number = next(self.numbers)
 
@@ -82,11 +90,11 @@ class Inquiries:
             self._open.pop(number, None)
             done(answers, missing)
 
-        inquiry = self._open[number] = Inquiry(number, settle)
+        inquiry = self._open[number] = Inquiry(number, settle, fits)
         timer = asyncio.get_running_loop().call_later(self._timeout, inquiry.give_up)
         return inquiry
 
-    def take(self, number: int, words: Any) -> None:
-        """Take an answer to one of them, unless it came too late."""
-        if (inquiry := self._open.get(number)) is not None:
-            inquiry.take(words)
+    def take(self, number: int, words: Any) -> bool:
+        """Take an answer to one of them, unless it came too late; False where it is none."""
+        inquiry = self._open.get(number)
+        return inquiry is None or inquiry.take(words)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import hiredis
 
+from backchannel.answers import anything
 from backchannel.broker.redis import parcel
 from backchannel.broker.redis.asking import Inquiries
 from backchannel.broker.redis.door import Door
@@ -34,6 +35,7 @@ from backchannel.observe import excerpt
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Collection, Iterable
 
+    from backchannel.answers import Fits
     from backchannel.broker.redis.route import Route
     from backchannel.contracts import Node
     from backchannel.history import Retention
@@ -183,7 +185,9 @@ class RedisBroker:
         self._route.post(posting)
         return outcome
 
-    def ask(self, target: Target, words: list[Any]) -> asyncio.Future[tuple[list[Any], int]]:
+    def ask(
+        self, target: Target, words: list[Any], fits: Fits = anything
+    ) -> asyncio.Future[tuple[list[Any], int]]:
         """Ask all nodes that listen to a target, at the end of this turn of the event loop."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[tuple[list[Any], int]] = loop.create_future()
@@ -196,7 +200,7 @@ class RedisBroker:
             else:
                 done.set_exception(self._unasked())
 
-        inquiry = self._inquiries.open(settle)
+        inquiry = self._inquiries.open(settle, fits)
         self._route.post(Question(target, words, inquiry, done))
         return done
 
@@ -251,8 +255,9 @@ class RedisBroker:
                 self._answer(heard.asking, reached)
         elif isinstance(heard, parcel.Question):
             self._take_question(heard)
-        else:
-            self._inquiries.take(heard.number, heard.words)
+        elif not self._inquiries.take(heard.number, heard.words):
+            text = "a stranger answers %s, which nobody asked for, and which is dropped"
+            self._node.drop("answers", text, excerpt(repr(heard.words)))
 
     def _take_question(self, question: parcel.Question) -> None:
         asking = question.asking

@@ -32,7 +32,7 @@ PATIENCE: Final = 10
 
 _SCRIPTS: Final = {
     name: files("backchannel.broker.redis").joinpath(f"{name}.lua").read_text()
-    for name in ("publish", "history", "presence")
+    for name in ("publish", "history", "presence", "ask")
 }
 
 

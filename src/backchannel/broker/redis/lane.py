@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import hiredis
 from redis.crc import key_slot
 
+from backchannel.answers import is_count
 from backchannel.broker.redis import parcel
 from backchannel.broker.redis.engine import Engine
 from backchannel.broker.redis.link import pack_command
@@ -357,11 +358,17 @@ class Lane:
         if target != self._last[0]:  # mostly several to one channel come one after the other
             topic = self._origin.keys.heard(target)
             self._last = (target, topic, parcel.opening(topic, self._verb))
-        if isinstance(posting, Posting):
-            if target.kind != "channel":
-                self._count_where_wanted(posting)
-            elif isinstance(posting, Keeping):
-                return self._pack_to_keep(posting, self._last[1])
+        is_answered = False
+        if not isinstance(posting, Posting):
+            is_answered = True
+        elif target.kind != "channel":
+            self._count_where_wanted(posting)
+            is_answered = posting.inquiry is not None
+        elif isinstance(posting, Keeping):
+            return self._pack_to_keep(posting, self._last[1])
+        if is_answered and self._verb == b"PUBLISH":  # of shards there are no patterns
+            data, script = posting.pack(self._origin.node.id), self.engine.scripts["ask"]
+            return pack_command(("EVALSHA", script, 0, self._last[1], data))
         return parcel.command(self._last[2], posting.pack(self._origin.node.id))
 
     def _pack_to_keep(self, posting: Keeping, topic: bytes) -> bytes:
@@ -396,9 +403,9 @@ class Lane:
 
         def done(answers: list[Any], _missing: int) -> None:
             if not outcome.done():
-                outcome.set_result(Receipt(sum(answers)))
+                outcome.set_result(Receipt(sum(filter(None, answers))))
 
-        posting.inquiry = self._origin.inquiries.open(done)
+        posting.inquiry = self._origin.inquiries.open(done, is_count)
 
     def _take_back_retries(self) -> None:
         self._waiting.extendleft(reversed((*self._resent, *self._retries)))
