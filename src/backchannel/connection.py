@@ -369,7 +369,8 @@ class Connection:
 
         Raises:
             TimeoutError: no answer in time; the client is told that nobody waits any more.
-            CallFailed: the client refused, has nothing for that event, or the connection has ended.
+            CallFailed: the client refused, has nothing for that event, answered what can't be
+                read, or the connection has ended.
             RuntimeError: this client speaks no dialect; or called in ``on_open``, or outside the
                 hub's event loop.
             UnsendableMessage: the data has no valid JSON form.

@@ -125,8 +125,9 @@ class CallFailed(BackchannelError):  # noqa: N818
     """A call to the other side has no answer.
 
     Args:
-        code: a short word for programs: what the other side said, such as ``"unknown_type"``, or
-            ``"closed"`` where the connection has ended.
+        code: a short word for programs: what the other side said, such as ``"unknown_type"``;
+            ``"invalid"`` also where its answer can't be read; ``"closed"`` where the connection
+            has ended.
         text: why, for people.
     """
 

@@ -205,6 +205,25 @@ async def test_calls_are_cancelled_on_both_sides(server):
         assert (answer["id"], answer["code"]) == (id_, "failed")
 
 
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [("1e999", "$.data"), ("[1e999]", "$.data[0]"), ("[" * 10**5, "$"), ('"\\ud800"', "$")],
+    ids=["number", "inside", "deep", "surrogate"],
+)
+async def test_an_answer_that_can_not_be_read_is_told_and_the_connection_kept(server, data, field):
+    async with Client(server, "room:unread") as ana:
+        for _ in range(3):
+            asked = await ana.ask("call", event="ask")
+            question = await ana.hear("call")
+            await ana.socket.send(f'{{"type":"reply","id":{question["id"]},"data":{data}}}')
+            told = await ana.hear("error")
+            assert (told["id"], told["code"], told["field"]) == (question["id"], "invalid", field)
+            answer = await ana.hear("error", "reply")  # of what called, which waits no longer
+            assert (answer["id"], answer["code"]) == (asked, "failed")
+        await ana.keep("message", data="alive")
+        assert (await ana.hear("message"))["data"] == "alive"
+
+
 async def test_a_newer_token_of_the_same_user_is_taken(server):
     async with Client(server, "room:token", "ana") as ana, Client(server, "room:token") as nobody:
         assert ana.greeting["user"] == "ana"

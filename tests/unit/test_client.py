@@ -38,6 +38,7 @@ from backchannel.client import (
     line,
     returning,
 )
+from backchannel.client.frames import decoded, unpack
 from backchannel.client.outbox import Kind, Request
 from backchannel.errors import InvalidMessage, Reject, UnsendableMessage
 
@@ -113,6 +114,61 @@ async def test_a_delivered_message_is_acknowledged_and_a_refused_one_says_why(sp
 
 class Said(msgspec.Struct, tag="said"):
     text: str
+
+
+def nested(levels):
+    return "[" * levels + "]" * levels
+
+
+def below(levels, function, *arguments):
+    """Call a function with so many calls around it."""
+    if levels:
+        return below(levels - 1, function, *arguments)
+    return function(*arguments)
+
+
+def test_what_a_server_can_pass_on_is_read_however_deep_the_application_is():
+    frame = f'{{"type":"message","data":{nested(600)}}}'
+    received = below(sys.getrecursionlimit() // 2, unpack, frame)
+    assert bytes(received.data).decode() == nested(600)
+    assert str(decoded(received.data)) == nested(600)
+
+
+def test_data_of_which_nothing_can_be_made_is_invalid():
+    deep = msgspec.Raw(nested(100_000).encode())
+    for data, text, field in [
+        (deep, "nested too deeply", "$"),
+        (msgspec.Raw(b"[1e999]"), "Number out of range", "$[0]"),
+        (msgspec.Raw(b'"\xff"'), "can't decode byte 0xff", "$"),
+    ]:
+        with pytest.raises(InvalidMessage, match=text) as error:
+            decoded(data)
+        assert error.value.field == field
+
+
+async def test_what_can_not_be_read_is_told_to_who_reads_it_and_the_rest_goes_on(speaker):
+    async with connect(speaker.url) as client:
+        peer = await speaker.peer()
+        client.answer("any")(lambda data: data)
+        await peer.socket.send('{"type":"message","data":[1e999]}')
+        with pytest.raises(InvalidMessage, match="out of range"):
+            await client.receive()
+        await peer.socket.send('{"type":"call","id":1,"event":"any","data":1e999}')
+        assert (await peer.expect("error"))["code"] == "invalid"
+        speaker.before = lambda peer, frame: "drop" if frame["type"] != "hello" else None
+        for number, users in enumerate(['"x"', "[1e999]", '[{"user":1}]'], 1):
+            asking = asyncio.create_task(client.presence("chat"))
+            asked = await peer.expect("presence", number)
+            await peer.socket.send(f'{{"type":"presence","id":{asked["id"]},"users":{users}}}')
+            with pytest.raises(NotUnderstood, match="no list of users"):
+                await asking
+        calling = asyncio.create_task(client.call("add"))
+        asked = await peer.expect("call")
+        await peer.socket.send(f'{{"type":"reply","id":{asked["id"]},"data":1e999}}')
+        with pytest.raises(InvalidMessage, match="out of range"):
+            await calling
+        await peer.say("message", data="still here")
+        assert await client.receive() == "still here"
 
 
 @dataclass
@@ -258,11 +314,18 @@ async def test_unknown_frames_and_fields_and_answers_to_nobody_are_ignored(speak
         assert await client.receive() == "seen"
 
 
-@pytest.mark.parametrize("sent", ["no json", "[1]", '{"no": "type"}', '{"type": "ack", "id": "x"}'])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "no json", "[1]", '{"no": "type"}', '{"type": "ack", "id": "x"}',
+        b'{"type": "ack", "position": "\xff"}\n', "DEEP",
+    ],
+)  # fmt: skip
 async def test_a_server_that_speaks_no_v1_ends_the_client_with_a_word(speaker, sent):
     async with connect(speaker.url) as client:
         peer = await speaker.peer()
-        await peer.socket.send(sent)
+        deep = f'{{"type":"message","data":{nested(100_000)}}}'
+        await peer.socket.send(deep if sent == "DEEP" else sent)
         with pytest.raises(NotUnderstood, match="no frame of v1"):
             await client.receive()
         with pytest.raises(NotUnderstood):

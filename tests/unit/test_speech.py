@@ -26,6 +26,13 @@ def new_hub(listener=Echo, url="/ws", **settings):
     return hub
 
 
+def made(frame, id_=0):
+    """Return a frame with an id where it says ID, and much too deep an array where it says DEEP."""
+    if isinstance(frame, bytes):
+        return frame.replace(b"ID", str(id_).encode())
+    return frame.replace("ID", str(id_)).replace("DEEP", "[" * 100_000 + "]" * 100_000)
+
+
 # ── states ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -211,13 +218,16 @@ async def test_a_listener_of_its_own_mind_about_invalid_messages_keeps_it():
         ('{"type":"subscribe","id":1,"channel":"a\\u0000"}', "invalid", "$.channel"),
         ('{"type":"message","id":1,"data":"\\ud800"}', "invalid", "$"),
         ('{"type":"publish","channel":"r","data":["\\ud800x"],"id":3}', "invalid", "$"),
+        ('{"type":"message","id":3,"data":DEEP}', "invalid", "$"),
+        ('{"type":"message","data":DEEP}', "invalid", "$"),
+        ('{"type":"call","id":1,"event":"a","data":', "invalid", "$"),
         (b"no line feed", "invalid", "$"),
         (b"\xff\n", "invalid", "$"),
     ],
 )
 async def test_a_frame_that_is_none_is_answered_and_the_connection_kept(frame, code, field):
     async with Speaker(new_hub()) as ana:
-        await ana.client.send(frame)
+        await ana.client.send(made(frame))
         error = await ana.hear("error")
         assert (error["code"], error["field"]) == (code, field)
         assert error["text"]
@@ -574,6 +584,61 @@ async def test_the_server_calls_the_client_from_inside_a_callback():
         assert await ana.hear() == {"type": "reply", "id": 1, "data": {"answer": "blue"}}
         await ana.say("reply", id=call["id"], data="red")  # nobody waits: ignored
         await ana.say("reply", id=99)
+        await ana.say("ping")
+        await ana.hear("pong")
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "text"),
+    [
+        ("1e999", "$.data", "Number out of range"),
+        ("-1e999", "$.data", "Number out of range"),
+        ("1" * 5000, "$.data", "Integer value out of range"),
+        ("[0,[1e999]]", "$.data[1][0]", "Number out of range"),
+        ('{"a":1e999}', "$.data[...]", "Number out of range"),
+    ],
+)
+async def test_an_answer_that_can_not_be_read_fails_the_call_and_the_client_is_told(
+    data, field, text
+):
+    async with Speaker(new_hub(Calc)) as ana:
+        for _ in range(2):  # as often as it likes
+            asking = asyncio.ensure_future(ana.ws.call("color"))
+            number = (await ana.hear("call"))["id"]
+            await ana.client.send(f'{{"type":"reply","id":{number},"data":{data}}}')
+            error = await ana.hear("error")
+            told = {"code": "invalid", "id": number, "text": text, "field": field}
+            assert error == {"type": "error", **told}
+            with pytest.raises(CallFailed, match=f"invalid: .*{text}") as caught:
+                await asking
+            assert caught.value.code == "invalid"
+        await ana.client.send(f'{{"type":"reply","id":99,"data":{data}}}')  # to no call: ignored
+        await ana.say("ping")
+        await ana.hear("pong")
+
+
+@pytest.mark.parametrize(
+    ("answer", "field", "text"),
+    [
+        ('{"type":"reply","id":ID,"data":DEEP}', "$", "nested too deeply"),
+        ('{ "id" : ID , "type" : "reply",\n"data":{"a":DEEP}}', "$", "nested too deeply"),
+        ('{"type":"reply","id":ID,"data":"\\ud800"}', "$", "half a surrogate pair"),
+        ('{"type":"reply","id":ID,"data":NaN}', "$", "invalid character"),
+        ('{"type":"reply","id":ID,"data":', "$", "not valid JSON"),
+        ('{"type":"error","id":ID,"code":5}', "$.code", "Expected `str`"),
+        (b'{"type":"error","id":ID,"code":"\xff"}\n', "$", "not UTF-8"),
+    ],
+)
+async def test_an_answer_that_is_no_frame_fails_the_call_too(answer, field, text):
+    async with Speaker(new_hub(Calc)) as ana:
+        asking = asyncio.ensure_future(ana.ws.call("color"))
+        number = (await ana.hear("call"))["id"]
+        await ana.client.send(made(answer, number))
+        error = await ana.hear("error")
+        assert (error["code"], error["id"], error["field"]) == ("invalid", number, field)
+        assert text in error["text"]
+        with pytest.raises(CallFailed, match="invalid: its answer can't be read"):
+            await asking
         await ana.say("ping")
         await ana.hear("pong")
 

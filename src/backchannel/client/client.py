@@ -8,17 +8,16 @@ from contextlib import suppress
 from inspect import isawaitable
 from typing import Any, TypeVar, overload
 
-import msgspec
-
 from backchannel.channel import check_channel
 from backchannel.client.core import Core
-from backchannel.client.errors import CallTimeout, ClientError, Closed, ServerError
+from backchannel.client.errors import CallTimeout, ClientError, Closed, NotUnderstood, ServerError
 from backchannel.client.events import Member
 from backchannel.client.frames import Received, check_text, decoded, prepared
 from backchannel.client.outbox import Kind, Request
 from backchannel.client.streams import LOG, Ended
 from backchannel.client.subscription import Subscription
 from backchannel.client.tokens import ask, check_token
+from backchannel.errors import InvalidMessage
 
 __all__ = ["Client"]
 
@@ -319,12 +318,18 @@ class Client(Core):
 
         Raises:
             ServerError: the client is not in it, or no rule keeps presence.
+            NotUnderstood: the server answered with something else.
             TypeError, ValueError: no valid channel name.
             QueueFull, QueueExpired, NotRead, Closed: as ``deliver``.
         """
         fields = {"type": "presence", "channel": check_channel(channel)}
         received: Received = await self._ask(Kind.ASKED, fields)
-        return msgspec.json.decode(received.frame.users, type=list[Member])
+        try:
+            users: list[Member] = decoded(received.frame.users, list[Member])
+        except InvalidMessage as error:
+            text = f"the server sent what is no list of users: {error.field}: {error.text}"
+            raise NotUnderstood(text) from error
+        return users
 
     async def _unsubscribe(self, subscription: Subscription[Any]) -> None:
         if not self._channels.forget(subscription) or self.state == "closed":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -98,17 +99,29 @@ def unpack(message: str | bytes) -> Received | None:
     if isinstance(message, bytes):
         head, _, data = message.partition(b"\n")
     try:
-        frame = _incoming.decode(head)
-    except msgspec.MsgspecError as error:
+        frame = _read(head)
+    except (ValueError, RecursionError) as error:
         try:
             if _kind.decode(head).type not in _KNOWN:
                 return None  # its fields may mean something else
-        except msgspec.MsgspecError:
+        except (ValueError, RecursionError):
             pass
         raise NotUnderstood(f"the server sent what is no frame of v1: {error}") from error
     if frame.type not in _KNOWN:
         return None
     return Received(frame, frame.data if data is None else data, len(message) + OVERHEAD)
+
+
+def _read(head: str | bytes) -> Incoming:
+    """Read a frame's JSON; also what is nested as deeply as a server can pass on.
+
+    How deep that may be depends on how much of the stack is used already, here and there.
+    """
+    try:
+        return _incoming.decode(head)
+    except RecursionError:
+        with ThreadPoolExecutor(1) as new_stack:
+            return new_stack.submit(_incoming.decode, head).result()
 
 
 def prepared(data: Any) -> Body:
@@ -166,7 +179,8 @@ def decoded(data: Body, type_: Any = None) -> Any:
             None is whatever it is.
 
     Raises:
-        InvalidMessage: it is something else; with the path of what is wrong.
+        InvalidMessage: it is something else, or nothing can be made of it, such as of ``1e999``;
+            with the path of what is wrong.
     """
     if not isinstance(data, msgspec.Raw):
         if type_ in {None, Any, bytes, object}:
@@ -174,7 +188,9 @@ def decoded(data: Body, type_: Any = None) -> Any:
         raise InvalidMessage(f"expected {_called(type_)}, got {len(data)} bytes")
     try:
         return msgspec.json.decode(data, type=Any if type_ is None else type_)
-    except msgspec.MsgspecError as error:
+    except RecursionError as error:
+        raise InvalidMessage("nested too deeply", field="$") from error
+    except ValueError as error:
         text, _, path = str(error).partition(" - at `")
         raise InvalidMessage(text, field=path.rstrip("`") or "$") from error
 

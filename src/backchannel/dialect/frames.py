@@ -6,6 +6,7 @@ The hub reads and writes by these; ``backchannel.client`` has its own, written f
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -47,7 +48,7 @@ __all__ = [
     "Unsubscribe",
     "Unsubscribed",
     "Who",
-    "id_in",
+    "head_of",
     "problem_of_event",
     "read",
     "schema",
@@ -300,6 +301,7 @@ class _Head(Struct):
 
 class _Numbered(Struct):
     id: Id
+    type: Any = None
 
 
 _client = msgspec.json.Decoder(FromClient)
@@ -359,13 +361,35 @@ def _has_half_a_pair(frame: Frame) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def id_in(frame: Frame) -> int | None:
-    """Return the id of a frame that can't be read otherwise; None where it has none."""
+_FIRST: Final = re.compile(r'\s*\{(?:\s*"\w+"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,){1,16}')
+"""The first fields of an object, up to one that is no plain text or number, or can't be read."""
+
+
+def head_of(frame: Frame) -> tuple[Any, int | None]:
+    """Return the type and the id of a frame that can't be read otherwise; None for what it lacks.
+
+    Of one that is no JSON, or is nested too deeply, what stands before that counts.
+    """
     head = frame.partition(b"\n")[0] if isinstance(frame, bytes) else frame
+    fields: Any = {}
     try:
-        return msgspec.convert(json.loads(head), _Numbered).id
+        fields = json.loads(head)
     except (ValueError, RecursionError):
-        return None
+        text = head if isinstance(head, str) else head.decode(errors="replace")
+        if (first := _FIRST.match(text)) is not None:
+            fields = _fields(first[0][:-1] + "}")
+    try:
+        found = msgspec.convert(fields, _Numbered)
+    except ValueError:
+        return None, None
+    return found.type, found.id
+
+
+def _fields(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}
 
 
 def problem_of_event(frame: Frame) -> str | None:

@@ -11,15 +11,13 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple, cast
 
+from backchannel.schema.bounds import BOUNDS, admits, is_exact, is_same, is_tighter
 from backchannel.schema.types import PREFIX
 
 __all__ = ["Change", "Comparison", "Shape", "Shapes"]
 
 Schema = Mapping[str, Any]
 
-_LOWER: Final = ("minLength", "minimum", "exclusiveMinimum", "minItems", "minProperties")
-_UPPER: Final = ("maxLength", "maximum", "exclusiveMaximum", "maxItems", "maxProperties")
-_OTHER: Final = ("pattern", "format", "contentEncoding", "multipleOf", "uniqueItems")
 _TYPES: Final = (
     (types.NoneType, "null"), (str, "string"), (bool, "boolean"), ((int, float), "number"),
 )  # fmt: skip
@@ -214,7 +212,7 @@ class Comparison:
             self._compare_arrays(old.schema, new.schema, where)
         else:
             self._compare_values(old, new, where)
-        self._compare_bounds(old.schema, new.schema, where)
+        self._compare_bounds(old, new, where)
 
     # ── objects ───────────────────────────────────────────────────────────────────────────────
 
@@ -227,6 +225,7 @@ class Comparison:
             elif self._client and not now and rest is not False:
                 olds, news = self._old.of(was[name]), self._new.of(rest)
                 self.compare_all(olds, news, f"{where}.{name}", is_message=False)
+                self._check_key(name, self._new, new, where, "is refused now")
             else:
                 what = "is not sent any more"
                 if self._client:
@@ -235,12 +234,31 @@ class Comparison:
                 self._note(f"{where}.{name}", what, breaks=True)
         for name in now:
             if name not in was:
+                self._compare_with_rest(old, new, name, where)
                 must = self._client and name in new.get("required", ())
                 what = "is sent too"
                 if self._client:
                     what = "must be sent now" if must else "may be sent too"
                 self._note(f"{where}.{name}", what, breaks=must)
         self._compare_rest(old, new, where)
+
+    def _compare_with_rest(self, old: Schema, new: Schema, name: str, where: str) -> None:
+        """Compare a field of what was a dict with what that had under any name."""
+        rest = old.get("additionalProperties", True)
+        if old.get("properties") or isinstance(rest, bool):
+            return
+        olds, news = self._old.of(rest), self._new.of(new["properties"][name])
+        self.compare_all(olds, news, f"{where}.{name}", is_message=False)
+        if not self._client:
+            self._check_key(name, self._old, old, where, "was no key that is sent")
+
+    def _check_key(self, name: str, shapes: Shapes, schema: Schema, where: str, what: str) -> None:
+        """Tell where a field's name is none of the keys of a dict."""
+        key, keys = json.dumps(name), shapes.of(_keys(schema.get("propertyNames", {})))
+        if not any(
+            key in one.values if one.values is not None else admits(one.schema, key) for one in keys
+        ):
+            self._note(f"{where}.{name}", what, breaks=True)
 
     def _compare_field(self, old: Schema, new: Schema, name: str, where: str) -> None:
         place = f"{where}.{name}"
@@ -262,6 +280,11 @@ class Comparison:
                 self._note(where, f"other fields are {word} now", breaks=breaks)
         elif not old.get("properties") and not new.get("properties"):
             self.compare_all(self._old.of(was), self._new.of(now), f"{where}[*]", is_message=False)
+            keys = (_keys(one.get("propertyNames", {})) for one in (old, new))
+            olds, news = (
+                side.of(one) for side, one in zip((self._old, self._new), keys, strict=True)
+            )
+            self.compare_all(olds, news, f"{where}: its keys", is_message=False)
 
     # ── arrays, and what has no parts ─────────────────────────────────────────────────────────
 
@@ -269,7 +292,10 @@ class Comparison:
         was, now = old.get("items", True), new.get("items", True)
         first, second = _parts(was), _parts(now)
         if first is not None and second is not None and len(first) != len(second):
-            self._note(where, f"had {len(first)} items and has {len(second)}", breaks=True)
+            if is_exact(old) and is_exact(new):
+                self._note(where, f"had {len(first)} items and has {len(second)}", breaks=True)
+            else:
+                self._note_items(len(first), len(second), new, where)
         if (first is None) != (second is None):
             fixed = second is not None
             what = "has a fixed number of items now" if fixed else "has any number of items now"
@@ -280,6 +306,17 @@ class Comparison:
         for index, (one, other) in enumerate(zip(olds, news, strict=False)):
             place = f"{where}[{index}]" if first or second else f"{where}[*]"
             self.compare_all(self._old.of(one), self._new.of(other), place, is_message=False)
+
+    def _note_items(self, was: int, now: int, new: Schema, where: str) -> None:
+        """Tell of items that came or went at the end of an array that may be longer or shorter."""
+        gone, added = "is not sent any more", "is sent too"
+        if self._client:
+            gone = "is refused now" if new.get("maxItems") == now else "is ignored now"
+            added = "may be sent too"
+        for index in range(now, was):
+            self._note(f"{where}[{index}]", gone, breaks=True)
+        for index in range(was, now):
+            self._note(f"{where}[{index}]", added, breaks=False)
 
     def _compare_values(self, old: Shape, new: Shape, where: str) -> None:
         was, now = old.schema.get("type"), new.schema.get("type")
@@ -298,18 +335,34 @@ class Comparison:
         if added := new.values - old.values:
             self._note(where, f"may be {', '.join(sorted(added))} too", breaks=not self._client)
 
-    def _compare_bounds(self, old: Schema, new: Schema, where: str) -> None:
-        has_parts = any(isinstance(one.get("items"), list) for one in (old, new))
-        for name in (*_LOWER, *_UPPER, *_OTHER):
-            was, now = old.get(name), new.get(name)
-            if was == now or (has_parts and name.endswith("Items")):
+    def _compare_bounds(self, old: Shape, new: Shape, where: str) -> None:
+        if old.values is not None or new.values is not None:
+            self._compare_within(old, new, where)
+            return
+        was, now = old.schema, new.schema
+        parts = [isinstance(one.get("items"), list) for one in (was, now)]
+        for name in BOUNDS:
+            if is_same(name, was, now):
                 continue
-            tighter = was is None or (
-                now is not None and (now > was if name in _LOWER else now < was)
+            is_told = (is_exact(was) and is_exact(now)) or (
+                parts[0] is not parts[1] and None in {was.get(name), now.get(name)}
             )
-            changed = was is not None and now is not None and name in _OTHER
-            what = f"{name} was {_shown(was)} and is {_shown(now)}"
-            self._note(where, what, breaks=changed or tighter is self._client)
+            if name.endswith("Items") and any(parts) and is_told:
+                continue
+            tighter = is_tighter(name, was, now)
+            what = f"{name} was {_shown(was.get(name))} and is {_shown(now.get(name))}"
+            self._note(where, what, breaks=tighter is None or tighter is self._client)
+
+    def _compare_within(self, old: Shape, new: Shape, where: str) -> None:
+        """Compare values with bounds: those outside could not be sent before, or can't be now."""
+        if old.values is not None and new.values is None and self._client:
+            gone = sorted(one for one in old.values if not admits(new.schema, one))
+            if gone:
+                self._note(where, f"may not be {', '.join(gone)} any more", breaks=True)
+        if new.values is not None and old.values is None and not self._client:
+            added = sorted(one for one in new.values if not admits(old.schema, one))
+            if added:
+                self._note(where, f"may be {', '.join(added)} too", breaks=True)
 
 
 def _is_exchange(pairs: list[Any], gone: list[Shape], added: list[Shape]) -> bool:
@@ -320,6 +373,13 @@ def _is_exchange(pairs: list[Any], gone: list[Shape], added: list[Shape]) -> boo
 
 def _either(shapes: list[Shape]) -> str:
     return " or ".join(map(str, shapes))
+
+
+def _keys(schema: Schema) -> Schema:
+    """Return what keys may be: JSON Schema leaves unsaid that they are texts."""
+    if "anyOf" in schema:
+        return {"anyOf": [_keys(one) for one in schema["anyOf"]]}
+    return schema if "enum" in schema or "$ref" in schema else {**schema, "type": "string"}
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, cast
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from backchannel.annotations import why_unknown
 from backchannel.errors import ListenerError
 from backchannel.messages import mentions_pydantic, types_in
+from backchannel.schema.unsaid import CLASSES, complete, require_what_is_sent
 
 __all__ = ["PREFIX", "Schema", "Side", "Wanted", "json_schemas", "named", "references"]
 
@@ -90,53 +91,32 @@ def _by_msgspec(wanted: Sequence[Wanted], side: Side) -> tuple[list[Schema], dic
         if problem := why_unknown(one.annotation):
             raise ListenerError(f"{one.label}: {one.annotation!r}, {problem}")
     kinds = [one.annotation for one in wanted]
-    structs = _objects_in(kinds) if side == "server" else {}
+    infos = list(msgspec.inspect.multi_type_info(kinds))
+    classes = {one.cls: one for one in types_in(infos) if isinstance(one, CLASSES)}
     try:
         schemas, found = msgspec.json.schema_components(
-            [*kinds, *structs], schema_hook=_of_text, ref_template=PREFIX + "{name}"
+            [*kinds, *classes], schema_hook=_of_text, ref_template=PREFIX + "{name}"
         )
     except (TypeError, ValueError) as error:
         labels = ", ".join(one.label for one in wanted)
         raise ListenerError(f"no schema can be made of what is annotated: {error}; {labels}") from (
             error
         )
+    for info, schema in zip(infos, schemas, strict=False):
+        complete(info, schema)
+    for info, schema in zip(classes.values(), schemas[len(kinds) :], strict=True):
+        if (name := named(schema)) is not None:
+            complete(info, found[name])
+            if side == "server":
+                require_what_is_sent(info, found[name])
     components = {name: _as_draft_7(schema) for name, schema in found.items()}
-    for always, schema in zip(structs.values(), list(schemas)[len(kinds) :], strict=True):
-        if (name := named(schema)) is not None and "properties" in components[name]:
-            _require(components[name], always)
-    return [_as_draft_7(schema) for schema in list(schemas)[: len(kinds)]], components
+    return [_as_draft_7(schema) for schema in schemas[: len(kinds)]], components
 
 
 def _of_text(kind: type) -> Schema:
     if issubclass(kind, str):
         return {"type": "string"}
     raise NotImplementedError
-
-
-def _objects_in(kinds: Iterable[Any]) -> dict[type, set[str]]:
-    """Return the classes inside types, each with the fields that it is always sent with."""
-    found = dict[type, set[str]]()
-    for one in types_in(list(msgspec.inspect.multi_type_info(kinds))):
-        if isinstance(one, msgspec.inspect.StructType):
-            if one.cls.__struct_config__.omit_defaults:
-                continue
-        elif not isinstance(one, msgspec.inspect.DataclassType):
-            continue
-        found[one.cls] = {field.encode_name for field in one.fields if _is_always_sent(field)}
-    return found
-
-
-def _is_always_sent(field: msgspec.inspect.Field) -> bool:
-    """Tell it from a field that may be UNSET, which msgspec knows without its default."""
-    nothing = msgspec.NODEFAULT
-    return field.required or not field.default is field.default_factory is nothing
-
-
-def _require(schema: Schema, always: set[str]) -> None:
-    required = schema.get("required", [])
-    schema["required"] = [
-        name for name in schema["properties"] if name in always or name in required
-    ]
 
 
 # ── pydantic ──────────────────────────────────────────────────────────────────────────────────

@@ -20,7 +20,7 @@ from backchannel.codes import ENDINGS, fit_reason, meaning_of
 from backchannel.connection import CloseReason
 from backchannel.contracts import Target
 from backchannel.dialect import frames
-from backchannel.dialect.content import content_of
+from backchannel.dialect.content import content_of, value_of
 from backchannel.dispatch import Dispatch
 from backchannel.errors import BrokerUnavailable, CallFailed, InvalidMessage
 from backchannel.history import Position
@@ -266,9 +266,11 @@ class SpeakingDispatch(Handling):
         if not self.talk.greeted:
             self._refuse_early()
             return
-        number = frames.id_in(message)
+        kind, number = frames.head_of(message)
         id_: Any = msgspec.UNSET if number is None else number
         self.complain(error.code, error.text, id_=id_, field=error.field)
+        if kind in {"reply", "error"} and number is not None:
+            self._fail_call(number, error)
 
     def _refuse_early(self, frame: Any = None) -> None:
         """Refuse what comes too early; a client whose first frame is no hello is none."""
@@ -344,11 +346,22 @@ class SpeakingDispatch(Handling):
         self.speaker.tell(frames.Pong())
 
     def _answered(self, frame: frames.Reply, data: bytes | None) -> None:
-        if (waiting := self._waiting_for(frame.id)) is not None:
-            answer: Any = data
-            if data is None:
-                answer = None if frame.data is msgspec.UNSET else msgspec.json.decode(frame.data)
-            waiting.set_result(answer)
+        if not (self.talk.calls and frame.id in self.talk.calls):
+            return
+        try:
+            answer = value_of(frame.data, data)
+        except InvalidMessage as error:
+            self._complain_of(error, frame.id)
+            self._fail_call(frame.id, error)
+        else:
+            if (waiting := self._waiting_for(frame.id)) is not None:
+                waiting.set_result(answer)
+
+    def _fail_call(self, id_: int, error: InvalidMessage) -> None:
+        """End the wait for an answer that came, but can't be read."""
+        if (waiting := self._waiting_for(id_)) is not None:
+            text = f"its answer can't be read: {error.field}: {error.text}"
+            waiting.set_exception(CallFailed("invalid", text))
 
     def _refused(self, frame: frames.Error, _data: bytes | None) -> None:
         if frame.id is msgspec.UNSET:

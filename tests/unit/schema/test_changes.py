@@ -17,9 +17,10 @@ numbers = itertools.count()
 
 HEAD = """
 from __future__ import annotations
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from datetime import datetime, time
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict
 from msgspec import UNSET, Meta, Struct, UnsetType
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel, Field, NaiveDatetime
 from backchannel import Hub, Listener, event
 hub = Hub()
 """
@@ -114,6 +115,15 @@ WIDER = {
         "a: Annotated[str, Meta(pattern='x')]", "a: str",
         'pattern was not set and is "x"', 'pattern was "x" and is not set',
     ),
+    "a time without an offset": (
+        "a: Annotated[datetime, Meta(tz=True)]", "a: datetime",
+        'format was "iso-date-time" and is "date-time"',
+        'format was "date-time" and is "iso-date-time"',
+    ),
+    "any text, and not a time": (
+        "a: time", "a: str",
+        'format was not set and is "iso-time"', 'format was "iso-time" and is not set',
+    ),
     "any number of items": (
         "a: tuple[int, int]", "a: list[int]",
         "has a fixed number of items now", "has any number of items now",
@@ -135,6 +145,76 @@ def test_what_the_server_sends_may_be_narrowed_and_not_widened(told, name):
     assert told(said(narrow), said(wide)) == {
         f"/ws: said.a: {widened.format('may be sent too')}": True
     }
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [
+        ("int", "str"), ("int", "float"), ("Literal['1', '2']", "str"),
+        ("Literal['1', '2']", "int"), ("Annotated[int, Meta(ge=0)]", "int"), ("datetime", "str"),
+        ("Annotated[datetime, Meta(tz=False)]", "datetime"), ("Annotated[str, Meta(min_length=2)]", "str"),
+    ],
+)  # fmt: skip
+def test_keys_are_compared_as_what_they_are_of(told, narrow, wide):
+    old, new = f"a: dict[{narrow}, int]", f"a: dict[{wide}, int]"
+    for change in (told(say(old), say(new)), told(said(new), said(old))):
+        assert set(change.values()) == {False}
+    for change in (told(say(new), say(old)), told(said(old), said(new))):
+        assert True in change.values()
+        assert all("a: its keys: " in where for where, breaks in change.items() if breaks)
+
+
+def test_keys_of_pydantic_models_are_compared_too(told):
+    chat = "@hub.endpoint('/ws')\ndef chat(ws, message: Say): ...\n"
+    model = "class Say(BaseModel):\n    a: {}\n" + chat
+    for narrow, wide in [
+        ("int", "str"),
+        ("int", "float"),
+        ("Annotated[str, Field(pattern='x')]", "str"),
+    ]:
+        old, new = model.format(f"dict[{narrow}, int]"), model.format(f"dict[{wide}, int]")
+        assert True not in told(old, new).values()
+        assert True in told(new, old).values()
+    for old, new, breaks in [
+        ("AwareDatetime", "datetime", False),
+        ("datetime", "NaiveDatetime", True),
+    ]:
+        assert list(told(model.format(old), model.format(new)).values()) == [breaks]
+
+
+def test_a_field_becomes_a_key_and_the_other_way_round(told):
+    listener = "@hub.endpoint('/ws')\ndef chat(ws, message: {}): ...\n"
+    text = "class Say(Struct):\n    text: int{}\n" + listener.format("Say")
+    assert told(text.format(""), listener.format("dict[int, int]")) == {
+        "/ws: object.text: is refused now": True
+    }
+    assert told(listener.format("dict[str, str]"), text.format(" = 0")) == {
+        "/ws: Say.text: was string and is integer": True,
+        "/ws: Say.text: may be sent too": False,
+    }
+    sent = "@hub.endpoint('/ws')\nclass Chat(Listener):\n    sends = {}\n"
+    text = "class Said(Struct):\n    text: int\n" + sent.format("Said")
+    assert told(sent.format("dict[int, int]"), text) == {
+        "/ws: Said.text: was no key that is sent": True, "/ws: Said.text: is sent too": False,
+    }  # fmt: skip
+
+
+def test_items_at_the_end_of_an_array_may_come(told):
+    array = "class Row({}):\n    x: int\n    {}\n"
+    short = array.format("Struct, array_like=True", "y: int = 0")
+    long = short + "    z: int = 0\n"
+    closed = short.replace("True)", "True, forbid_unknown_fields=True)")
+    for old, new, changes in [
+        (short, long, {"[2]: may be sent too": False}),
+        (long, short, {"[2]: is ignored now": True}),
+        (long, closed, {"[2]: is refused now": True, ": maxItems was not set and is 2": True}),
+        (short, closed, {": maxItems was not set and is 2": True}),
+        (array.format("NamedTuple", "y: int = 0"), array.format("NamedTuple", "y: int"),
+         {": minItems was 1 and is 2": True}),
+    ]:  # fmt: skip
+        assert told(old + say("a: Row"), new + say("a: Row")) == {
+            f"/ws: say.a{what}": breaks for what, breaks in changes.items()
+        }
 
 
 @pytest.mark.parametrize(

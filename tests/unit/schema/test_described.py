@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import re
+from typing import Annotated, Literal
 
 import msgspec
 import pydantic
@@ -34,6 +36,22 @@ class Plain:
 class Model(pydantic.BaseModel):
     a: int = 1
     named: str = pydantic.Field("", alias="nom")
+
+
+class Row(msgspec.Struct, array_like=True, tag="row"):
+    at: dt.datetime
+
+
+class Sub(msgspec.Struct):
+    many: list[dt.datetime]
+    either: dt.time | int | None
+    both: tuple[int, dt.time]
+    naive: Annotated[dt.datetime, msgspec.Meta(tz=False)]
+    aware: Annotated[dt.datetime, msgspec.Meta(tz=True, description="when")]
+    keys: dict[int, dict[dt.datetime, dt.time]]
+    words: dict[Literal[2, 1], int] | None
+    rows: list[Row]
+    plain: dict[str, int]
 
 
 class Unknown:
@@ -179,3 +197,27 @@ def test_names_that_two_have_are_told_apart():
         r"^export interface (\w+)", typescript(describe(hub.endpoints)), re.MULTILINE
     )
     assert len(names) == len(set(names)) == 4
+
+
+def test_times_and_keys_are_described_also_inside_of_others():
+    class Chat(Listener):
+        def on_message(self, ws, message: list[Sub]):
+            pass
+
+    found = components(Chat)
+    fields = found["Sub"]["properties"]
+    at, clock = ({"type": "string", "format": f"iso-{one}"} for one in ("date-time", "time"))
+    assert fields["many"] == {"type": "array", "items": at}
+    assert fields["either"]["anyOf"] == [clock, {"type": "integer"}, {"type": "null"}]
+    assert fields["both"]["items"] == [{"type": "integer"}, clock]
+    assert fields["naive"]["format"] == "date-time-local"
+    assert fields["aware"] == {"type": "string", "format": "date-time", "description": "when"}
+    inner = {"type": "object", "propertyNames": {"format": "iso-date-time"}}
+    assert fields["keys"] == {
+        "type": "object",
+        "propertyNames": {"format": "integer"},
+        "additionalProperties": {**inner, "additionalProperties": clock},
+    }
+    assert fields["words"]["anyOf"][0]["propertyNames"] == {"enum": ["1", "2"]}
+    assert found["Row"]["items"] == [{"enum": ["row"]}, at]
+    assert "propertyNames" not in fields["plain"]
