@@ -113,7 +113,7 @@ export class Channel implements Subscription {
       this._entered();
     } else if (type === "unsubscribed") {
       if (this._out) return;
-      this._end(error ?? new BackchannelError("refused", event.text ?? "it was left"), error);
+      this._end(error ?? new BackchannelError("refused", event.text ?? "left"), error);
     } else if (type === "publication") {
       for (const reader of this._readers) {
         if (reader._waiting.push(event as Publication) > MOST) {

@@ -100,14 +100,13 @@ export class Front implements Client<any> {
     else if (type === "error") this._emitter._call("error", errorOf(frame));
     else if (type === "message") this._emitter._call("message", frame.data);
     else {
-      if (channel) this.channel(channel)._take(frame);
+      if (channel != null) this.channel(channel)._take(frame);
       if (/^(publication|lost)$/.test(type)) this._emitter._call(type, { channel, ...rest });
     }
   }
 
   private _shut(channel: Channel): void {
-    if (this.state !== "closed") return;
-    channel._end(new BackchannelError("closed", "the connection is closed"));
+    if (this.state === "closed") channel._end(new BackchannelError("closed", "the connection is closed"));
   }
 
   private _become(change: StateChange): void {

@@ -247,7 +247,7 @@ export class Engine implements Connection {
     for (const entry of sent) this._again(entry, resumed);
     for (const channel of [...this._left.keys()]) {
       if (channels.includes(channel)) this._leave(channel);
-      else this._left.delete(channel);
+      else this._drop(channel);
     }
     for (const channel of _wanted) if (!channels.includes(channel)) this._subscribe(channel);
     for (const entry of this._queue._takeAll()) this._transmit(entry);

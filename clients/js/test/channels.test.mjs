@@ -435,3 +435,10 @@ test("left, asked for again, and the connection breaks: it is in as it was said 
   assert.equal(news.isIn, false);
   assert.deepEqual([...server.newest.session.channels], []);
 });
+
+test("a name that is none is refused by the server, and told", async (t) => {
+  const { server, client } = await pair(t);
+  server.on.subscribe = ({ id }, { send }) => send({ type: "error", id, code: "invalid", text: "no name" });
+  server.invalid.push = () => 0; // the frame is none by its schema
+  assert.equal((await rejection(client.subscribe("").ready)).code, "invalid");
+});
