@@ -170,3 +170,68 @@ async def test_without_locks_each_tab_has_its_own_socket(visit, new_context):
     await context.add_init_script("delete Navigator.prototype.locks")
     tabs = [await visit(file="tabs.js", context=context) for _ in range(2)]
     assert sockets(*tabs) == [1, 1]
+
+
+async def test_the_first_tab_has_what_it_asked_for_before_anyone_led(new_tab):
+    tab = await new_tab()
+    code = """async () => {
+        const first = await client.publish('room:since', 1);
+        for (const n of [2, 3]) await client.publish('room:since', n);
+        const { connect } = await import('/backchannel/tabs.js');
+        const other = connect('/ws/main', { name: 'other' });
+        const got = [];
+        for await (const { data } of other.subscribe('room:since', { since: first })) {
+            if (got.push(data) === 2) break;
+        }
+        other.close();
+        return got;
+    }"""
+    assert await tab.evaluate(code) == [2, 3]
+
+
+READ = """async (channel) => {
+    try { for await (const { data } of channel) return data; } catch ({ code }) { return code; }
+    return 'ended';
+}"""
+
+
+async def test_what_was_refused_left_or_closed_is_told_in_every_tab(new_tab, wire):
+    first, second = [await new_tab() for _ in range(2)]
+    read = f"(name) => ({READ})(client.subscribe(name))"
+    assert await second.evaluate(read, "room:secret") == "refused"
+    again = f"(name) => ({READ})(client.channel(name))"
+    assert await second.evaluate(again, "room:secret") == "refused"
+
+    for tab in (first, second):
+        await tab.evaluate("client.subscribe('room:1').ready")
+    await second.evaluate("client.channel('room:1').unsubscribe()")
+    # It does not come back into what the other one is in.
+    wire.cut()
+    await first.evaluate("until(() => client.state !== 'open')")
+    await first.evaluate("client.publish('room:1', 'to the first')")
+    await first.evaluate("until(() => client.channel('room:1').isIn && log.got.length)")
+    await second.evaluate("client.deliver('a fence')")
+    assert await second.evaluate("[client.channel('room:1').isIn, log.got]") == [False, []]
+    assert await second.evaluate(again, "room:1") == "ended"
+
+    # Left and entered at once, it is in.
+    code = """async () => {
+        const channel = client.channel('room:1');
+        const left = channel.unsubscribe();
+        const { ready } = client.subscribe('room:1');
+        await Promise.all([left, ready]);
+        await client.publish('room:1', 'in again');
+        return channel.isIn;
+    }"""
+    assert await first.evaluate(code) is True
+
+    code = """async () => {
+        const left = client.channel('room:1').unsubscribe();
+        client.close();
+        await left;
+        await client.channel('room:1').unsubscribe();
+        const late = client.subscribe('late');
+        await late.unsubscribe();
+        return late.ready.catch(({ code }) => code);
+    }"""
+    assert await first.evaluate(code) == "closed"

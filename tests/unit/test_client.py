@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import secrets
 import ssl
@@ -951,6 +952,18 @@ async def test_a_call_without_an_answer_ends_in_time_and_a_cancelled_one_tells_t
             await calling
 
 
+@pytest.mark.parametrize("seconds", [float("inf"), 1e300, 2.0**31])
+async def test_times_without_an_end_are_long(speaker, states, seconds):
+    # None is a queue for ever, and an infinite number is refused.
+    async with connect(speaker.url, on_state=states, queue_seconds=min(seconds, 1e300)) as client:
+        await offline(speaker, client, states)
+        waiting = asyncio.create_task(client.deliver("waits"))
+        calling = asyncio.create_task(client.call("add", {"a": 1, "b": 2}, timeout=seconds))
+        speaker.refuse = lambda _: None
+        await waiting
+        assert await calling == 3
+
+
 async def test_the_servers_calls_are_answered(speaker):
     async with connect(speaker.url) as client:
         peer = await speaker.peer()
@@ -1068,6 +1081,21 @@ async def test_since_brings_what_was_missed(speaker):
         assert [(await anext(events)).data for _ in range(2)] == [1, 2]
         await speaker.publish("news", 3)
         assert await anext(events) == Publication("news", 3, "e.4")
+
+
+async def test_since_sets_nothing_back_in_a_channel_that_it_was_in(speaker, states):
+    speaker.puts = ("chat:1",)
+    async with connect(speaker.url, on_state=states) as client:
+        chat = await client.channel("chat:1").ready()
+        for n in range(1, 4):
+            await speaker.publish("chat:1", n)
+        assert [(await anext(chat)).data for _ in range(3)] == [1, 2, 3]
+        await offline(speaker, client, states)
+        client.subscribe("chat:1", since="e.1")
+        speaker.refuse = lambda _: None
+        await speaker.publish("chat:1", 4)
+        assert (await anext(chat)).data == 4
+    assert speaker.peers[1].of("hello")[0]["positions"] == {"chat:1": "e.3"}
 
 
 async def test_a_refused_subscription_raises_where_it_is_used(speaker):
@@ -1456,6 +1484,30 @@ async def test_closing_ends_the_session_and_tells_everyone_who_waits(speaker):
             await client.deliver("y")
         await client.close()  # which does nothing
         assert client.state == "closed"
+
+
+async def test_a_channel_that_is_being_left_when_the_client_closes_is_left(speaker):
+    speaker.before = lambda _, frame: "drop" if frame["type"] == "unsubscribe" else None
+    async with connect(speaker.url) as client:
+        peer = await speaker.peer()
+        events = await client.subscribe("news").ready()
+        leaving = asyncio.create_task(events.unsubscribe())
+        await peer.expect("unsubscribe")
+        await client.close()
+        await leaving
+        await events.unsubscribe()
+
+
+async def test_a_channel_left_without_a_connection_is_left_when_the_client_closes(speaker, states):
+    unheard = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    async with connect(speaker.url, on_state=states) as client:
+        events = await client.subscribe("news").ready()
+        await offline(speaker, client, states)
+        await events.unsubscribe()
+    del client, events
+    gc.collect()
+    assert unheard == []
 
 
 async def test_it_closes_with_the_applications_code_if_that_is_one(speaker):

@@ -42,20 +42,23 @@ export async function publish(
   return (await asked).position;
 }
 
+/** Nothing comes any more; and why, where that is an error. */
+interface End {
+  _error?: Error | undefined;
+}
+
 /** What waits for one `for await`. */
 interface Reader {
   _waiting: Publication[];
   _wake: () => void;
-  _ended: boolean;
-  _error?: Error;
+  _end: End | undefined;
 }
 
 export class Channel implements Subscription {
   isIn = false;
   ready!: Promise<void>;
-  /** The application left it, and the server may not know yet. */
-  _left = false;
-  private _isOut = true;
+  /** Where the client is out of it. */
+  private _out: End | undefined = {};
   private _emitter = new Emitter();
   private _readers = new Set<Reader>();
   private _entered!: () => void;
@@ -64,16 +67,14 @@ export class Channel implements Subscription {
   constructor(
     readonly channel: string,
     private _connection: Connection,
-    /** The connection is over for good. */
-    private _isOver: () => boolean,
   ) {
     this._renew();
   }
 
   /** It is entered, maybe again: then `ready` is another promise. */
   _renew(): void {
-    if (!this._isOut) return;
-    this._isOut = this._left = false;
+    if (!this._out) return;
+    this._out = undefined;
     this.ready = new Promise((resolve, reject) => {
       this._entered = resolve;
       this._refused = reject;
@@ -101,7 +102,6 @@ export class Channel implements Subscription {
   async unsubscribe(): Promise<void> {
     const left = this._connection._leave(this.channel);
     this._take({ type: "unsubscribed", channel: this.channel });
-    this._left = true;
     await left;
   }
 
@@ -112,16 +112,13 @@ export class Channel implements Subscription {
       this.isIn = true;
       this._entered();
     } else if (type === "unsubscribed") {
-      if (this._isOut) return;
-      this.isIn = false;
-      this._isOut = true;
-      this._end(error, event.text);
-    } else if (this._left) return;
-    else if (type === "publication") {
+      if (this._out) return;
+      this._end(error ?? new BackchannelError("refused", event.text ?? "left"), error);
+    } else if (type === "publication") {
       for (const reader of this._readers) {
         if (reader._waiting.push(event as Publication) > MOST) {
           const text = `more than ${MOST} publications wait`;
-          this._finish(reader, new BackchannelError("too_slow", text));
+          this._finish(reader, { _error: new BackchannelError("too_slow", text) });
         }
         reader._wake();
       }
@@ -130,26 +127,27 @@ export class Channel implements Subscription {
   }
 
   /** Nothing comes any more. */
-  _end(error?: Error, text = "it was left"): void {
-    this._refused(error ?? new BackchannelError("refused", text));
-    for (const reader of this._readers) this._finish(reader, error);
+  _end(reason: Error, error?: Error): void {
+    this.isIn = false;
+    this._out = { _error: error };
+    this._refused(reason);
+    for (const reader of this._readers) this._finish(reader, this._out);
   }
 
-  private _finish(reader: Reader, error?: Error): void {
+  private _finish(reader: Reader, end: End): void {
     this._readers.delete(reader);
-    reader._ended = true;
-    if (error) reader._error = error;
+    reader._end = end;
     reader._wake();
   }
 
   [Symbol.asyncIterator](): AsyncIterator<Publication, undefined> {
     // From now on, not from the first `next()`.
-    const reader: Reader = { _waiting: [], _wake: () => {}, _ended: this._isOver() };
-    this._readers.add(reader);
+    const reader: Reader = { _waiting: [], _wake: () => {}, _end: this._out };
+    if (!this._out) this._readers.add(reader);
     const next = async (): Promise<IteratorResult<Publication, undefined>> => {
       while (!reader._waiting.length) {
-        if (reader._error) throw reader._error;
-        if (reader._ended) return { done: true, value: undefined };
+        if (reader._end?._error) throw reader._end._error;
+        if (reader._end) return { done: true, value: undefined };
         await new Promise<void>((resolve) => (reader._wake = resolve));
       }
       return { done: false, value: reader._waiting.shift()! };
@@ -157,7 +155,7 @@ export class Channel implements Subscription {
     return {
       next,
       return: async () => {
-        this._finish(reader);
+        this._finish(reader, {});
         reader._waiting = [];
         return { done: true, value: undefined };
       },

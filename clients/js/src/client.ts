@@ -71,16 +71,19 @@ export class Front implements Client<any> {
   channel(name: string): Channel {
     let channel = this._channels.get(name);
     if (!channel) {
-      channel = new Channel(named(name), this._connection, () => this.state === "closed");
+      channel = new Channel(named(name), this._connection);
       this._channels.set(name, channel);
+      this._shut(channel);
     }
     return channel;
   }
 
   subscribe(name: string, { since }: { since?: string } = {}): Channel {
     const channel = this.channel(name);
-    channel._renew();
-    this._connection._enter(name, since);
+    if (this.state !== "closed") {
+      channel._renew();
+      this._connection._enter(name, since);
+    }
     return channel;
   }
 
@@ -102,16 +105,19 @@ export class Front implements Client<any> {
     }
   }
 
+  private _shut(channel: Channel): void {
+    if (this.state === "closed") channel._end(new BackchannelError("closed", "the connection is closed"));
+  }
+
   private _become(change: StateChange): void {
     this.last = change;
     for (const channel of this._channels.values()) {
       channel.isIn = false;
-      if (change.state === "closed") channel._end(undefined, "the connection is closed");
+      this._shut(channel);
     }
-    if (change.state !== "open") {
-      for (const each of this._answering.values()) each.abort();
-      this._answering.clear();
-    }
+    // Calls end with their connection, and another one begins with none.
+    for (const each of this._answering.values()) each.abort();
+    this._answering.clear();
     this._emitter._call(change.state, change);
     this._emitter._call("state", change);
   }

@@ -1,4 +1,4 @@
-import { type Entry, isKept, newSession, type Session } from "./entry.js";
+import { type Entry, isKept, later, newSession, type Session } from "./entry.js";
 import { BackchannelError } from "./errors.js";
 import { type Body, decode, encode, type Frame, sizeOf } from "./frames.js";
 import { Queue } from "./queue.js";
@@ -7,7 +7,7 @@ import type { Options, StateChange } from "./types.js";
 const V1 = "backchannel.v1.json";
 type Timer = "hello" | "doubt" | "beat" | "retry" | "renew";
 
-const ANSWERS = /^(ack|reply|error|subscribed|unsubscribed|presence|renewed)$/;
+const ANSWERS = /^(ack|reply|error|(un)?subscribed|presence|renewed)$/;
 
 /** Coming back would be refused again, or the close was meant. */
 const isFinal = (code: number): boolean =>
@@ -22,6 +22,7 @@ export interface Connection {
   /** Answers a call of the server; nothing where the connection is gone. */
   _reply(frame: Frame, body?: Body): void;
   _enter(channel: string, since?: string): void;
+  /** Resolves when nothing of it comes any more; never rejects. */
   _leave(channel: string): Promise<unknown>;
   _close(code: number, text: string): void;
 }
@@ -41,8 +42,8 @@ export class Engine implements Connection {
   private _ping = Infinity;
   private _limit = Infinity;
   private _timers: { [name in Timer]?: ReturnType<typeof setTimeout> } = {};
-  /** Channels that the application left while there was nobody to tell. */
-  private _left = new Set<string>();
+  /** Channels that the application left, and the server has not said so: nothing of them is told. */
+  private _left = new Map<string, Frame>();
   /** Channels of an ended session: what was missed in them can't be had. */
   private _unsure = new Set<string>();
   private _expiresIn: number | undefined;
@@ -87,10 +88,10 @@ export class Engine implements Connection {
       if (signal?.aborted) return abort();
       signal?.addEventListener("abort", abort);
       if (frame.type === "call") {
-        entry._timer = setTimeout(() => {
+        entry._timer = later(frame.timeout * 1000, () => {
           this._forget(entry, true);
           entry._reject(new BackchannelError("timeout", `no answer in ${frame.timeout} seconds`));
-        }, frame.timeout * 1000);
+        });
       }
       this._submit(entry);
     });
@@ -105,20 +106,20 @@ export class Engine implements Connection {
   }
 
   _enter(channel: string, since?: string): void {
-    const { _wanted, _positions } = this._session;
-    if (this._state.state === "closed") return this._out(channel, { error: this._closedError() });
+    const { _wanted, _positions, _inside } = this._session;
     this._left.delete(channel);
+    // What it has had of a channel is not asked for again.
+    if (since && !_wanted.has(channel) && !_inside.has(channel)) _positions.set(channel, since);
     _wanted.add(channel);
-    if (since) _positions.set(channel, since);
     if (this._isOpen()) this._subscribe(channel);
   }
 
-  async _leave(channel: string): Promise<unknown> {
-    const { _wanted, _positions } = this._session;
-    _wanted.delete(channel);
-    _positions.delete(channel);
-    if (this._isOpen()) return this._ask({ type: "unsubscribe", id: 0, channel });
-    return this._left.add(channel);
+  async _leave(channel: string): Promise<void> {
+    this._drop(channel);
+    const frame: Frame = { type: "unsubscribe", id: 0, channel };
+    this._left.set(channel, frame);
+    // Where the answer does not come it is left when there is a connection again, if ever.
+    if (this._isOpen()) await this._ask(frame).catch(() => {});
   }
 
   _close(code: number, text: string): void {
@@ -167,15 +168,14 @@ export class Engine implements Connection {
     const since = this._session._positions.get(channel);
     this._transmit({
       _frame: { type: "subscribe", id: 0, channel, ...(since && { since }) },
-      _body: undefined,
       _resolve: () => {},
       _reject: (error) => {
         if (!this._session._wanted.has(channel)) return;
         if (/^(unavailable|too_many)$/.test(error.code)) {
           const socket = this._socket;
           setTimeout(
-            () => socket === this._socket && this._isOpen() &&
-              this._session._wanted.has(channel) && this._subscribe(channel),
+            () => socket === this._socket && this._session._wanted.has(channel) &&
+              this._subscribe(channel),
             1000 + Math.random() * 4000,
           );
           return;
@@ -186,9 +186,13 @@ export class Engine implements Connection {
   }
 
   private _out(channel: string, more: object): void {
-    const { _wanted, _positions, _inside } = this._session;
-    for (const each of [_wanted, _positions, _inside]) each.delete(channel);
+    this._drop(channel);
     this._emit({ type: "unsubscribed", channel, ...more });
+  }
+
+  private _drop(channel: string): void {
+    const { _wanted, _positions, _inside } = this._session;
+    for (const each of [_wanted, _positions, _inside, this._left]) each.delete(channel);
   }
 
   // ── what the server says ──────────────────────────────────────────────────────────────────
@@ -204,6 +208,7 @@ export class Engine implements Connection {
     }
     const { type, id, channel, position } = frame;
     const { _positions, _inside, _pending } = this._session;
+    if (!id && this._left.has(channel)) return;
     if (type === "hello") return this._hello(frame);
     if (type === "going_away") this._notBefore = this._heardAt + frame.after * 1000;
     if (type === "subscribed") _inside.add(channel);
@@ -217,10 +222,7 @@ export class Engine implements Connection {
         if (type === "error") entry._reject(errorOf(frame));
         else entry._resolve(frame);
       }
-      if (type === "unsubscribed") {
-        _inside.delete(channel);
-        if (!this._session._wanted.has(channel)) _positions.delete(channel);
-      }
+      if (this._left.get(channel)?.id === id) this._drop(channel);
       if (type !== "subscribed" || !entry || !this._session._wanted.has(channel)) return;
     } else if (type === "unsubscribed") return this._out(channel, frame);
     this._emit(frame);
@@ -243,10 +245,10 @@ export class Engine implements Connection {
     _inside.clear();
     _pending.clear();
     for (const entry of sent) this._again(entry, resumed);
-    for (const channel of channels) {
-      if (this._left.has(channel)) this._leave(channel);
+    for (const channel of [...this._left.keys()]) {
+      if (channels.includes(channel)) this._leave(channel);
+      else this._drop(channel);
     }
-    this._left.clear();
     for (const channel of _wanted) if (!channels.includes(channel)) this._subscribe(channel);
     for (const entry of this._queue._takeAll()) this._transmit(entry);
     // The server keeps the old token until it hears that the new one has come.
@@ -334,9 +336,6 @@ export class Engine implements Connection {
       if (type === "presence") {
         entry._frame.id = 0;
         this._queue._add(entry);
-      } else if (type === "unsubscribe") {
-        this._left.add(entry._frame.channel);
-        entry._resolve(entry._frame);
       } else if (type !== "subscribe") {
         const lost = "the connection was lost before the answer";
         entry._reject(new BackchannelError("disconnected", lost));
@@ -389,10 +388,10 @@ export class Engine implements Connection {
 
   private _start(name: Timer, ms: number, then: () => void): void {
     this._stop(name);
-    this._timers[name] = setTimeout(() => {
+    this._timers[name] = later(ms, () => {
       delete this._timers[name];
       then();
-    }, Math.min(ms, 2 ** 31 - 1));
+    });
   }
 
   private _stop(name: Timer): void {

@@ -4,7 +4,7 @@ import type { Body, Frame } from "./frames.js";
 /** What the application asked for and has not been settled. */
 export interface Entry {
   _frame: Frame;
-  _body: Body;
+  _body?: Body;
   /** Send it as new where the outcome is unknown. */
   _retry?: boolean | undefined;
   _resolve: (answer: Frame) => void;
@@ -30,6 +30,10 @@ export interface Session {
   /** Sent and not answered, by id, in the order of their ids. */
   _pending: Map<number, Entry>;
 }
+
+/** A timer; what is longer than one can be is as long as one can be, 24 days. */
+export const later = (ms: number, then: () => void): ReturnType<typeof setTimeout> =>
+  setTimeout(then, Math.min(ms, 2 ** 31 - 1));
 
 export const newSession = (): Session => ({
   _resume: null,

@@ -1,4 +1,4 @@
-import type { Entry } from "./entry.js";
+import { type Entry, later } from "./entry.js";
 import { BackchannelError } from "./errors.js";
 import { encode, sizeOf } from "./frames.js";
 import type { Options } from "./types.js";
@@ -23,10 +23,10 @@ export class Queue {
     this._entries.add(entry);
     this._bytes += entry._size;
     // A call has a time of its own.
-    entry._timer ??= setTimeout(() => {
+    entry._timer ??= later(seconds * 1000, () => {
       this._remove(entry);
       entry._reject(new BackchannelError("expired", `no connection for ${seconds} seconds`));
-    }, seconds * 1000);
+    });
   }
 
   /** Takes one out; returns whether it was there. */

@@ -63,6 +63,9 @@ const failureOf = ({ code, message, field }: BackchannelError): Failure => ({
   field,
 });
 
+const revived = ({ code, text, field }: Failure): BackchannelError =>
+  new BackchannelError(code, text, field);
+
 class Tab implements Connection {
   private _me = crypto.randomUUID();
   private _bus: BroadcastChannel;
@@ -74,6 +77,8 @@ class Tab implements Connection {
   private _count = 0;
   private _asked = new Map<number, Waiting>();
   private _channels = new Set<string>();
+  /** Channels that this tab left and others may be in: nothing of them is told here. */
+  private _left = new Set<string>();
   private _state: Frame = { type: "state", state: "connecting" };
   /** What every tab knows of the session. */
   private _session: Session = newSession();
@@ -176,12 +181,19 @@ class Tab implements Connection {
   }
 
   _enter(channel: string, since?: string): void {
+    this._left.delete(channel);
+    // Who leads is told; the first one that ever does begins with this.
+    if (since && !this._leader && !this._channels.has(channel)) {
+      this._session._positions.set(channel, since);
+    }
     this._channels.add(channel);
     this._say({ kind: "enter", channel, since });
   }
 
-  _leave(channel: string): Promise<unknown> {
+  async _leave(channel: string): Promise<unknown> {
+    if (this._state.state === "closed") return;
     this._channels.delete(channel);
+    this._left.add(channel);
     const n = ++this._count;
     return new Promise((resolve) => {
       const frame = { type: "unsubscribe", channel };
@@ -248,14 +260,12 @@ class Tab implements Connection {
     const waiting = this._asked.get(n);
     this._asked.delete(n);
     if (answer) waiting?.resolve(answer);
-    else if (failure) {
-      waiting?.reject(new BackchannelError(failure.code, failure.text, failure.field));
-    }
+    else if (failure) waiting?.reject(revived(failure));
   }
 
   /** Takes a frame that the leader heard. */
   private _show(frame: Frame): void {
-    const { type, channel, position } = frame;
+    const { type, channel, position, error } = frame;
     const { _inside, _positions } = this._session;
     if (type === "state") this._state = frame;
     if (type === "subscribed") _inside.add(channel);
@@ -263,7 +273,8 @@ class Tab implements Connection {
       _inside.delete(channel);
       _positions.delete(channel);
     } else if (channel && position) _positions.set(channel, position);
-    this._emit(frame);
+    if (type === "unsubscribed") this._left.delete(channel);
+    if (!this._left.has(channel)) this._emit(error ? { ...frame, error: revived(error) } : frame);
     if (frame.state === "closed") this._finish(frame);
   }
 
@@ -353,7 +364,7 @@ class Tab implements Connection {
     }
     if (frame.error) {
       // An error can't travel as one.
-      this._say({ kind: "frame", frame: { ...frame, error: undefined } });
+      this._say({ kind: "frame", frame: { ...frame, error: failureOf(frame.error) } });
     } else if (type === "call") this._ring(frame);
     else {
       if (type === "cancel") this._calls.delete(id!);
@@ -453,6 +464,7 @@ class Tab implements Connection {
     this._tabs.get(tab)?.channels.delete(channel);
     if ([...this._tabs.values()].some(({ channels }) => channels.has(channel))) return;
     await this._engine!._leave(channel);
+    if (this._session._wanted.has(channel)) return; // somebody has entered it since
     this._say({ kind: "frame", frame: { type: "unsubscribed", channel } });
   }
 

@@ -41,7 +41,7 @@ export interface Options {
     messages?: number;
     /** So many bytes of them at most; 1 MiB unless said. */
     bytes?: number;
-    /** Seconds that each may wait; 60 unless said. */
+    /** Seconds that each may wait; 60 unless said, 24 days at most. */
     seconds?: number;
   };
   /** Seconds that a ping's answer may take, and twice as many for a handshake; 10 unless said. */
@@ -144,13 +144,17 @@ export interface SubscriptionEvents<D> {
 
 /**
  * A channel. `for await` goes over its publications from then on, until the client is out of the
- * channel; where it was refused, or more than 10,000 wait to be taken, it throws.
+ * channel, or closed: then it ends, also where that was before. Where it was refused, or more than
+ * 10,000 wait to be taken, it throws.
  */
 export interface Subscription<D = any> extends AsyncIterable<Publication<D>> {
   readonly channel: string;
   /** The server has said that this client is in it; false also while there is no connection. */
   readonly isIn: boolean;
-  /** Resolves when it is in for the first time; rejects where it was refused. */
+  /**
+   * Resolves when it is in for the first time; rejects where it was refused or left (`refused`), or
+   * the client closed (`closed`). After `subscribe` entered it again it is another promise.
+   */
   readonly ready: Promise<void>;
   /** Calls a function each time; returns one that ends this. */
   on<E extends keyof SubscriptionEvents<D>>(
@@ -161,7 +165,10 @@ export interface Subscription<D = any> extends AsyncIterable<Publication<D>> {
   publish(data: D | Bytes, options?: { retry?: boolean }): Promise<string | undefined>;
   /** Who is in it, where a rule keeps presence. */
   presence(): Promise<Present[]>;
-  /** Leaves it, for everyone who uses this channel in this client. */
+  /**
+   * Leaves it, for everyone who uses this channel in this client: from then on nothing of it is
+   * told. Resolves when the server has said so; without a connection, or when that ends, at once.
+   */
   unsubscribe(): Promise<void>;
 }
 
@@ -198,7 +205,8 @@ export interface Client<M = Messages> {
    * Calls an event of the listener and returns what that returned. It is not sent again when the
    * connection breaks: then it rejects with the code `disconnected`.
    *
-   * @param options `timeout` in seconds (30 unless said); an AbortSignal cancels it.
+   * @param options `timeout` in seconds (30 unless said; as long as a timer can be, 24 days, at
+   *   most); an AbortSignal cancels it.
    */
   call<E extends Names<Part<M, "events", AnyCalls>>>(
     event: E,
@@ -216,7 +224,12 @@ export interface Client<M = Messages> {
       more: { signal: AbortSignal },
     ) => Answer<Part<M, "asks", AnyCalls>[E]> | Promise<Answer<Part<M, "asks", AnyCalls>[E]>>,
   ): () => void;
-  /** Enters a channel, and again after each reconnect; the same object for the same channel. */
+  /**
+   * Enters a channel, and again after each reconnect; the same object for the same channel.
+   *
+   * @param options `since`, a position, brings what was published after it first; it counts for
+   *   nothing where the channel was asked for already, or the client is in it.
+   */
   subscribe<C extends Names<Part<M, "channels", AnyChannels>>>(
     channel: C,
     options?: { since?: string },

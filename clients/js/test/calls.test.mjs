@@ -149,3 +149,19 @@ test("a ticket goes into the URL, a new one each time", async (t) => {
   await next(client, "open");
   assert.deepEqual(server.connections.map(({ url }) => url), ["/ws/x?ticket=bct_1", "/ws/x?ticket=bct_2"]);
 });
+
+test("times that are longer than a timer knows are long", async (t) => {
+  const { server, client } = await pair(t, {
+    queue: { seconds: Infinity },
+    // Timers that overflow end after 1 ms.
+    token: () => new Promise((resolve) => setTimeout(resolve, 20, null)),
+  });
+  await client.deliver("waited for the connection");
+  const asked = [];
+  server.on.call = ({ id }, { send }) => asked.push(() => send({ type: "reply", id, data: id }));
+  const calls = [Infinity, 2 ** 31 / 1000, 1e300].map((timeout) => client.call("slow", 1, { timeout }));
+  await server.until(() => asked.length === 3);
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  asked.forEach((answer) => answer());
+  assert.deepEqual(await Promise.all(calls), [2, 3, 4]);
+});

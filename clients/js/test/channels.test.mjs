@@ -115,8 +115,14 @@ test("left before it was in, it is out", async (t) => {
   await opened(client);
   const news = client.subscribe("news");
   await news.unsubscribe();
+  await client.deliver("the server has said both");
   assert.equal(news.isIn, false);
   assert.equal(server.newest.session.channels.size, 0);
+  server.publish("news", 1);
+  const position = server.publish("news", 2);
+  server.publish("news", 3);
+  client.subscribe("news", { since: position });
+  assert.equal((await next(news, "publication")).data, 3);
 });
 
 test("breaking out of for await ends only that one", async (t) => {
@@ -262,6 +268,7 @@ test("left while there is no connection, it is left after the resume", async (t)
   await next(client, "open");
   await client.deliver("fence");
   assert.deepEqual(kinds(server.newest.frames)[0], ["unsubscribe", "news"]);
+  assert.equal(news.isIn, false);
   assert.equal(server.newest.session.channels.size, 0);
 });
 
@@ -309,8 +316,129 @@ test("when the client is closed, nothing waits for ever", async (t) => {
   const never = client.channel("never");
   const reading = (async () => { for await (const _ of never); return "ended"; })();
   client.close();
-  assert.equal((await rejection(never.ready)).code, "refused");
+  assert.equal((await rejection(never.ready)).code, "closed");
   assert.equal(await reading, "ended");
   assert.equal((await rejection(client.subscribe("late").ready)).code, "closed");
   for await (const _ of client.channel("late")) assert.fail();
+});
+
+test("asked for again with since, a channel goes on from where it was", async (t) => {
+  dice(t, 0);
+  const { server, client, log } = await pair(t);
+  const news = client.subscribe("news");
+  await news.ready;
+  for (let n = 1; n <= 5; n++) server.publish("news", n);
+  client.subscribe("news", { since: "e.2" });
+  await client.deliver("it was said that it is in");
+  server.newest.cut();
+  await next(client, "waiting");
+  client.subscribe("news", { since: "e.1" });
+  server.publish("news", 6);
+  await next(news, "subscribed");
+  assert.deepEqual(server.newest.frames[0].positions, { news: "e.5" });
+  assert.deepEqual(log.publications.map(({ data }) => data), [1, 2, 3, 4, 5, 6]);
+});
+
+test("asked for again while what was missed comes, it has that once", async (t) => {
+  dice(t, 0);
+  const { server, client, log } = await pair(t);
+  for (let n = 1; n <= 4; n++) server.publish("news", n);
+  server.on.subscribe = ({ channel }, { send }) => server.history.get(channel).slice(2).forEach((each) => send(each));
+  const news = client.subscribe("news", { since: "e.2" });
+  const four = new Promise((resolve) => news.on("publication", ({ data }) => data === 4 && resolve()));
+  await four;
+  client.subscribe("news", { since: "e.2" });
+  delete server.on.subscribe;
+  server.newest.cut();
+  await news.ready;
+  assert.deepEqual(log.publications.map(({ data }) => data), [3, 4]);
+});
+
+test("left and asked for with since at once, it has what it asked for", async (t) => {
+  const { server, client, log } = await pair(t);
+  const news = client.subscribe("news");
+  await news.ready;
+  for (let n = 1; n <= 3; n++) server.publish("news", n);
+  await client.deliver("all have come");
+  const left = news.unsubscribe();
+  client.subscribe("news", { since: "e.1" });
+  await Promise.all([left, news.ready]);
+  assert.deepEqual(log.publications.map(({ data }) => data), [1, 2, 3, 2, 3]);
+});
+
+test("for await over a channel that was refused throws, and over one that was left ends, at once", async (t) => {
+  const { server, client } = await pair(t);
+  const read = async (channel) => { for await (const { data } of channel) return data; return "ended"; };
+  const secret = client.subscribe("secret:1");
+  await rejection(secret.ready);
+  assert.equal((await rejection(read(secret))).code, "refused");
+  const news = client.subscribe("news");
+  await news.ready;
+  await news.unsubscribe();
+  assert.equal(await read(news), "ended");
+  const put = client.subscribe("put");
+  await put.ready;
+  server.newest.session.channels.delete("put");
+  server.newest.send({ type: "unsubscribed", channel: "put", text: "a rule changed" });
+  await next(put, "unsubscribed");
+  assert.equal(await read(put), "ended");
+  client.subscribe("news");
+  const reading = read(news);
+  await news.ready;
+  server.publish("news", "in again");
+  assert.equal(await reading, "in again");
+});
+
+test("a channel that is being left when the client closes is left", async (t) => {
+  const { client } = await pair(t);
+  const news = client.subscribe("news");
+  await news.ready;
+  const left = news.unsubscribe();
+  client.close();
+  await left;
+  await news.unsubscribe();
+  await client.subscribe("late").unsubscribe();
+});
+
+test("left, asked for again, and the connection breaks: it is in as it was said last", async (t) => {
+  dice(t, 0);
+  const { server, client } = await pair(t);
+  const news = client.subscribe("news");
+  await news.ready;
+  const answer = server._unsubscribe;
+  server.on.unsubscribe = () => {};
+  void news.unsubscribe();
+  client.subscribe("news");
+  await client.deliver("the server has both");
+  server.newest.cut();
+  await next(news, "subscribed");
+  await client.deliver("it is not left now");
+  assert.equal(news.isIn, true);
+  assert.deepEqual([...server.newest.session.channels], ["news"]);
+
+  let asked = 0;
+  server.on.unsubscribe = (frame, connection) => asked++ || answer.call(server, frame, connection);
+  server.on.subscribe = () => {};
+  const first = news.unsubscribe();
+  client.subscribe("news");
+  const second = news.unsubscribe();
+  await first;
+  await client.deliver("the server has all three");
+  assert.equal(asked, 2);
+  server.on.unsubscribe = answer;
+  delete server.on.subscribe;
+  server.newest.session.channels.add("news");
+  server.newest.cut();
+  await second;
+  await next(client, "open");
+  await client.deliver("it is left now");
+  assert.equal(news.isIn, false);
+  assert.deepEqual([...server.newest.session.channels], []);
+});
+
+test("a name that is none is refused by the server, and told", async (t) => {
+  const { server, client } = await pair(t);
+  server.on.subscribe = ({ id }, { send }) => send({ type: "error", id, code: "invalid", text: "no name" });
+  server.invalid.push = () => 0; // the frame is none by its schema
+  assert.equal((await rejection(client.subscribe("").ready)).code, "invalid");
 });

@@ -184,7 +184,9 @@ export class Server {
     if (channel.startsWith("secret")) {
       return connection.send({ type: "error", id, code: "refused", text: "not for you" });
     }
-    if (!connection.session.channels.has(channel)) this.#since(connection, channel, since);
+    // Who is in it already gets the word alone.
+    if (connection.session.channels.has(channel)) return connection.send({ type: "subscribed", id, channel });
+    this.#since(connection, channel, since);
     this.#subscribed(connection, channel, { id });
   }
 

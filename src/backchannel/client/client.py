@@ -250,7 +250,8 @@ class Client(Core):
 
         Args:
             channel: its name.
-            since: a position, to get first what was published after it.
+            since: a position, to get first what was published after it. It counts for nothing where
+                the channel was asked for already, or the client has been in it.
             type: what publications' data is decoded as: a Struct, a dataclass, ``list[int]`` …
             snapshot: the same for the data of snapshots.
 
@@ -269,7 +270,8 @@ class Client(Core):
             return subscription
         subscription._is_asked = True
         if not subscription.is_in:
-            subscription.position = since or subscription.position
+            if not subscription._was_in:  # what it has had is not asked for again
+                subscription.position = since or subscription.position
             if self.state == "open":
                 self._add(self._channels.ask(subscription))
         return subscription

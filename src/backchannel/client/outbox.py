@@ -308,15 +308,17 @@ class Outbox:
             request.fail(error)
 
     def close(self, error: Callable[[bool], Exception]) -> None:
-        """Fail all that waits.
+        """Fail all that waits, but what leaves a channel: there is nothing to leave any more.
 
         Args:
             error: makes the error, of whether it was sent.
         """
-        for request in self._sent.values():
-            request.fail(error(True))
-        for request in self._queue:
-            request.fail(error(False))
+        for is_sent, requests in ((True, self._sent.values()), (False, self._queue)):
+            for request in requests:
+                if request.is_lasting:
+                    request.succeed()
+                else:
+                    request.fail(error(is_sent))
         self._sent.clear()
         self._queue.clear()
         self._again.clear()
