@@ -231,11 +231,13 @@ class Follower(Generic[T]):
             What is to be handed on now, in order, and whether some before it are lost. ``asks``
             stays True where there is more to be asked for.
         """
+        is_blind = self._doubts and self._can_not_look(page)
         looked = self._doubts and not page.lost and self._look_at(page)
         if self._fell and not page.lost:
             return [], False  # until history was asked after what can't be there
         before, last = self.position, self._last
         ready, lost = self._take_page(page)
+        lost = lost or is_blind
         position = self.position or page.top
         self.asks = self._doubts or (not page.lost and position.offset < page.top.offset)
         waiting, self._waiting = self._waiting, deque(maxlen=WAITING)
@@ -251,10 +253,17 @@ class Follower(Generic[T]):
                 self.asks = self._doubts = at != before or hash(item) != last
         return ready, lost
 
+    def _can_not_look(self, page: Page[T]) -> bool:
+        """Tell whether what history has at the position can't be read: it may be another one."""
+        position = self.position
+        return (
+            position is not None and self._last is not None and page.unreadable == position.offset
+        )
+
     def _look_at(self, page: Page[T]) -> bool:
         """Tell whether history has at the position what was had there, as far as can be known."""
         position = self.position
-        if position is None or self._last is None or page.unreadable == position.offset:
+        if position is None or self._last is None or self._can_not_look(page):
             self._doubts = False  # there is nothing to look at
             return True
         offset, item = page.entries[0] if page.entries else (page.top.offset + 1, None)
@@ -272,7 +281,11 @@ class Follower(Generic[T]):
             # Of what is in doubt, or known to be another one, nothing was heard for sure.
             lost = self._doubts or self._fell or not self._heard_all_to(page.top)
             if lost:
-                self.position, self._last = self._heard_up_to(page.top), None
+                start = self._heard_up_to(page.top)
+                if self._doubts and not self._fell and epoch == (before or start).epoch:
+                    # That may have been heard twice, and what was had is not to come again.
+                    start = Position(epoch, min(max(start.offset, had), page.top.offset))
+                self.position, self._last = start, None
             self._doubts = self._fell = False
             return [], lost
         ready = [(Position(epoch, at), item) for at, item in page.entries if at > had]

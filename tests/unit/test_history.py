@@ -264,6 +264,27 @@ def test_what_waits_is_bounded_and_found_in_history_afterwards():
     assert not follower.asks
 
 
+def test_where_what_is_in_doubt_can_not_be_read_some_may_be_lost():
+    """The engine may count anew: what it has there now is not what was had there."""
+    follower = begun("a", 0)
+    assert follower.hear(Position("a", 1), "a1")
+    assert not follower.hear(Position("a", 1), "another")
+    assert not follower.hear(Position("a", 2), "a2")
+    ready, lost = follower.learn(Page(Position("a", 2), ((2, "a2"),), unreadable=1))
+    assert (texts(ready), lost) == (["a2"], True)
+    assert not follower.asks
+
+
+def test_what_was_had_does_not_come_again_where_what_is_in_doubt_is_not_kept_any_more():
+    follower = begun("a", 0)
+    follower.interrupt()
+    assert texts(follower.learn(page("a", 2, 1, 2))[0]) == ["a1", "a2"]
+    for n in (1, 2):
+        assert not follower.hear(Position("a", n), f"a{n}")  # late
+    ready, lost = follower.learn(page("a", 2, lost=True))
+    assert (texts(ready), lost, follower.position) == ([], True, ("a", 2))
+
+
 # ── any interleaving ──────────────────────────────────────────────────────────────────────────
 
 
