@@ -11,6 +11,7 @@ import redis.sentinel
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.utils import str_if_bytes
 
 from backchannel.broker.redis.slots import url_of_node
 
@@ -27,6 +28,43 @@ MASTER_NOT_FOUND: Final = (
 
 NOT_OF_A_MASTER: Final = ("host", "port", "path", "connection_class")
 """What a URL says of where an engine is, or how it is spoken to; sentinels say the former."""
+
+
+# What ``SENTINEL MASTERS`` says, which redis-py asks, is the old master until a hand-over is over;
+# nodes ask for the address, which is that of the new one as soon as it is a master.
+_NOBODY_KNOWS: Final = "No master found for {!r}"
+
+
+class _Sentinels(redis.sentinel.Sentinel):
+    """Sentinels, one of which is asked where the master is; the one that knew it last first."""
+
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        some: list[Any] = list(self.sentinels)
+        for sentinel in some:
+            try:
+                found = sentinel.sentinel_get_master_addr_by_name(service_name)
+            except (redis.ConnectionError, redis.TimeoutError):
+                continue
+            if found is not None:
+                self.sentinels.sort(key=lambda one: one is not sentinel)
+                return str_if_bytes(found[0]), found[1]
+        raise redis.sentinel.MasterNotFoundError(_NOBODY_KNOWS.format(service_name))
+
+
+class _AwaitingSentinels(redis.asyncio.sentinel.Sentinel):
+    """The same in an event loop."""
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        some: list[Any] = list(self.sentinels)
+        for sentinel in some:
+            try:
+                found = await sentinel.sentinel_get_master_addr_by_name(service_name)
+            except (redis.ConnectionError, redis.TimeoutError):
+                continue
+            if found is not None:
+                self.sentinels.sort(key=lambda one: one is not sentinel)
+                return str_if_bytes(found[0]), found[1]
+        raise redis.asyncio.sentinel.MasterNotFoundError(_NOBODY_KNOWS.format(service_name))
 
 
 class _MasterPool(redis.sentinel.SentinelConnectionPool, redis.BlockingConnectionPool):
@@ -65,7 +103,7 @@ class BlockingPools:
             self.hearing: Any = pool.from_url(url, **options)
         else:
             theirs, masters = _of_sentinels(address, options)
-            sentinel: Any = redis.sentinel.Sentinel
+            sentinel: Any = _Sentinels
             self._masters = sentinel(sentinels.addresses, sentinel_kwargs=theirs)
             pool = _MasterPool
             self.speaking = pool(sentinels.service, self._masters, **masters)
@@ -93,7 +131,7 @@ class AwaitingPools:
             self.hearing: Any = pool.from_url(url, **options)
         else:
             theirs, masters = _of_sentinels(address, options)
-            sentinel: Any = redis.asyncio.sentinel.Sentinel
+            sentinel: Any = _AwaitingSentinels
             self._masters = sentinel(sentinels.addresses, sentinel_kwargs=theirs)
             pool = _AwaitingMasterPool
             self.speaking = pool(sentinels.service, self._masters, **masters)
