@@ -295,6 +295,18 @@ async def test_a_bug_in_what_is_written_ends_the_client_rather_than_let_it_wait(
     assert "the client has a bug; it is closed" in caplog.text
 
 
+async def test_that_the_server_gave_up_a_call_too_is_not_logged(speaker, caplog):
+    speaker.before = lambda peer, frame: "drop" if frame["type"] == "call" else None
+    async with connect(speaker.url) as client:
+        peer = await speaker.peer()
+        with pytest.raises(CallTimeout):
+            await client.call("add", timeout=0.05)
+        await peer.say("error", id=(await peer.expect("call"))["id"], code="timeout")
+        await peer.say("message", data="seen")
+        assert await client.receive() == "seen"
+    assert caplog.text == ""
+
+
 async def test_an_error_that_answers_nothing_is_logged(speaker, caplog):
     async with connect(speaker.url) as client:
         peer = await speaker.peer()

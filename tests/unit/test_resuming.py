@@ -596,14 +596,22 @@ async def test_a_snapshot_that_is_always_too_old_is_refused_and_logged(caplog):
         caplog.clear()
 
 
-async def test_a_snapshot_hook_that_returns_something_else_says_what_it_should(caplog):
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ("state", "returns (state, position), not 'state'"),
+        (("state", None), "not ('state', None): a position is a str, such as"),
+        (("state", "x"), "not ('state', 'x'): 'x' is no position, such as"),
+    ],
+)
+async def test_a_snapshot_hook_that_returns_something_else_says_what_it_should(caplog, found, said):
     hub = Hub()
     hub.add("/plain", Listener)
-    hub.rule("d", history=1, subscribe=lambda ws: True, snapshot=lambda: "state")
+    hub.rule("d", history=1, subscribe=lambda ws: True, snapshot=lambda: found)
     async with Speaker(hub, "/plain") as ana:
         await ana.say("subscribe", id=1, channel="d")
         assert (await ana.heard())[-1]["code"] == "refused"
-        assert "returns (state, position), not 'state'" in caplog.text
+        assert said in caplog.text
         caplog.clear()
 
 

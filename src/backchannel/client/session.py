@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.client.errors import Closed
 from backchannel.client.events import Lost
@@ -103,8 +103,10 @@ class Session:
                 self._client._channels.ask_later(request.owner)
             else:
                 self._client._channels.refused(request.owner, frame)
-        elif request is None or not self.outbox.refused(request, frame):
-            LOG.warning("the server says: %s: %s", frame.code, frame.text)
+        elif request is not None and self.outbox.refused(request, frame):
+            pass  # who asked hears of it
+        elif frame.code not in _OF_THE_CLIENT:
+            LOG.warning("the server says: %s: %s", frame.code, frame.text or "no more than that")
 
     def waiting(self) -> None:
         """Take note that there is no connection."""
@@ -130,6 +132,10 @@ class Session:
             for stream in (client._messages, *client._channels.streams())
             if len(stream)
         )
+
+
+_OF_THE_CLIENT: Final = frozenset({"timeout", "cancelled"})
+"""Codes of calls that the client itself has given up."""
 
 
 def is_normal(error: Exception) -> bool:

@@ -339,9 +339,8 @@ class Handling(Dispatch):
             state, position = found
             at = Position.of(position)
         except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"{callback.name} ({callback.where}) returns (state, position), not {found!r:.80}"
-            ) from error
+            what = f"{callback.name} ({callback.where}) returns (state, position)"
+            raise TypeError(f"{what}, not {found!r:.80}: {error}") from error
         return encode(state), form_of(state) == "json", at
 
     # ── presence and tokens ───────────────────────────────────────────────────────────────────
