@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from pathlib import Path
 
 from backchannel import Hub, Listener, Reject, event
@@ -13,6 +14,8 @@ hub = Hub(
     authenticate=lambda request: request.query.get("user"),
     presence_moment=0.1,
 )
+asks = Counter()
+"""How often somebody asked to be let in by the gate, by its name."""
 hub.page("/", str(Path(__file__).with_name("client_page.html")))
 
 
@@ -24,6 +27,11 @@ def anyone(ws, name):
     return True
 
 
+def fourth(ws, name):
+    asks[name] += 1
+    return asks[name] > 3
+
+
 async def state(channel, name):
     history = await hub.channel(channel).history()
     return {"state": name}, history.position
@@ -31,6 +39,7 @@ async def state(channel, name):
 
 hub.rule("room:{name}", subscribe=not_secret, publish=anyone, history=5000, presence=True)
 hub.rule("state:{name}", subscribe=anyone, publish=anyone, history=100, snapshot=state)
+hub.rule("gate:{name}", subscribe=fourth, publish=anyone)
 hub.rule("url:{name}", history=1000)
 
 
@@ -53,6 +62,15 @@ class Main(Listener):
     @event("ask")
     async def ask(self, ws, message: dict):
         return await ws.call("double", message["n"], timeout=5)
+
+    @event("asks")
+    def asks(self, ws, message: dict):
+        return asks[message["name"]]
+
+    @event("admit")
+    async def admit(self, ws, message: dict):
+        while not await ws.subscribe(message["channel"]):
+            continue
 
     @event("leave")
     def leave(self, ws, message):

@@ -235,3 +235,103 @@ async def test_what_was_refused_left_or_closed_is_told_in_every_tab(new_tab, wir
         return late.ready.catch(({ code }) => code);
     }"""
     assert await first.evaluate(code) == "closed"
+
+
+REFUSED = """async (name) => {
+    window.told = [];
+    const channel = client.subscribe(name);
+    for (const event of ['subscribed', 'unsubscribed']) channel.on(event, () => told.push(event));
+    return channel.ready.then(() => 'in', ({ code }) => code);
+}"""
+OUT = """async (name) => {
+    await client.deliver('a fence');
+    return [told, client.channel(name).isIn, log.got];
+}"""
+
+
+async def asks(tab, name):
+    await tab.evaluate("client.deliver('a fence')")
+    return await tab.evaluate(f"client.call('asks', {{ type: 'asks', name: '{name}' }})")
+
+
+async def test_who_is_refused_is_asked_for_once_and_stays_out(new_tab):
+    first = await new_tab()
+    assert await first.evaluate(REFUSED, "gate:once") == "refused"
+    assert await asks(first, "once") == 1
+    # It asks as soon as it is there, maybe before it knows who leads.
+    code = """async () => {
+        const { connect } = await import('/backchannel/tabs.js');
+        window.early = connect('/ws/main');
+        return early.subscribe('gate:once').ready.then(() => 'in', ({ code }) => code);
+    }"""
+    second = await new_tab()
+    assert await second.evaluate(code) == "refused"
+    assert await asks(second, "once") == 2
+    assert await second.evaluate("early.channel('gate:once').isIn") is False
+    assert await second.evaluate(REFUSED, "gate:once") == "refused"
+    assert await asks(second, "once") == 3
+
+    # One who is let in is no reason for the others to be.
+    third = await new_tab()
+    assert await third.evaluate(REFUSED, "gate:once") == "in"
+    await third.evaluate("client.publish('gate:once', 'for the third')")
+    await third.evaluate("until(() => log.got.length)")
+    for tab in (first, second):
+        assert await tab.evaluate(OUT, "gate:once") == [["unsubscribed"], False, []]
+    assert await first.evaluate(REFUSED, "gate:once") == "in"
+    assert await asks(first, "once") == 4
+
+
+async def test_the_next_leader_does_not_ask_for_what_was_refused(new_tab, wire):
+    first, second, third = [await new_tab() for _ in range(3)]
+    for tab in (first, second):
+        assert await tab.evaluate(REFUSED, "gate:over") == "refused"
+    await third.evaluate("client.subscribe('room:1').ready")
+    await first.close()
+    await third.evaluate("until(() => log.states.at(-1) === 'open+')")
+    assert await asks(third, "over") == 2
+    wire.cut()
+    await third.evaluate("until(() => client.state !== 'open')")
+    await second.close()
+    # Also where the leader goes while there is no connection.
+    await third.evaluate("client.publish('room:1', 'still in')")
+    await third.evaluate("until(() => log.got.length)")
+    assert await asks(third, "over") == 2
+    assert await third.evaluate("client.channel('gate:over').isIn") is False
+
+
+async def test_two_tabs_that_wait_for_one_channel_ask_once(new_tab, wire):
+    first, second = [await new_tab() for _ in range(2)]
+    wire.delays["down"] = 0.3
+    told = await asyncio.gather(*(tab.evaluate(REFUSED, "gate:both") for tab in (first, second)))
+    wire.delays["down"] = 0
+    assert told == ["refused", "refused"]
+    assert await asks(second, "both") == 1
+
+
+async def test_whom_the_listener_lets_in_is_in_though_it_was_refused(new_tab):
+    first, second = [await new_tab() for _ in range(2)]
+    assert await second.evaluate(REFUSED, "gate:late") == "refused"
+    await first.evaluate("client.call('admit', { type: 'admit', channel: 'gate:late' })")
+    await second.evaluate("until(() => client.channel('gate:late').isIn)")
+    await first.evaluate("client.publish('gate:late', 'now')")
+    await second.evaluate("until(() => log.got.includes('now'))")
+
+
+async def test_another_tab_begins_after_the_position_that_it_kept(new_tab):
+    first = await new_tab()
+    code = """async () => {
+        const position = await client.publish('room:kept', 1);
+        for (const n of [2, 3]) await client.publish('room:kept', n);
+        return position;
+    }"""
+    since = await first.evaluate(code)
+    code = """async (since) => {
+        const { connect } = await import('/backchannel/tabs.js');
+        window.early = connect('/ws/main');
+        const got = [];
+        for await (const { data } of early.subscribe('room:kept', { since })) {
+            if (got.push(data) === 2) return got;
+        }
+    }"""
+    assert await (await new_tab()).evaluate(code, since) == [2, 3]

@@ -35,17 +35,20 @@ type Failure = { code: string; text: string; field?: string | undefined };
 /** What tabs tell each other; `from` is who says it, `to` the only one whom it is for. */
 type Note = { from: string; to?: string } & (
   // `knows`: it has what every tab knows of the session.
-  | { kind: "here"; channels: string[]; events: string[]; knows: boolean }
+  // `channels`: with the position after which each begins, if any; `n`: of the newest `enter`.
+  | { kind: "here"; channels: (readonly [string, string | undefined])[]; n: number; events: string[]; knows: boolean }
   // `leader`: whom it is for, as the asking tab knows. Another one is asked anew.
   | ({ kind: "ask"; n: number; leader: string } & Asked)
   | { kind: "abort"; n: number }
   | { kind: "reply"; frame: Frame; body: Body }
-  | { kind: "enter"; channel: string; since?: string | undefined }
+  | { kind: "enter"; channel: string; n: number; since?: string | undefined }
   | { kind: "leave"; channel: string; n: number }
   | { kind: "wake" }
   | { kind: "bye" }
   // Of the leader:
   | { kind: "leads" }
+  // It knows what the tab wanted to enter until `n`.
+  | { kind: "heard"; n: number }
   | { kind: "frame"; frame: Frame }
   | { kind: "token"; resume: string | null; lastId: number }
   | { kind: "sent"; id: number; sent: Sent | undefined }
@@ -54,7 +57,7 @@ type Note = { from: string; to?: string } & (
 );
 type Unsigned<T> = T extends unknown ? Omit<T, "from"> : never;
 
-const LEADERS = /^(frame|token|sent|done)$/;
+const LEADERS = /^(frame|token|sent|done|heard)$/;
 const LATE = 100;
 
 const failureOf = ({ code, message, field }: BackchannelError): Failure => ({
@@ -76,9 +79,15 @@ class Tab implements Connection {
   private _stopWaiting = new AbortController();
   private _count = 0;
   private _asked = new Map<number, Waiting>();
+  /** Channels that this tab is in or waits for: not those that it was refused. */
   private _channels = new Set<string>();
-  /** Channels that this tab left and others may be in: nothing of them is told here. */
+  /** Channels that this tab left or is out of, and others may be in: nothing of them is told here. */
   private _left = new Set<string>();
+  /** Channels of which the leader may not know yet that this tab enters them, and the `n` of that. */
+  private _entering = new Map<string, number>();
+  private _since = new Map<string, string>();
+  /** Channels that somebody is in, as this tab was told; `_inside` of the leader is its engine's. */
+  private _known = new Set<string>();
   private _state: Frame = { type: "state", state: "connecting" };
   /** What every tab knows of the session. */
   private _session: Session = newSession();
@@ -143,8 +152,9 @@ class Tab implements Connection {
   _introduce(): void {
     // Not before it has its lock: who asks for that would take it to be gone.
     if (!this._lives) return;
-    const { _channels, _knows: knows } = this;
-    this._say({ kind: "here", channels: [..._channels], events: this._events(), knows });
+    const { _knows: knows, _count: n } = this;
+    const channels = [...this._channels].map((name) => [name, this._since.get(name)] as const);
+    this._say({ kind: "here", channels, n, events: this._events(), knows });
   }
 
   // ── what the client asks ──────────────────────────────────────────────────────────────────
@@ -182,24 +192,33 @@ class Tab implements Connection {
 
   _enter(channel: string, since?: string): void {
     this._left.delete(channel);
-    // Who leads is told; the first one that ever does begins with this.
-    if (since && !this._leader && !this._channels.has(channel)) {
-      this._session._positions.set(channel, since);
+    if (since && !this._channels.has(channel)) {
+      this._since.set(channel, since);
+      // Who leads is told; the first one that ever does begins with this.
+      if (!this._leader) this._session._positions.set(channel, since);
     }
     this._channels.add(channel);
-    this._say({ kind: "enter", channel, since });
+    const n = ++this._count;
+    this._entering.set(channel, n);
+    this._say({ kind: "enter", channel, n, since });
   }
 
   async _leave(channel: string): Promise<unknown> {
     if (this._state.state === "closed") return;
-    this._channels.delete(channel);
-    this._left.add(channel);
+    this._out(channel);
     const n = ++this._count;
     return new Promise((resolve) => {
       const frame = { type: "unsubscribe", channel };
       this._asked.set(n, { frame, body: undefined, leader: this._leader, resolve, reject: resolve });
       this._say({ kind: "leave", channel, n });
     });
+  }
+
+  private _out(channel: string): void {
+    this._channels.delete(channel);
+    this._since.delete(channel);
+    this._entering.delete(channel);
+    this._left.add(channel);
   }
 
   /** Closes this tab's part; the last one ends the session. */
@@ -223,7 +242,10 @@ class Tab implements Connection {
     if (LEADERS.test(note.kind) && this._leader && note.from !== this._leader) return;
     switch (note.kind) {
       case "frame":
-        return this._show(note.frame);
+        return this._show(note.frame, !note.to);
+      case "heard":
+        for (const [channel, n] of this._entering) if (n <= note.n) this._entering.delete(channel);
+        return;
       case "token":
         this._session._resume = note.resume;
         this._session._lastId = note.lastId;
@@ -247,6 +269,9 @@ class Tab implements Connection {
         // Its own word comes back to it behind all that was said before.
         if (note.from === this._me) this._begin();
         else {
+          // Until it knows them it may take one of these for a channel that nobody wants.
+          this._count++;
+          for (const channel of this._channels) this._entering.set(channel, this._count);
           this._introduce();
           this._askAgain();
         }
@@ -263,18 +288,31 @@ class Tab implements Connection {
     else if (failure) waiting?.reject(revived(failure));
   }
 
-  /** Takes a frame that the leader heard. */
-  private _show(frame: Frame): void {
-    const { type, channel, position, error } = frame;
+  /** Takes a frame that the leader heard; `byAll`: not for this tab alone. */
+  private _show(frame: Frame, byAll = false): void {
+    const { type, id, channel, position, error } = frame;
     const { _inside, _positions } = this._session;
+    const isOut = type === "unsubscribed";
     if (type === "state") this._state = frame;
-    if (type === "subscribed") _inside.add(channel);
-    if (type === "unsubscribed") {
+    if (type === "subscribed") {
+      _inside.add(channel);
+      this._since.delete(channel);
+      // Nobody asked: the server lets all of them in. It also says so where it goes on.
+      if (byAll && !id && !this._known.has(channel)) this._left.delete(channel);
+      this._known.add(channel);
+    }
+    if (isOut) {
       _inside.delete(channel);
       _positions.delete(channel);
+      this._known.delete(channel);
     } else if (channel && position) _positions.set(channel, position);
-    if (type === "unsubscribed") this._left.delete(channel);
-    if (!this._left.has(channel)) this._emit(error ? { ...frame, error: revived(error) } : frame);
+    // Was it out before the leader knew that this tab enters it, that is no answer to this tab.
+    const isStale = isOut && this._entering.has(channel);
+    if (!isStale && !this._left.has(channel)) {
+      // Nothing asks for it any more but another `enter`, which what hears this may do.
+      if (isOut && this._channels.has(channel)) this._out(channel);
+      this._emit(error ? { ...frame, error: revived(error) } : frame);
+    }
     if (frame.state === "closed") this._finish(frame);
   }
 
@@ -324,7 +362,9 @@ class Tab implements Connection {
     const session = this._session;
     // Subscriptions and calls of the last leader had ids that nobody else heard of.
     if (session._resume) session._lastId += 1_000_000;
-    session._wanted = new Set([...this._channels, ...session._wanted]);
+    // What the others want they say: what the last leader wanted may have been refused since.
+    session._wanted = new Set(this._channels);
+    this._entering.clear();
     for (const [id, sent] of [...this._sent].sort(([a], [b]) => a - b)) {
       session._pending.set(id, this._entryOf({ ...sent.frame, id }, sent));
     }
@@ -357,7 +397,10 @@ class Tab implements Connection {
 
   /** Passes on what the engine heard. */
   private _spread(frame: Frame): void {
-    const { type, id } = frame;
+    const { type, id, channel } = frame;
+    if (type === "unsubscribed") {
+      for (const [tab, { channels }] of this._tabs) if (tab !== this._me) channels.delete(channel);
+    }
     if (type === "state" && frame.state === "open") {
       const { _resume: resume, _lastId: lastId } = this._session;
       this._say({ kind: "token", resume, lastId });
@@ -404,6 +447,9 @@ class Tab implements Connection {
       case "bye":
         return this._gone(from);
       case "enter":
+        // One that is new says all that it wants with its `here`, which is on its way.
+        if (!this._tabs.has(from)) return;
+        this._say({ kind: "heard", to: from, n: note.n });
         return this._enterFor(from, note.channel, note.since);
       case "leave":
         this._leaveFor(from, note.channel).then(
@@ -433,16 +479,20 @@ class Tab implements Connection {
     }
   }
 
-  private _welcome({ from: tab, channels, events, knows }: Note & { kind: "here" }): void {
-    const isNew = !this._tabs.has(tab);
-    this._tabs.set(tab, { channels: new Set(channels), events: new Set(events) });
-    if (!isNew || tab === this._me) return;
+  private _welcome({ from: tab, channels, n, events, knows }: Note & { kind: "here" }): void {
+    const known = this._tabs.get(tab);
+    if (known) {
+      known.events = new Set(events);
+      return;
+    }
+    this._tabs.set(tab, { channels: new Set(), events: new Set(events) });
     navigator.locks.request(this._lockOf(tab), () => this._gone(tab));
     const { _pending, ...session } = this._session;
     const sent = [...this._sent];
     if (!knows) this._say({ kind: "inside", to: tab, session, sent, state: this._state });
     for (const channel of session._inside) this._tellInside(tab, channel);
-    for (const channel of channels) this._enterFor(tab, channel);
+    this._say({ kind: "heard", to: tab, n });
+    for (const [channel, since] of channels) this._enterFor(tab, channel, since);
   }
 
   private _tellInside(to: string, channel: string): void {
@@ -453,10 +503,14 @@ class Tab implements Connection {
 
   private _enterFor(tab: string, channel: string, since?: string): void {
     this._tabs.get(tab)?.channels.add(channel);
-    if (this._session._inside.has(channel)) {
-      this._session._wanted.add(channel);
+    const { _inside, _wanted, _pending } = this._session;
+    const isAsked = _wanted.has(channel) && [..._pending.values()].some(
+      ({ _frame }) => _frame.type === "subscribe" && _frame.channel === channel,
+    );
+    if (_inside.has(channel)) {
+      _wanted.add(channel);
       this._tellInside(tab, channel);
-    } else this._engine!._enter(channel, since);
+    } else if (!isAsked) this._engine!._enter(channel, since);
   }
 
   /** Only the last one who wants to be in a channel leaves it. */
