@@ -386,6 +386,27 @@ async def test_what_is_done_between_the_taking_of_a_session_and_the_question_is_
     assert done == [one.node]
 
 
+async def test_the_last_word_of_an_earlier_connection_is_not_newer_than_what_is_kept_since(
+    quick_hubs, cable
+):
+    """It is asked still; the one after it was at a node that is gone, and can't be."""
+    gone, first, done = quick_hubs
+    async with Speaker(first, "/ws") as ana:
+        await kept(first)
+        await ana.drop()
+        async with back(gone, ana, url="/ws") as second:
+            await second.say("message", id=1, data={"type": "quick"})
+            await hear(second, "ack", id=1)
+            await kept(gone)
+            cable.cut()
+            await until(lambda: not gone.health.ready)
+            async with back(first, second, url="/ws") as third:
+                assert third.greeting["resumed"] is True
+                await third.say("message", id=1, again=True, data={"type": "quick"})
+                await hear(third, "ack", id=1)
+    assert done == [gone.node]
+
+
 async def test_a_session_goes_on_after_the_engine_came_back_with_an_older_one(
     quick_hubs, redis_server
 ):

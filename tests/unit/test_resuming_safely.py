@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 import pytest
@@ -292,3 +293,31 @@ async def test_what_the_listener_gave_while_much_is_still_being_sent_is_no_gift_
             assert again.greeting["channels"] == ["room", "later"]
             await again.heard()
             assert again.ws.channels == {"room", "later"}
+
+
+async def test_that_many_close_while_sessions_are_written_costs_each_the_same():
+    looks = 0
+    hub, many, go = Hub(), 200, asyncio.Event()
+    hub.add("/ws", Listener)
+    async with contextlib.AsyncExitStack() as stack:
+        all_ = [await stack.enter_async_context(Speaker(hub, "/ws")) for _ in range(many)]
+        await hub.resumes.finish(5)
+        put = hub.resumes._store.put
+
+        async def put_slowly(*records, **named):
+            await go.wait()
+            await put(*records, **named)
+
+        let_go = hub.resumes._let_go
+
+        def look():
+            nonlocal looks
+            looks += len(hub.resumes._closed)
+            let_go()
+
+        hub.resumes._store.put, hub.resumes._let_go = put_slowly, look
+        await asyncio.gather(*[one.drop() for one in all_])
+        assert looks <= many
+        go.set()
+        await hub.resumes.finish(5)
+    assert hub.resumes._staying == {}

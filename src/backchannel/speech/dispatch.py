@@ -146,7 +146,8 @@ class SpeakingDispatch(Handling):
         ws.id = record.id
         self._adopt(record)
         newer = await self._take_over(record)
-        if newer is not None:
+        # One from before the last turn that is kept knows less; who had that one may be dead.
+        if newer is not None and newer.turn >= record.turn - 1:
             newer.turn = max(record.turn, newer.turn + 1)
             self._adopt(newer)
         ws.talk.keys = (key,)  # until the next one has arrived

@@ -145,7 +145,8 @@ class Resumes:
                 for key in ws.talk.keys:
                     self._write(key, data)
             self._closed.append((ws.talk.keys, leave))
-            self._let_go()
+            if self._writing is None:  # else that does so, for all that close meanwhile
+                self._let_go()
 
         dispatch.closed.add_done_callback(closed)
 

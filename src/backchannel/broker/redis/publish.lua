@@ -32,9 +32,11 @@ if ARGV[8] == "" then
         again = "2"
     end
 end
+local is_new_turn = mark and turn > 0 and not newest
 local function note_turn()
     if mark and turn > (newest or 0) then
         redis.call("HSET", KEYS[1], mark, ARGV[12] .. " " .. redis.call("TIME")[1])
+        newest = turn
     end
 end
 if epoch then  -- else there is nothing yet that would expire
@@ -129,11 +131,10 @@ top = top + 1
 local position = epoch .. "." .. string.format("%.0f", top)
 redis.call("HSET", KEYS[1], "epoch", epoch, "run", ARGV[7], "top", string.format("%.0f", top),
     "began", began or "")
-local is_new = false
+local is_new = is_new_turn
 if ARGV[8] ~= "" then
     is_new = redis.call("HSET", KEYS[1], by, ARGV[9] .. " " .. now[1]) > 0
 else
-    is_new = turn > 0 and not newest
     note_turn()
 end
 -- Its first one here: nodes and sessions that have long been silent are forgotten, now and then.
