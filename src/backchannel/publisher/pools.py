@@ -30,13 +30,15 @@ NOT_OF_A_MASTER: Final = ("host", "port", "path", "connection_class")
 """What a URL says of where an engine is, or how it is spoken to; sentinels say the former."""
 
 
-# What ``SENTINEL MASTERS`` says, which redis-py asks, is the old master until a hand-over is over;
-# nodes ask for the address, which is that of the new one as soon as it is a master.
 _NOBODY_KNOWS: Final = "No master found for {!r}"
 
 
 class _Sentinels(redis.sentinel.Sentinel):
-    """Sentinels, one of which is asked where the master is; the one that knew it last first."""
+    """Sentinels, one of which is asked where the master is; the one that knew it last first.
+
+    redis-py asks for ``SENTINEL MASTERS``, which is the old one until a hand-over is over. Nodes
+    ask for the address: that of the new one as soon as it is a master.
+    """
 
     def discover_master(self, service_name: str) -> tuple[str, int]:
         some: list[Any] = list(self.sentinels)
@@ -46,7 +48,8 @@ class _Sentinels(redis.sentinel.Sentinel):
             except (redis.ConnectionError, redis.TimeoutError):
                 continue
             if found is not None:
-                self.sentinels.sort(key=lambda one: one is not sentinel)
+                # Another list, since other threads may go through this one.
+                self.sentinels = [sentinel, *(one for one in some if one is not sentinel)]
                 return str_if_bytes(found[0]), found[1]
         raise redis.sentinel.MasterNotFoundError(_NOBODY_KNOWS.format(service_name))
 
@@ -62,7 +65,7 @@ class _AwaitingSentinels(redis.asyncio.sentinel.Sentinel):
             except (redis.ConnectionError, redis.TimeoutError):
                 continue
             if found is not None:
-                self.sentinels.sort(key=lambda one: one is not sentinel)
+                self.sentinels = [sentinel, *(one for one in some if one is not sentinel)]
                 return str_if_bytes(found[0]), found[1]
         raise redis.asyncio.sentinel.MasterNotFoundError(_NOBODY_KNOWS.format(service_name))
 
