@@ -16,6 +16,8 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from backchannel.wire import frames
+
 PATIENCE = 15.0
 
 
@@ -184,7 +186,7 @@ async def test_run_tells_whether_it_lives_and_is_ready(run, new_redis_server):
 
 
 APPS = """
-from fastapi import FastAPI
+from fastapi import FastAPI, WebSocket
 from fastapi.responses import PlainTextResponse
 from backchannel import Hub
 
@@ -194,6 +196,12 @@ inner = FastAPI()
 @inner.get("/healthz")
 def own():
     return PlainTextResponse("the app's own")
+
+@inner.websocket("/ws/own")
+async def own_socket(socket: WebSocket):
+    await socket.accept()
+    async for _ in socket.iter_text():
+        pass
 
 @hub.endpoint("/ws/echo")
 def echo(ws, message: str):
@@ -359,6 +367,45 @@ async def test_what_was_accepted_reaches_a_broker_that_was_away(run, new_redis_s
             (kept,) = [key for key in db.keys("*") if db.type(key) in {b"zset", b"list", b"stream"}]
             assert b"accepted" in str(db.dump(kept)).encode()
     assert await asyncio.to_thread(server.process.wait) == 0
+
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+UPGRADE = (
+    b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("transport", ["native", "portable"])
+async def test_a_request_of_who_was_let_in_at_the_end_is_answered(run, apps, transport):
+    target = str(apps(enabled=False) / "apps.py:wrapped")
+    server = run("--drain", "0", "--transport", transport, target=target)
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def let_in():
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            stack.callback(writer.close)
+            return reader, writer
+
+        asks = [HEALTH, HEALTH[9:], UPGRADE % b"/ws/echo", UPGRADE % b"/ws/own"]
+        late = [await let_in() for _ in asks]
+        late[1][1].write(HEALTH[:9])
+        silent, _ = await let_in()
+        served, ask = await let_in()
+        ask.write(HEALTH)
+        assert await served.readline() == b"HTTP/1.1 200 OK\r\n"  # so that all these are let in
+        server.process.signal(signal.SIGTERM)
+        await served.read()  # to its end: uvicorn hangs up
+        for (_, writer), request in zip(late, asks, strict=True):
+            writer.write(request)
+        answers = [await asyncio.wait_for(reader.read(), PATIENCE) for reader, _ in late]
+        statuses = [int(answer.split(b" ", 2)[1]) for answer in answers]
+        assert statuses == [200, 200, 503, 101]
+        assert answers[0].endswith(b"the app's own")
+        assert answers[3].endswith(frames.close_frame(1012, ""))
+        assert await silent.read() == b""
+    assert await asyncio.to_thread(server.process.wait) == 0
+    assert not re.search("WARNING|ERROR|CRITICAL|Traceback", server.printed()), server.printed()
 
 
 async def test_http_is_served_while_it_drains(run, apps):

@@ -48,6 +48,9 @@ GRACE = 1
 PATIENCE = 0.7
 """Seconds of these in which clients may answer the close of their WebSocket."""
 
+TURNS_TO_COME_IN = 3
+"""Turns of the event loop from a connection's accept until uvicorn knows of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -239,6 +242,8 @@ class HubServer(uvicorn.Server):
         hubs = self._found.hubs
         await asyncio.gather(*(hub.stop(code, timeout=1.2, drain=drain) for hub in hubs))
         self._stop_listening()
+        for _ in range(TURNS_TO_COME_IN):
+            await asyncio.sleep(0)
         patience = asyncio.get_running_loop().call_later(PATIENCE, self._hang_up)
         await super().shutdown(sockets)
         patience.cancel()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Final, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -16,6 +16,9 @@ from uvicorn.server import ServerState
 from backchannel.transport.pace import Door, door_of
 
 __all__ = ["Patience", "PatientH11", "PatientHttp"]
+
+LAST_REQUEST: Final = 0.5
+"""Seconds that a request may still be on its way to a server that ends, from one it let in."""
 
 _TIMEOUT = (
     b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\n"
@@ -45,6 +48,7 @@ class Patience(asyncio.Protocol):
 
     _door: Door
     _has_spoken = False
+    _leaves = False
     _unread = 0  # pieces of its request that wait for their turn: for us, and not it for them
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -86,6 +90,8 @@ class Patience(asyncio.Protocol):
             self._give_way(cast("asyncio.Protocol", protocol), data)
         elif self.cycle is not before:
             self._door.deadlines.discard(self)
+            if self._leaves:
+                self._hang_up()
 
     def _give_way(self, upgraded: asyncio.Protocol, data: bytes) -> None:
         """Leave the connection to the WebSocket protocol, and nothing behind."""
@@ -94,6 +100,26 @@ class Patience(asyncio.Protocol):
         # uvicorn forgets what came in one packet with the request.
         if self.cycle is None and (rest := data.partition(b"\r\n\r\n")[2]):
             upgraded.data_received(rest)
+        if self._leaves:
+            self.loop.call_later(LAST_REQUEST, _end, upgraded)
+
+    def shutdown(self) -> None:
+        """Hang up, as uvicorn asks at its end; whose request is on its way is answered first.
+
+        A client that was let in a moment ago would else see its connection end without a word.
+        """
+        if self in self._door.deadlines:
+            self._leaves = True
+            self.loop.call_later(LAST_REQUEST, self._leave)
+        else:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        cast("Any", super()).shutdown()
+
+    def _leave(self) -> None:
+        if self in self._door.deadlines:
+            self._hang_up()
 
     def too_late(self) -> None:
         """Hang up on a client that does not come to the point."""
@@ -105,6 +131,12 @@ class Patience(asyncio.Protocol):
         if self._has_spoken:
             self.transport.write(_TIMEOUT)
         self.transport.close()
+
+
+def _end(upgraded: Any) -> None:
+    """End a WebSocket that came at the very end, unless it was refused."""
+    if not upgraded.transport.is_closing():
+        upgraded.shutdown()
 
 
 class PatientH11(Patience, H11Protocol):
