@@ -32,7 +32,8 @@ class Record(msgspec.Struct, array_like=True):
         keys: all that it is kept under: by the token that the client has, and by the one before
             as long as it is not known which of them that is.
         refused: those up to ``last`` that were answered with an error, and its code.
-        turn: how often it was resumed: of two connections that have it, the later one goes on.
+        turn: what its client's hello has counted, or how often it was resumed where clients do
+            not count: of two connections that have it, that of the later one goes on.
         opened: those of the channels that on_open put it in, which is asked again.
         began: when it began, in seconds since 1970; 0 where that is not known.
         unsure: there may have been a later one, which is lost with what was done by then.
@@ -93,13 +94,15 @@ class MemoryResumes:
     """The sessions of one process; see ``stores.ResumeStore``."""
 
     def __init__(self) -> None:
-        self._kept: dict[bytes, tuple[bytes, float]] = {}
+        self._kept: dict[bytes, tuple[tuple[int, bytes], float]] = {}
         self._ends: list[tuple[float, bytes]] = []  # a heap: when to look whether one has ended
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    async def put(self, records: Mapping[bytes, bytes], ttl: float, *, new: bool) -> None:
+    async def put(
+        self, records: Mapping[bytes, tuple[int, bytes]], ttl: float, *, new: bool
+    ) -> None:
         """Keep sessions; those that are not new only where they are still there."""
         now = monotonic()
         self._tidy(now)
@@ -126,9 +129,12 @@ class MemoryResumes:
         """Name the one run of data there is."""
         return ("",)
 
-    async def take(self, key: bytes) -> bytes | None:
-        """Return what is kept and forget it."""
-        data, until = self._kept.pop(key, (None, 0.0))
+    async def take(self, key: bytes, turn: int) -> bytes | None:
+        """Return what is kept and forget it, unless it is of a later turn."""
+        (kept_in, data), until = self._kept.get(key, ((0, b""), 0.0))
+        if turn and kept_in > turn:
+            return None
+        self._kept.pop(key, None)
         return data if monotonic() < until else None
 
     def _tidy(self, now: float) -> None:

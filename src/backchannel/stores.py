@@ -114,11 +114,13 @@ class ResumeStore(Protocol):
     back later; what could not be kept is tried again.
     """
 
-    async def put(self, records: Mapping[bytes, bytes], ttl: float, *, new: bool) -> None:
+    async def put(
+        self, records: Mapping[bytes, tuple[int, bytes]], ttl: float, *, new: bool
+    ) -> None:
         """Keep sessions.
 
         Args:
-            records: what is kept, by its key.
+            records: the turn that each is in, and what is kept of it, by its key.
             ttl: seconds after which they are worth nothing.
             new: False keeps only those that are still there: they may have been taken meanwhile.
         """
@@ -132,8 +134,14 @@ class ResumeStore(Protocol):
         """Forget sessions."""
         ...
 
-    async def take(self, key: bytes) -> bytes | None:
-        """Return a session and forget it, in one step: of two that ask, one gets it."""
+    async def take(self, key: bytes, turn: int) -> bytes | None:
+        """Return a session and forget it, in one step: of two that ask, one gets it.
+
+        Args:
+            key: what it was kept under.
+            turn: the one that asks is of; one that is kept in a later turn stays, and is for
+                others. 0: it is not known, and whatever is kept is meant.
+        """
         ...
 
     def runs(self, key: bytes) -> Sequence[str]:

@@ -454,6 +454,70 @@ async def test_of_two_that_resume_at_once_on_two_nodes_one_has_the_session(hubs)
             await each.drop()
 
 
+@pytest.mark.parametrize("is_older", [False, True])
+async def test_a_hello_that_was_held_up_takes_nothing_from_the_one_after_it(
+    quick_hubs, redis_server, is_older
+):
+    """Its node was stopped, say; also where the engine knows nothing of the later one any more."""
+    late, one, done = quick_hubs
+    async with Speaker(one, "/ws") as ana:
+        await kept(one)
+        token = ana.greeting["resume"]
+        with redis_server.client as engine:
+            kept_first = {key: engine.dump(key) for key in engine.scan_iter("*{r:*")}
+        await ana.drop()
+    async with Speaker(one, "/ws", hello={"id": 2, "resume": token}) as again:
+        assert again.greeting["resumed"] is True
+        await kept(one)
+        if is_older:
+            with redis_server.client as engine:
+                for key, data in kept_first.items():
+                    engine.restore(key, 60_000, data, replace=True)
+        held_up = Speaker(late, "/ws", hello=None)
+        await held_up.client.connect()
+        await held_up.say("hello", id=1, resume=token)
+        if is_older:
+            with pytest.raises(ConnectionClosed, match="4005"):
+                await held_up.hear("hello")
+        else:
+            assert (await held_up.hear("hello"))["resumed"] is False
+            await held_up.client.close()
+        await again.say("message", id=3, data={"type": "quick"})
+        await hear(again, "ack", id=3)
+        await again.drop()
+    async with Speaker(late, "/ws", hello={"id": 4, "resume": again.greeting["resume"]}) as last:
+        assert last.greeting["resumed"] is True
+        assert last.greeting["connection"] == ana.greeting["connection"]
+        await last.say("message", id=3, again=True, data={"type": "quick"})
+        await hear(last, "ack", id=3)
+    assert done == [one.node]
+
+
+async def test_hellos_that_count_go_on_after_the_engine_came_back_with_an_older_one(
+    quick_hubs, redis_server
+):
+    """Each is later than the one before, whatever the engine knows of that."""
+    one, other, _ = quick_hubs
+    async with Speaker(one, "/ws") as ana:
+        token = ana.greeting["resume"]
+        await kept(one)
+        with redis_server.client as engine:
+            older = {key: engine.dump(key) for key in engine.scan_iter("*{r:*")}
+        async with (
+            Speaker(one, "/ws", hello={"id": 5, "resume": token}) as second,
+            Speaker(one, "/ws", hello={"id": 6, "resume": token}) as third,
+        ):
+            assert third.greeting["resumed"] is True
+            await kept(one)
+            with redis_server.client as engine:
+                for key, data in older.items():
+                    engine.restore(key, 60_000, data, replace=True)
+            async with Speaker(other, "/ws", hello={"id": 7, "resume": token}) as again:
+                assert again.greeting["resumed"] is True
+                assert again.greeting["connection"] == ana.greeting["connection"]
+                assert [each.client.closed.code for each in (second, third)] == [4005, 4005]
+
+
 async def test_a_channel_whose_history_can_not_be_read_just_now_is_not_lost(redis_server):
     hub = new_hub(redis_server.url)
     goes = []

@@ -55,8 +55,8 @@ class Peer:
             self._news.clear()
             await self._news.wait()
 
-    def of(self, kind):
-        return [frame for frame in self.heard if frame["type"] == kind]
+    def of(self, *kinds):
+        return [frame for frame in self.heard if frame["type"] in kinds]
 
     def cut(self):
         """End it as a network does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 
 import msgspec
 import pytest
@@ -147,6 +148,35 @@ async def test_of_two_at_once_the_later_one_has_the_session():
     assert both[0].client.closed.code == 4005
     assert await hub.everyone.count() == 1
     await both[1].client.close()
+
+
+async def test_a_hello_that_was_held_up_takes_nothing_from_the_one_after_it():
+    """As one in a socket that its client has given up on, until a server came to read it."""
+    hub = new_hub()
+    async with Speaker(hub, "/ws/a") as ana:
+        await ana.drop()
+    token = ana.greeting["resume"]
+    async with Speaker(hub, "/ws/a", hello={"id": 2, "resume": token}) as again:
+        assert again.greeting["resumed"] is True
+        async with Speaker(hub, "/ws/a", hello={"id": 1, "resume": token}) as late:
+            assert late.greeting["resumed"] is False
+            assert late.greeting["connection"] != ana.greeting["connection"]
+        await again.heard()
+        assert again.client.closed is None
+        await again.drop()
+    # Nor is the token worth less for it: what the server said of the newer one may be lost.
+    async with Speaker(hub, "/ws/a", hello={"id": 3, "resume": token}) as third:
+        assert third.greeting["resumed"] is True
+        assert third.greeting["connection"] == ana.greeting["connection"]
+
+
+@pytest.mark.parametrize("id_", [0, -1, 2**53, 1.5, "1", None])
+async def test_a_hello_counts_as_other_frames_do(id_):
+    hub = new_hub()
+    async with Speaker(hub, "/ws/a", hello=None) as ana:
+        await ana.client.send(json.dumps({"type": "hello", "id": id_}))
+        await ana.client.settled()
+        assert ana.client.closed.code == 1008
 
 
 async def test_resuming_ends_the_socket_that_is_still_open():

@@ -167,7 +167,7 @@ export class Engine implements Connection {
   private _subscribe(channel: string): void {
     const since = this._session._positions.get(channel);
     this._transmit({
-      _frame: { type: "subscribe", id: 0, channel, ...(since && { since }) },
+      _frame: { type: "subscribe", id: 0, channel, since },
       _resolve: () => {},
       _reject: (error) => {
         if (!this._session._wanted.has(channel)) return;
@@ -275,7 +275,7 @@ export class Engine implements Connection {
     }
     if (resumed || entry._retry) this._transmit(entry);
     else {
-      const text = "a new session began: whether the server has done this is unknown";
+      const text = "a new session began: whether this was done is unknown";
       entry._reject(new BackchannelError("unsure", text));
     }
   }
@@ -318,8 +318,10 @@ export class Engine implements Connection {
       return;
     }
     const { _resume: resume, _positions } = this._session;
-    const positions = _positions.size ? Object.fromEntries(_positions) : undefined;
-    socket.send(JSON.stringify({ type: "hello", resume: resume ?? undefined, positions }));
+    const positions = Object.fromEntries(_positions);
+    // Counted with all else: one that arrives too late must not be taken for the last.
+    const id = resume ? ++this._session._lastId : undefined;
+    socket.send(JSON.stringify({ type: "hello", id, resume, positions }));
   }
 
   /** The socket is of no use any more: come back, unless the code says not to. */

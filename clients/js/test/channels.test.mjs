@@ -162,7 +162,7 @@ test("put out by the server, it is told why and does not come back into it", asy
   await next(client, "open");
   await client.deliver("fence");
   assert.deepEqual(kinds(server.newest.frames), [["message", undefined]]);
-  assert.deepEqual(server.newest.frames[0].positions, undefined);
+  assert.deepEqual(server.newest.frames[0].positions, {});
 });
 
 test("after a resume what was missed comes once and in order", async (t) => {
@@ -247,7 +247,7 @@ test("lost by the server: its position is the one to go on from", async (t) => {
   await next(news, "lost");
   server.newest.cut();
   await next(client, "open");
-  assert.deepEqual(server.newest.frames[0].positions, undefined);
+  assert.deepEqual(server.newest.frames[0].positions, {});
 });
 
 test("what was lost of no channel is told without one", async (t) => {

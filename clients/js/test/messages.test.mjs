@@ -116,7 +116,7 @@ test("after a resume what was not answered is sent again, in order, with the sam
   assert.deepEqual(server.done, ["a", "b", "c", "d"]);
   assert.deepEqual(
     spoken(server.newest.frames).map(({ id, again, data }) => [id, again, data]),
-    [[1, true, "a"], [2, true, "b"], [3, true, "c"], [4, undefined, "d"]],
+    [[1, true, "a"], [2, true, "b"], [3, true, "c"], [5, undefined, "d"]],
   );
 });
 

@@ -11,7 +11,7 @@ test("it connects, says hello first, and tells each state", async (t) => {
   assert.deepEqual(log.states.map(({ state }) => state), ["connecting", "open"]);
   // The ping tells the server that its token has come.
   await server.until(() => server.newest.frames.length === 2);
-  assert.deepEqual(server.newest.frames, [{ type: "hello" }, { type: "ping" }]);
+  assert.deepEqual(server.newest.frames, [{ type: "hello", resume: null, positions: {} }, { type: "ping" }]);
   assert.deepEqual(server.newest.offered, ["backchannel.v1.json"]);
 });
 
@@ -27,7 +27,7 @@ test("after a cut it comes back by itself, and goes on with its session", async 
   assert.equal(open.resumed, true);
   assert.equal(open.connection, "c1");
   assert.deepEqual(server.newest.frames[0], {
-    type: "hello", resume: "t1", positions: { "chat:1": position },
+    type: "hello", id: 1, resume: "t1", positions: { "chat:1": position },
   });
   assert.deepEqual(log.states.map(({ state }) => state), ["connecting", "open", "waiting", "connecting", "open"]);
 });

@@ -188,8 +188,7 @@ class Outbox:
         fields = dict(request.fields() if callable(request.fields) else request.fields)
         if request.has_answer:
             if request.id is None:
-                self._last_id += 1
-                request.id = self._last_id
+                request.id = self.next_id()
             fields["id"] = request.id
         if again:
             fields["again"] = True
@@ -221,6 +220,11 @@ class Outbox:
         if frame.code == "unsure":
             return request.fail(OutcomeUnknown(f"it may have been published, or not: {text}"))
         return request.fail(ServerError(frame.code, text, frame.field))
+
+    def next_id(self) -> int:
+        """Return an id that is greater than all before, in whatever connection."""
+        self._last_id += 1
+        return self._last_id
 
     def disconnected(self, expires_at: float | None) -> None:
         """Take note that the connection was lost: fail what is not sent again, forget what is moot.

@@ -32,8 +32,8 @@ class Session:
         resume = self._client._resume
         if resume is None:
             return {"type": "hello"}
-        positions = self._client._channels.positions()
-        return {"type": "hello", "resume": resume, "positions": positions}
+        positions, id_ = self._client._channels.positions(), self.outbox.next_id()
+        return {"type": "hello", "id": id_, "resume": resume, "positions": positions}
 
     def connecting(self) -> None:
         """Take note that an attempt begins."""

@@ -116,6 +116,7 @@ class Hello(Struct, tag="hello", tag_field="type"):
 
     resume: str | None = None
     positions: dict[str, str] = {}
+    id: Id | UnsetType = UNSET
 
 
 class Publish(Struct, tag="publish", tag_field="type"):

@@ -117,7 +117,7 @@ class SpeakingDispatch(Handling):
         """Go on with a session, or begin a new one where there is none."""
         ws, talk = self.speaker, self.talk
         # What was taken is given back, or this goes on with it: that is not to be cut short.
-        await self.finish(self._resume(cast("str", hello.resume)))
+        await self.finish(self._resume(hello))
         if ws.reason is not None:
             return
         self._note_positions(hello)
@@ -131,23 +131,24 @@ class SpeakingDispatch(Handling):
                 await self._put_back(name)
         talk.positions.clear()
 
-    async def _resume(self, token: str) -> None:
+    async def _resume(self, hello: frames.Hello) -> None:
         """Take a session and be its connection; the one that was ends, and its callbacks first."""
         ws, resumes = self.speaker, self._hub.resumes
         try:
-            found = await resumes.take(token, ws)
+            number = 0 if hello.id is msgspec.UNSET else hello.id
+            found = await resumes.take(cast("str", hello.resume), ws, number)
         except BrokerUnavailable as error:
             CONNECTION.warning("%s can't be resumed now: %s", ws, error)
             self.end(CloseReason(1013, "sessions can't be read now", "server"), refused=True)
             return
         if found is None or ws.reason is not None:  # then it was kept again
             return
-        key, record = found
+        key, record, before = found
         ws.id = record.id
         self._adopt(record)
         newer = await self._take_over(record)
         # One from before the last turn that is kept knows less; who had that one may be dead.
-        if newer is not None and newer.turn >= record.turn - 1:
+        if newer is not None and newer.turn >= before:
             newer.turn = max(record.turn, newer.turn + 1)
             self._adopt(newer)
         ws.talk.keys = (key,)  # until the next one has arrived

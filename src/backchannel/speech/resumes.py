@@ -25,7 +25,10 @@ AGAIN: Final = 1.0
 _RUN: Final = 8
 """Characters of the name of a run of data: see ``ResumeStore.runs``."""
 
-_Todo = tuple["SpeakingConnection | bytes | None", bool, float]
+_Kept = tuple[int, bytes]
+"""The turn that a session is in, and its record."""
+
+_Todo = tuple["SpeakingConnection | _Kept | None", bool, float]
 
 
 class Resumes:
@@ -62,7 +65,7 @@ class Resumes:
         self._closed: list[tuple[tuple[bytes, ...], Callable[[], None]]] = []
         self._lingering: dict[Callable[[], None], asyncio.TimerHandle] = {}
         # What was written when a connection ended that has not closed yet.
-        self._last: dict[SpeakingConnection, bytes] = {}
+        self._last: dict[SpeakingConnection, _Kept] = {}
         self._writing: asyncio.Task[None] | None = None
         self._is_beating = False
 
@@ -114,11 +117,11 @@ class Resumes:
                 if (todo := self._todo.get(key)) is not None and todo[0] is ws:
                     del self._todo[key]
             return
-        data = self._packed(ws) if lives_on else None
-        if data is not None:
-            self._last[ws] = data
+        kept = self._kept(ws) if lives_on else None
+        if kept is not None:
+            self._last[ws] = kept
         for key in ws.talk.keys:
-            self._write(key, data)
+            self._write(key, kept)
 
     def stay(self, dispatch: SpeakingDispatch, left: Callable[[], None] | None = None) -> None:
         """Let who goes on with a session find a connection of it, until its last word is kept.
@@ -141,9 +144,9 @@ class Resumes:
 
         def closed(_: object) -> None:
             before = self._last.pop(ws, None)
-            if before is not None and (data := self._packed(ws)) != before:
+            if before is not None and (kept := self._kept(ws)) != before:
                 for key in ws.talk.keys:
-                    self._write(key, data)
+                    self._write(key, kept)
             self._closed.append((ws.talk.keys, leave))
             if self._writing is None:  # else that does so, for all that close meanwhile
                 self._let_go()
@@ -208,12 +211,21 @@ class Resumes:
             timer.cancel()
             self._leave(leave)
 
-    async def take(self, token: str, ws: SpeakingConnection) -> tuple[bytes, Record] | None:
+    async def take(
+        self, token: str, ws: SpeakingConnection, number: int
+    ) -> tuple[bytes, Record, int] | None:
         """Return the session of a token, and what it was kept under; None where there is none.
+
+        Nor where it is kept in a later turn: then this hello has been under way for so long that
+        its client has given up on it, and come back by another one.
 
         Args:
             token: what a client has presented.
             ws: its connection, which has to be the same user's at the same place.
+            number: what the client's hello has counted; 0: it does not count.
+
+        Returns:
+            What it was kept under; it, in its new turn; and the turn in which it was kept.
 
         Raises:
             BrokerUnavailable: that can't be known now.
@@ -222,12 +234,15 @@ class Resumes:
             return None
         key = key_of(token, ws.endpoint, ws.params, ws.user)
         runs = [run[:_RUN].encode() for run in self._store.runs(key)]
-        data = await self._store.take(key)
+        data = await self._store.take(key, number)
         run, _, data = (None, None, None) if data is None else data.partition(b"\n")
         here = self._todo.get(key) or self._on_the_way.get(key)
         if here is not None and (data is not None or here[1]):  # what is not written yet is newer
-            run, data = None, None if here[0] is None else self._bytes(here[0])
+            run, data = None, None if here[0] is None else self._kept(here[0])[1]
         if data is None or (record := Record.unpack(data)) is None:
+            return None
+        if number and record.turn > number:
+            self._write(key, (record.turn, data) if here is None else here[0], new=True)
             return None
         if run is not None and run not in runs:  # what was kept later may be lost
             record.unsure = True
@@ -235,18 +250,19 @@ class Resumes:
             if other != key:
                 self._write(other, None)
         # Whatever becomes of the connection that goes on, the session is not lost with it.
-        record.turn += 1
-        self._write(key, record.pack(), new=True)
-        return key, record
+        before = record.turn
+        record.turn = max(before + 1, number)
+        self._write(key, (record.turn, record.pack()), new=True)
+        return key, record, before
 
     def put_back(self, key: bytes, ws: SpeakingConnection) -> None:
         """Keep what is known of a session whose connection has ended before it was greeted."""
-        self._write(key, self._packed(ws), new=True)
+        self._write(key, self._kept(ws), new=True)
 
     # ── written ───────────────────────────────────────────────────────────────────────────────
 
     def _write(
-        self, key: bytes, what: SpeakingConnection | bytes | None, *, new: bool = False
+        self, key: bytes, what: SpeakingConnection | _Kept | None, *, new: bool = False
     ) -> None:
         before = self._todo.get(key)
         new = new or (before is not None and before[1])
@@ -267,7 +283,7 @@ class Resumes:
                     now = monotonic()
                     late = {
                         key: one for key, one in todo.items()
-                        if not isinstance(one[0], bytes | None) or one[2] > now
+                        if not isinstance(one[0], tuple | None) or one[2] > now
                     }  # fmt: skip
                     self._todo = {**late, **self._todo}
                     await asyncio.sleep(AGAIN)
@@ -278,17 +294,16 @@ class Resumes:
             self._writing = None
 
     async def _write_some(self, todo: dict[bytes, _Todo]) -> None:
-        groups: dict[tuple[float, bool], dict[bytes, bytes]] = {}
+        groups: dict[tuple[float, bool], dict[bytes, tuple[int, bytes]]] = {}
         dropped: list[bytes] = []
         for key, (what, new, _) in todo.items():
             if what is None:
                 dropped.append(key)
                 continue
-            is_live = not isinstance(what, bytes)
             run = next(iter(self._store.runs(key)), "")[:_RUN]
-            data = run.encode() + b"\n" + self._bytes(what)
-            life = self._life if is_live else self.window or 0
-            groups.setdefault((life, new), {})[key] = data
+            turn, data = self._kept(what)
+            life = (self.window or 0) if isinstance(what, tuple) else self._life
+            groups.setdefault((life, new), {})[key] = (turn, run.encode() + b"\n" + data)
         for (life, new), records in groups.items():
             await self._store.put(records, life, new=new)
         if dropped:
@@ -308,8 +323,8 @@ class Resumes:
         finally:
             self._is_beating = False
 
-    def _bytes(self, what: SpeakingConnection | bytes) -> bytes:
-        return what if isinstance(what, bytes) else self._packed(what)
+    def _kept(self, what: SpeakingConnection | _Kept) -> _Kept:
+        return what if isinstance(what, tuple) else (what.talk.turn, self._packed(what))
 
     @staticmethod
     def _packed(ws: SpeakingConnection) -> bytes:

@@ -302,10 +302,10 @@ def _asked_of_stores(broker: Broker) -> dict[str, Asking]:
         }
     if (resumes := broker.resumes) is not None:
         asked |= {
-            "resumes.put": lambda: resumes.put({b"key": b"data"}, 30, new=True),
+            "resumes.put": lambda: resumes.put({b"key": (1, b"data")}, 30, new=True),
             "resumes.extend": lambda: resumes.extend([b"key"], 30),
             "resumes.drop": lambda: resumes.drop([b"key"]),
-            "resumes.take": lambda: resumes.take(b"key"),
+            "resumes.take": lambda: resumes.take(b"key", 0),
         }
     return asked
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from backchannel.broker.redis.route import Route, Words
 
 __all__ = ["RedisResumes"]
+
+_TAKE: Final = files("backchannel.broker.redis").joinpath("take.lua").read_text()
 
 _Asked = tuple[bytes, tuple["Words", ...], "asyncio.Future[Any]"]
 
@@ -37,10 +40,13 @@ class RedisResumes:
         self._keys = keys
         self._timeout = timeout
 
-    async def put(self, records: Mapping[bytes, bytes], ttl: float, *, new: bool) -> None:
+    async def put(
+        self, records: Mapping[bytes, tuple[int, bytes]], ttl: float, *, new: bool
+    ) -> None:
         """Keep sessions; those that are not new only where they are still there."""
         more = ("PX", math.ceil(ttl * 1000), *(() if new else ("XX",)))
-        await self._call_each("SET", {key: (data, *more) for key, data in records.items()})
+        words = {key: (b"%d %b" % each, *more) for key, each in records.items()}
+        await self._call_each("SET", words)
 
     async def extend(self, keys: Collection[bytes], ttl: float) -> None:
         """Keep sessions for so long from now on."""
@@ -54,11 +60,12 @@ class RedisResumes:
         """Name the engine's run of data, and others from which it has a session, whole."""
         return self._route.runs(self._keys.resume(key))
 
-    async def take(self, key: bytes) -> bytes | None:
+    async def take(self, key: bytes, turn: int) -> bytes | None:
         """Return what is kept and forget it: an answer that nobody waits for is given back."""
         name = self._keys.resume(key)
         link = self._link(name)
-        life, data = link.call("PTTL", name), link.call("GETDEL", name)
+        command = ("EVAL", _TAKE, 1, name, turn)
+        life, data = link.call("PTTL", name), link.call(*command)
         life.add_done_callback(_heed)
         is_taken = False
         try:
@@ -74,8 +81,8 @@ class RedisResumes:
         except hiredis.ReplyError as error:
             if not _is_elsewhere(error):
                 raise self._refused(error) from error
-            found = await self._route.call(name, "GETDEL", name)
-        return None if found is None else bytes(found)
+            found = await self._route.call(name, *command)
+        return None if found is None else bytes(found).partition(b" ")[2]
 
     async def _call_each(self, verb: str, words: Mapping[bytes, tuple[Words, ...]]) -> list[Any]:
         """Say the same about some sessions, in one write to each engine; return the answers."""
