@@ -165,8 +165,15 @@ class OwnResumes(RedisBroker):
 
 class GivesTwice(OwnResumes):
     class kind(RedisResumes):  # noqa: N801
-        async def take(self, key):
-            return await self._route.call(key, "GET", self._keys.resume(key))
+        async def take(self, key, turn):
+            kept = await self._route.call(key, "GET", self._keys.resume(key))
+            return None if kept is None else bytes(kept).partition(b" ")[2]
+
+
+class TakesLaterTurns(OwnResumes):
+    class kind(RedisResumes):  # noqa: N801
+        async def take(self, key, turn):
+            return await super().take(key, 0)
 
 
 class KeepsAgain(OwnResumes):
@@ -195,9 +202,9 @@ class DropsNothing(OwnResumes):
 
 class HasNoResumesWhileAway(OwnResumes):
     class kind(RedisResumes):  # noqa: N801
-        async def take(self, key):
+        async def take(self, key, turn):
             try:
-                return await super().take(key)
+                return await super().take(key, turn)
             except BrokerUnavailable:
                 return None
 
@@ -231,6 +238,7 @@ WEAK = [
     (NoAnswersWhileAway, SAYS_SO),
     (HasNoResumesWhileAway, SAYS_SO),
     (GivesTwice, "a_session_is_taken_once_on_whatever_node"),
+    (TakesLaterTurns, "a_session_is_not_taken_by_who_is_of_an_earlier_turn"),
     (KeepsAgain, "a_session_that_was_taken_is_not_kept_again_by_who_had_it"),
     (KeepsForLonger, ITS_TIME),
     (ExtendsNothing, ITS_TIME),
