@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backchannel import Connection, Hub, Listener
+from backchannel import CloseReason, Connection, Hub, Listener
 
 hub = Hub(max_outbox=200_000, ping_interval=600)
 
@@ -19,6 +19,9 @@ class Ticks(Listener):
             for channel in (ws.channel, "other"):
                 hub.broadcast(channel, f"{number} {channel} ".ljust(message["size"], "x"))
         return "done"
+
+    def on_close(self, ws: Connection, reason: CloseReason) -> None:
+        print(f"ENDED {reason.code} by {reason.by}", flush=True)  # noqa: T201 - the test reads it
 
 
 for policy in ("close", "drop_oldest", "drop_newest", "latest"):

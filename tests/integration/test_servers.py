@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 import pytest
 from clients import blame
 from websockets.exceptions import InvalidStatus
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 MIB = 1024 * 1024
 
@@ -160,6 +161,28 @@ async def test_many_members_get_all_in_order(server):
         for client in clients:
             got = [(await client.recv()).partition(" ")[0] for _ in range(20)]
             assert got == [str(n) for n in range(20)]
+
+
+NARROW = [ClientPerMessageDeflateFactory(server_max_window_bits=9)]
+"""Wants a smaller window than the one frame has that all receivers share."""
+
+
+async def test_a_broadcast_is_the_same_to_who_takes_compression_and_who_does_not(server, peer):
+    path = "/ws/chat/mixed"
+    async with (
+        peer(path, compression=None) as plain,
+        peer(path) as deflated,
+        peer(path, compression=None, extensions=NARROW) as narrow,
+    ):
+        if server.kind == "native":
+            agreed = [bool(one.socket.protocol.extensions) for one in (plain, deflated, narrow)]
+            assert agreed == [False, True, False]
+        for text in ("short", "long " * 2000, "ü" * 3000, "z" * 200_000):
+            await plain.send("say", text=text)
+            for one in (plain, deflated, narrow):
+                assert await one.read() == {"said": text}
+        for one in (plain, deflated, narrow):
+            await one.nothing_more()
 
 
 async def test_a_slow_reader_is_closed_and_nobody_else_notices(server, peer, raw):

@@ -90,4 +90,6 @@ async def test_by_default_it_is_closed_and_the_others_get_everything(server, mak
         make_raw(server, path, receive_buffer=4096) as sleeper,
     ):
         await flood(sender, sleeper)
-        assert await sleeper.close_code() in {4001, 1006}
+        server.process.wait_for_output("ENDED 4001 by server")
+        assert await sleeper.close_code() in {4001, 1006}  # 1006: the frame waited behind the rest
+        assert server.printed().count("ENDED") == 1

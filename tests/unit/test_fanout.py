@@ -303,6 +303,7 @@ def steps_of_a_broadcast(size, blocked):
 
 @pytest.mark.parametrize("blocked", [1, 10])
 def test_a_block_list_costs_by_the_number_blocked_not_by_the_size_of_the_room(blocked):
+    steps_of_a_broadcast(20, blocked)  # from 3.12 on, the first time counts only a part
     small, large = (steps_of_a_broadcast(size, blocked) for size in (20, 10_000))
     assert small == large
     none = steps_of_a_broadcast(10_000, 0)

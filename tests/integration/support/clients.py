@@ -133,6 +133,8 @@ class Raw:
                 opcode, payload = await self.frame()
                 if opcode == 8:
                     return struct.unpack("!H", payload[:2])[0] if payload else 1005
+        except TimeoutError:  # an OSError too, but nothing has ended
+            raise
         except (EOFError, OSError):
             return 1006
 

@@ -7,51 +7,24 @@ import contextlib
 import socket
 
 import pytest
+from shared import until
+from taken import take_over
 
 from backchannel import Listener, fanout
-from backchannel.transport.native import EXTENSION, Taken
 
 MEMBERS = 200  # more than are written to between two looks at the clock
-
-
-class Given:
-    """A server that gives its socket away."""
-
-    def __init__(self, transport):
-        self.transport = transport
-
-    def prepare(self, window):
-        return False
-
-    def take_over(self):
-        return Taken(self.transport, [], b"", set())
 
 
 @contextlib.asynccontextmanager
 async def clients(hub, path, count):
     """The clients' ends of so many connections."""
-    loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         ends = []
         for _ in range(count):
             ours, theirs = socket.socketpair()
             ends.append(stack.enter_context(ours))
             ours.setblocking(False)
-            transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, theirs)
-            scope = {
-                "type": "websocket", "path": path, "root_path": "", "query_string": b"",
-                "headers": [(b"host", b"test")], "client": ("127.0.0.1", 1), "scheme": "ws",
-                "server": ("127.0.0.1", 2), "subprotocols": [], "http_version": "1.1",
-                "extensions": {EXTENSION: Given(transport)},
-            }  # fmt: skip
-
-            async def receive():
-                return {"type": "websocket.connect"}
-
-            async def send(event):
-                assert event["type"] == "websocket.accept"
-
-            await hub(scope, receive, send)
+            await take_over(hub, path, theirs)
         yield ends
 
 
@@ -100,3 +73,32 @@ async def test_a_client_that_closes_and_goes_on_reading_gets_all_and_its_answer(
             data += chunk
         answer = bytes([0x88, len(said)]) + said
         assert (len(data), data[-len(answer) :]) == (10 + 900_000 + len(answer), answer)
+
+
+async def test_who_sends_more_than_its_callback_takes_is_not_read_until_it_does(hub):
+    """What has been read is bounded; the rest waits in the kernel, and then at the client."""
+    go, seen = asyncio.Event(), []
+
+    class Slow(Listener):
+        async def on_message(self, ws, message):
+            seen.append(message)
+            await go.wait()
+
+    hub.add("/ws/slow", Slow)
+    async with clients(hub, "/ws/slow", 1) as (end,):
+        sent, waited = 0, 0
+        while waited < 50 and sent < 20_000:  # turns of the event loop in which nothing is taken
+            try:
+                end.send(b"\x81\xfe\x03\xe8\0\0\0\0" + b"%-1000d" % sent)
+            except BlockingIOError:
+                waited += 1
+                await asyncio.sleep(0)
+            else:
+                sent, waited = sent + 1, 0
+                if sent % 16 == 0:
+                    await asyncio.sleep(0)
+        assert 64 < sent < 2_000  # 64 wait, with one read's more, and what sockets hold
+        assert seen == ["0".ljust(1000)]
+        go.set()
+        await until(lambda: len(seen) == sent)
+        assert seen == [str(number).ljust(1000) for number in range(sent)]
