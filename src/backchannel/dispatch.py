@@ -206,10 +206,8 @@ class Dispatch(Caller):
         membership = self._hub.membership
         do = membership.enter_now if entering else membership.leave_now
         done = do(self, name) if inside else self.context.run(do, self, name)
-        if done is None:
-            return None
-        if isinstance(done, bool):
-            return SETTLED[done]
+        if done is None or type(done) is bool:
+            return None if done is None else SETTLED[done]
         return self._go_on_with(lambda: done, first=inside)
 
     def expel(self, name: str) -> Change:

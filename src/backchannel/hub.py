@@ -7,6 +7,7 @@ import functools
 import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import Context, copy_context
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backchannel.access import Access
@@ -110,10 +111,11 @@ class HubCore(Publishing, Access):
 
     def _begin_membership(self) -> None:
         self._catch_ups = CatchUps(self._broker, self.roster)
+        self._channels = Channels()
         self.membership = Membership(
             self.roster,
             self.fanout,
-            Channels(),
+            self._channels,
             self.rules,
             self._catch_ups,
             self.attendance,
@@ -428,8 +430,10 @@ class HubCore(Publishing, Access):
 
     def change(self, ws: Connection, channel: str, *, entering: bool) -> Change:
         """Let a connection enter or leave a channel; see ``Connection.subscribe``."""
-        name = check_channel(channel, casefold=self.settings.casefold_channels)
-        dispatch, is_here = ws._dispatch, not self.runtime.is_elsewhere()
+        name, dispatch = channel, ws._dispatch
+        if type(name) is not str or name not in self._channels:  # else it was checked
+            name = check_channel(channel, casefold=self.settings.casefold_channels)
+        is_here = get_ident() == self.runtime.thread
         if is_here and (done := dispatch.change_now(name, entering=entering)) is not None:
             return done
         change = Change(dispatch, functools.partial(self._apply, dispatch, name, entering=entering))

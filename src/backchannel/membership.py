@@ -83,28 +83,23 @@ class Membership:
         """Tell whether leaving would not have to wait, nor entering once the rule was asked."""
         if not dispatch.endpoint.callbacks.membership_is_immediate:
             return False
-        channel = self._channels.find(name)
+        channel = self._channels.get(name)
         if self._cluster is not None and (channel is None or not channel.is_open):
             return False
         return channel is None or (
             channel.is_calm and channel.opener.callbacks.membership_is_immediate
         )
 
-    def _is_plain(self, dispatch: Dispatch, channel: Channel | None) -> bool:
-        """Tell whether entering or leaving means no more than to call a def of the listener."""
-        if self._cluster is not None and (channel is None or not channel.is_open):
-            return False
-        return dispatch.endpoint.callbacks.membership_is_plain and (
-            channel is None or (channel.is_calm and channel.opener.callbacks.membership_is_plain)
-        )
-
     def enter_now(self, dispatch: Dispatch, name: str) -> bool | Coroutine[Any, Any, bool] | None:
         """Ask the rule and on_subscribe and enter, where that is plain; return whether it is in.
 
-        A coroutine that one of them returned, though it is a def, is what is left to do; None says
-        that this is not plain.
+        It is where it means no more than to call a def of the listener. A coroutine that one of
+        them returned, though it is a def, is what is left to do; None says that this is not plain.
         """
-        if not self._is_plain(dispatch, channel := self._channels.find(name)):
+        callbacks, channel = dispatch.endpoint.callbacks, self._channels.get(name)
+        if not callbacks.membership_is_plain or (channel is not None and not channel.is_plain):
+            return None
+        if self._cluster is not None and (channel is None or not channel.is_open):
             return None
         ws = dispatch.ws
         if name in ws._channels:
@@ -117,7 +112,11 @@ class Membership:
             ):
                 return None
             if (asking := rule.subscribe) is not None:
-                answer = dispatch.call_def(asking, ws, name)
+                answer: Any
+                try:
+                    answer = dispatch.call_now(asking, ws, name)
+                except Exception as error:  # noqa: BLE001 - a rule may raise anything
+                    answer = dispatch.answer_of(asking, error)
                 if inspect.iscoroutine(answer):
                     return self._ask_later(dispatch, name, asking, answer, self.rechecks)
                 if self._stays_out(ws, name, answer):
@@ -126,11 +125,18 @@ class Membership:
             channel = self._channels.hold(name, dispatch.endpoint)
         channel.holders += 1
         channel.is_open = True
-        callback, answer = dispatch.endpoint.callbacks.on_subscribe, None
+        callback, answer = callbacks.on_subscribe, None
         if callback is not None:
-            answer = dispatch.call_def(callback, ws, name)
+            try:
+                answer = dispatch.call_now(callback, ws, name)
+            except Exception as error:  # noqa: BLE001 - a listener may raise anything
+                answer = dispatch.answer_of(callback, error)
             if answer is not None and inspect.iscoroutine(answer):
                 return self._enter_later(dispatch, channel, callback, answer, self.rechecks)
+        # Almost all come in, without a word about them.
+        if answer is None and ws.reason is None and name not in ws._channels:
+            self._enter(ws, name)
+            return True
         if self._is_let_in(dispatch, name, answer):
             return True
         self._let_go(channel)
@@ -169,9 +175,7 @@ class Membership:
     def _is_let_in(self, dispatch: Dispatch, name: str, answer: object) -> bool:
         """Let a connection in, unless the answer refuses or it is in by another call already."""
         ws = dispatch.ws
-        # Almost all come in, without a word about them.
-        is_plain = answer is None and ws.reason is None and name not in ws._channels
-        if not is_plain and self._stays_out(ws, name, answer):
+        if self._stays_out(ws, name, answer):
             return False
         self._enter(ws, name)
         return True
@@ -189,14 +193,16 @@ class Membership:
         if ws._speaks:
             ws._entered(name, position)
         self._roster.enter(ws, name)
-        self._fanout.entered(ws, name)
+        if self._fanout.lanes:
+            self._fanout.entered(ws, name)
         if self._rules.presence:
             self._attendance.changed(ws, name)
         if TRACE.is_on:
             CONNECTION.debug("%s entered %r", ws, name)
 
     def _leave(self, ws: Connection, name: str) -> None:
-        self._fanout.leaving(ws, (name,))
+        if self._fanout.lanes:
+            self._fanout.leaving(ws, (name,))
         self._roster.leave(ws, name)
         if ws._speaks:
             ws._left(name)
@@ -210,16 +216,21 @@ class Membership:
 
         See ``enter_now``.
         """
-        channel = self._channels.find(name)
-        if not self._is_plain(dispatch, channel):
+        callbacks, channel = dispatch.endpoint.callbacks, self._channels.get(name)
+        if not callbacks.membership_is_plain or (channel is not None and not channel.is_plain):
+            return None
+        if self._cluster is not None and (channel is None or not channel.is_open):
             return None
         ws = dispatch.ws
         if name not in ws._channels:
             return False
         self._leave(ws, name)
-        callback = dispatch.endpoint.callbacks.on_unsubscribe
+        callback = callbacks.on_unsubscribe
         if callback is not None:
-            answer = dispatch.call_def(callback, ws, name)
+            try:
+                answer = dispatch.call_now(callback, ws, name)
+            except Exception as error:  # noqa: BLE001 - a listener may raise anything
+                answer = dispatch.answer_of(callback, error)
             if answer is not None and inspect.iscoroutine(answer):
                 return self._left_later(dispatch, channel, callback, answer)
         if channel is not None:
@@ -367,7 +378,7 @@ class Membership:
     async def left(self, dispatch: Dispatch, name: str) -> bool:
         """Tell on_unsubscribe of a channel that the connection is out of already; return True."""
         told = dispatch.call_safely(dispatch.endpoint.callbacks.on_unsubscribe, dispatch.ws, name)
-        leaving = self._tell_and_release(dispatch, told, self._channels.find(name))
+        leaving = self._tell_and_release(dispatch, told, self._channels.get(name))
         if self.is_immediate(dispatch, name):
             await leaving
         else:
