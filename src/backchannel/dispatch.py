@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from backchannel.audience import Changes
 from backchannel.calling import Caller, Work, awaiting, met_cancelled
 from backchannel.catchup import release_slowly
-from backchannel.change import RUNNING, SETTLED, Change, Frame
+from backchannel.change import RUNNING, SETTLED, Change, Coming, Frame
 from backchannel.codes import fit_reason, meaning_of
 from backchannel.connection import CloseReason, Connection
 from backchannel.errors import InvalidMessage, Reject, TryLater
@@ -46,13 +46,14 @@ class Dispatch(Caller):
     """Runs a connection's callbacks."""
 
     __slots__ = (
-        "_closed", "_coming", "_opened", "_since", "_to_finish", "entered",
+        "_awaited", "_closed", "_coming", "_opened", "_since", "_to_finish", "entered",
     )  # fmt: skip
 
     def __init__(self, hub: HubCore, ws: Connection):
         super().__init__(hub, ws)
         self.entered = False
         self._opened = False
+        self._awaited: tuple[Coming, Change] | None = None
         self._coming: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] | None = None
         self._to_finish: set[asyncio.Task[Any]] | None = None
@@ -203,12 +204,59 @@ class Dispatch(Caller):
         inside = self._inline or self._is_inside()
         if self.ws.reason is not None or (self._is_busy and not inside):
             return None
-        membership = self._hub.membership
-        do = membership.enter_now if entering else membership.leave_now
-        done = do(self, name) if inside else self.context.run(do, self, name)
+        membership, run = self._hub.membership, self.context.run
+        if not entering:
+            leave = membership.leave_now
+            done: Any = leave(self, name) if inside else run(leave, self, name)
+        elif inside:
+            done = membership.enter_now(self, name)
+        else:
+            done = run(membership.enter_now, self, name, may_wait=True)
         if done is None or type(done) is bool:
             return None if done is None else SETTLED[done]
+        if isinstance(done, Coming):
+            return self._wait_to_hear(done)
         return self._go_on_with(lambda: done, first=inside)
+
+    def _wait_to_hear(self, coming: Coming) -> Change:
+        """Be busy until this node hears a channel, which takes no task."""
+        change = Change(self, None)
+        if self._is_busy:  # the rule that was asked has begun something, which comes after this
+            change.go_on(coming.wait)
+            self._work_on(change)
+        else:
+            self._is_busy = True
+            self._awaited = coming, change
+            coming.heard.add_done_callback(self._heard, context=self.context)
+        return change
+
+    def _heard(self, heard: asyncio.Future[Any]) -> None:
+        """Enter the channel, then go on with what came in meanwhile."""
+        if self._awaited is None or self._awaited[0].heard is not heard:
+            return  # it was given up
+        (coming, change), self._awaited = self._awaited, None
+        try:
+            done = coming.finish()
+        except Exception as error:  # noqa: BLE001 - whatever the broker raises
+            change.settle(result=False)
+            self._runtime.report(f"entering a channel failed: {error!r}", error)
+        else:
+            if isinstance(done, bool):
+                change.settle(result=done)
+            else:
+                change.go_on(lambda: done)
+                self._work_on(change)
+        self.ended()
+
+    def _wait_no_more(self) -> None:
+        """Cancel what a callback, or entering a channel, waits for."""
+        if self.task is not None:
+            self.task.cancel()
+        elif self._awaited is not None:
+            (coming, change), self._awaited = self._awaited, None
+            coming.give_up()
+            change.settle(result=False)
+            self.ended()
 
     def expel(self, name: str) -> Change:
         """Take this connection out of a channel at once; on_unsubscribe is told in its turn."""
@@ -473,8 +521,7 @@ class Dispatch(Caller):
             return
         if own_wish and await self._wait_until_idle(grace):
             return
-        if self.task is not None:
-            self.task.cancel()
+        self._wait_no_more()
         if not await self._wait_until_idle(grace):
             LISTENER.error(
                 "a callback of %s still runs though its connection ended and it was cancelled; "

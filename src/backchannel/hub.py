@@ -14,7 +14,7 @@ from backchannel.access import Access
 from backchannel.attendance import Attendance
 from backchannel.audience import Changes, Info
 from backchannel.catchup import CatchUps, Missed
-from backchannel.change import Change
+from backchannel.change import Change, Coming
 from backchannel.channel import Channels, check_channel
 from backchannel.cluster import Cluster
 from backchannel.codes import check_close, meaning_of
@@ -495,6 +495,11 @@ class HubCore(Publishing, Access):
     ) -> bool:
         if not entering:
             return await self.membership.leave(dispatch, name)
+        if missed is None:
+            done = self.membership.enter_now(dispatch, name, may_wait=True)
+            if done is not None:
+                work = done.wait() if isinstance(done, Coming) else done
+                return work if isinstance(work, bool) else await work
         refused = await self.membership.enter(dispatch, name, missed)
         return refused is None and name in dispatch.ws._channels
 

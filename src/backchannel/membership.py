@@ -7,11 +7,13 @@ import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.catchup import CatchUp, CatchUps, Missed
+from backchannel.change import Coming
 from backchannel.errors import BrokerUnavailable, Reject, TryLater
 from backchannel.handshake import refusal
 from backchannel.observe import CONNECTION, HUB, TRACE
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Coroutine
 
     from backchannel.attendance import Attendance
@@ -90,24 +92,33 @@ class Membership:
             channel.is_calm and channel.opener.callbacks.membership_is_immediate
         )
 
-    def enter_now(self, dispatch: Dispatch, name: str) -> bool | Coroutine[Any, Any, bool] | None:
+    def enter_now(
+        self, dispatch: Dispatch, name: str, *, may_wait: bool = False
+    ) -> bool | Coming | Coroutine[Any, Any, bool] | None:
         """Ask the rule and on_subscribe and enter, where that is plain; return whether it is in.
 
-        It is where it means no more than to call a def of the listener. A coroutine that one of
-        them returned, though it is a def, is what is left to do; None says that this is not plain.
+        It is where it means no more than to call a def of the listener, and to let the broker hear
+        the channel. A coroutine that a def returned is what is left to do; None says that this is
+        not plain.
+
+        Args:
+            dispatch: the connection's.
+            name: the channel.
+            may_wait: for the broker; else it is not plain where it would have to.
         """
         callbacks, channel = dispatch.endpoint.callbacks, self._channels.get(name)
         if not callbacks.membership_is_plain or (channel is not None and not channel.is_plain):
             return None
-        if self._cluster is not None and (channel is None or not channel.is_open):
+        is_unheard = self._cluster is not None and (channel is None or not channel.is_open)
+        if is_unheard and not may_wait:
             return None
-        ws = dispatch.ws
+        ws, seen = dispatch.ws, self.rechecks
         if name in ws._channels:
             return True
         if self._rules.some and (rule := self._rules.find(name)) is not None:
             if (
                 rule.replay
-                or (ws._speaks and rule.keep)
+                or (rule.keep and (ws._speaks or is_unheard))
                 or not (rule.subscribe is None or rule.subscribe.returns_at_once)
             ):
                 return None
@@ -118,21 +129,67 @@ class Membership:
                 except Exception as error:  # noqa: BLE001 - a rule may raise anything
                     answer = dispatch.answer_of(asking, error)
                 if inspect.iscoroutine(answer):
-                    return self._ask_later(dispatch, name, asking, answer, self.rechecks)
+                    return self._ask_later(dispatch, name, asking, answer, seen)
                 if self._stays_out(ws, name, answer):
                     return name in ws._channels
         if channel is None or not channel.holders:
             channel = self._channels.hold(name, dispatch.endpoint)
+        if self._cluster is not None and not channel.is_open:
+            return self._come(self._cluster, dispatch, channel, seen)
         channel.holders += 1
         channel.is_open = True
-        callback, answer = callbacks.on_subscribe, None
+        return self._enter_open(dispatch, channel, seen)
+
+    def _come(
+        self, cluster: Cluster, dispatch: Dispatch, channel: Channel, seen: int
+    ) -> bool | Coming | Coroutine[Any, Any, bool]:
+        """Let the broker hear a channel, and then enter."""
+        channel.begin_opening()
+        if (heard := cluster.listen(channel.name)) is None:
+            channel.end_opening(is_open=True)
+            return self._enter_open(dispatch, channel, seen)
+        finish = functools.partial(self._have_heard, dispatch, channel, seen, heard)
+        return Coming(heard, finish, functools.partial(self._stay_out, channel))
+
+    def _have_heard(
+        self, dispatch: Dispatch, channel: Channel, seen: int, heard: asyncio.Future[Any]
+    ) -> bool | Coroutine[Any, Any, bool]:
+        """Enter a channel that is heard by now, also where the broker is away.
+
+        Raises:
+            Exception: the broker can't hear it.
+        """
+        if heard.cancelled():
+            self._stay_out(channel)
+            return False
+        error = heard.exception()
+        if error is not None and not isinstance(error, BrokerUnavailable):
+            self._stay_out(channel)
+            raise error
+        channel.end_opening(is_open=True)
+        ws, name = dispatch.ws, channel.name
+        if ws.reason is None and name not in ws._channels:
+            return self._enter_open(dispatch, channel, seen)
+        self._let_go(channel)
+        return name in ws._channels
+
+    def _stay_out(self, channel: Channel) -> None:
+        channel.end_opening(is_open=False)
+        self._let_go(channel)
+
+    def _enter_open(
+        self, dispatch: Dispatch, channel: Channel, seen: int
+    ) -> bool | Coroutine[Any, Any, bool]:
+        """Ask on_subscribe and enter a channel that is open, and held for it."""
+        ws, name = dispatch.ws, channel.name
+        callback, answer = dispatch.endpoint.callbacks.on_subscribe, None
         if callback is not None:
             try:
                 answer = dispatch.call_now(callback, ws, name)
             except Exception as error:  # noqa: BLE001 - a listener may raise anything
                 answer = dispatch.answer_of(callback, error)
-            if answer is not None and inspect.iscoroutine(answer):
-                return self._enter_later(dispatch, channel, callback, answer, self.rechecks)
+        if seen != self.rechecks or (answer is not None and inspect.iscoroutine(answer)):
+            return self._enter_later(dispatch, channel, callback, answer, seen)
         # Almost all come in, without a word about them.
         if answer is None and ws.reason is None and name not in ws._channels:
             self._enter(ws, name)
@@ -161,10 +218,17 @@ class Membership:
         return name in dispatch.ws._channels
 
     async def _enter_later(
-        self, dispatch: Dispatch, channel: Channel, callback: Callback, asking: Any, seen: int
+        self,
+        dispatch: Dispatch,
+        channel: Channel,
+        callback: Callback | None,
+        answer: Any,
+        seen: int,
     ) -> bool:
+        """Await what on_subscribe returned, where that is a coroutine; then go on as usual."""
         name = channel.name
-        answer = await dispatch.call_safely_with(callback, asking)
+        if callback is not None and inspect.iscoroutine(answer):
+            answer = await dispatch.call_safely_with(callback, answer)
         if seen != self.rechecks and refusal(answer, _REFUSED) is None:
             answer = await self._ask_again(dispatch, name, seen)
         if self._is_let_in(dispatch, name, answer):

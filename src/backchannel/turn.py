@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
+
+from backchannel.stepping import step
 
 __all__ = ["Occupancy"]
 
@@ -62,6 +64,22 @@ class Occupancy:
             return
         await self._in_turn(self._close(closing))
 
+    def begin_opening(self) -> None:
+        """Become the first holder of what is calm and closed; no opening may run until it ends."""
+        self.holders += 1
+        self._turn = asyncio.Lock()
+        self._waiting += 1
+        step(self._turn.acquire())  # nobody has it: it does not wait
+
+    def end_opening(self, *, is_open: bool) -> None:
+        """Let others have their turn."""
+        self.is_open = is_open
+        turn = cast("asyncio.Lock", self._turn)
+        turn.release()
+        self._waiting -= 1
+        if not self._waiting:
+            self._turn = None
+
     async def _open(self, opening: Step | None) -> None:
         if not self.is_open:
             if opening is not None:
@@ -83,15 +101,15 @@ class Occupancy:
             OPENINGS.set(outer)
             self._opening = None
 
-    async def _in_turn(self, step: Coroutine[Any, Any, None]) -> None:
+    async def _in_turn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._turn is None:
             self._turn = asyncio.Lock()
         self._waiting += 1
         try:
             async with self._turn:
-                await step
+                await work
         finally:
-            step.close()  # where waiting for the turn was cancelled
+            work.close()  # where waiting for the turn was cancelled
             self._waiting -= 1
             if not self._waiting:
                 self._turn = None
