@@ -14,7 +14,7 @@ from backchannel.observe import CONNECTION, HUB, TRACE
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from backchannel.attendance import Attendance
     from backchannel.calling import Work
@@ -148,11 +148,17 @@ class Membership:
         if (heard := cluster.listen(channel.name)) is None:
             channel.end_opening(is_open=True)
             return self._enter_open(dispatch, channel, seen)
-        finish = functools.partial(self._have_heard, dispatch, channel, seen, heard)
-        return Coming(heard, finish, functools.partial(self._stay_out, channel))
+        stay_out = functools.partial(self._stay_out, cluster, channel)
+        finish = functools.partial(self._have_heard, dispatch, channel, seen, heard, stay_out)
+        return Coming(heard, finish, stay_out)
 
     def _have_heard(
-        self, dispatch: Dispatch, channel: Channel, seen: int, heard: asyncio.Future[Any]
+        self,
+        dispatch: Dispatch,
+        channel: Channel,
+        seen: int,
+        heard: asyncio.Future[Any],
+        stay_out: Callable[[], None],
     ) -> bool | Coroutine[Any, Any, bool]:
         """Enter a channel that is heard by now, also where the broker is away.
 
@@ -160,11 +166,11 @@ class Membership:
             Exception: the broker can't hear it.
         """
         if heard.cancelled():
-            self._stay_out(channel)
+            stay_out()
             return False
         error = heard.exception()
         if error is not None and not isinstance(error, BrokerUnavailable):
-            self._stay_out(channel)
+            stay_out()
             raise error
         channel.end_opening(is_open=True)
         ws, name = dispatch.ws, channel.name
@@ -173,9 +179,12 @@ class Membership:
         self._let_go(channel)
         return name in ws._channels
 
-    def _stay_out(self, channel: Channel) -> None:
+    def _stay_out(self, cluster: Cluster, channel: Channel) -> None:
+        """Leave it to the next one to open a channel, and to let the broker hear it."""
+        cluster.close(channel.name)
         channel.end_opening(is_open=False)
-        self._let_go(channel)
+        channel.holders -= 1
+        self._channels.drop_if_free(channel)
 
     def _enter_open(
         self, dispatch: Dispatch, channel: Channel, seen: int
@@ -529,7 +538,12 @@ class Membership:
 
     async def _open(self, dispatch: Dispatch, channel: Channel) -> None:
         channel.opener = dispatch.endpoint
-        if self._cluster is not None:
-            await self._cluster.open(channel.name)
         on_open = dispatch.endpoint.callbacks.on_channel_open
-        await dispatch.call_safely(on_open, channel.name)
+        try:
+            if self._cluster is not None:
+                await self._cluster.open(channel.name)
+            await dispatch.call_safely(on_open, channel.name)
+        except BaseException:
+            if self._cluster is not None:  # what was not opened nobody closes
+                self._cluster.close(channel.name)
+            raise
