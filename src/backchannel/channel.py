@@ -71,7 +71,8 @@ class Channel(Occupancy):
     @property
     def is_plain(self) -> bool:
         """Nobody has to wait for anything here: neither for a callback nor for their turn."""
-        return self._turn is None and self.opener.callbacks.membership_is_plain
+        is_free = self._turn is None and self._opening is None
+        return is_free and self.opener.callbacks.membership_is_plain
 
 
 class Channels(dict[str, Channel]):

@@ -116,29 +116,40 @@ class Membership:
         if name in ws._channels:
             return True
         if self._rules.some and (rule := self._rules.find(name)) is not None:
-            if (
-                rule.replay
-                or (rule.keep and (ws._speaks or is_unheard))
-                or not (rule.subscribe is None or rule.subscribe.returns_at_once)
-            ):
+            if rule.replay or (rule.keep and (ws._speaks or is_unheard)):
                 return None
             if (asking := rule.subscribe) is not None:
-                answer: Any
-                try:
-                    answer = dispatch.call_now(asking, ws, name)
-                except Exception as error:  # noqa: BLE001 - a rule may raise anything
-                    answer = dispatch.answer_of(asking, error)
-                if inspect.iscoroutine(answer):
-                    return self._ask_later(dispatch, name, asking, answer, seen)
-                if self._stays_out(ws, name, answer):
-                    return name in ws._channels
+                if (admits := self._ask_now(dispatch, name, asking, seen)) is not True:
+                    return admits
+                if name in ws._channels:
+                    return True
         if channel is None or not channel.holders:
             channel = self._channels.hold(name, dispatch.endpoint)
         if self._cluster is not None and not channel.is_open:
-            return self._come(self._cluster, dispatch, channel, seen)
+            if is_unheard and channel.is_plain:
+                return self._come(self._cluster, dispatch, channel, seen)
+            return self._admitted_later(dispatch, name, seen)  # the rule has let somebody in or out
         channel.holders += 1
         channel.is_open = True
         return self._enter_open(dispatch, channel, seen)
+
+    def _ask_now(
+        self, dispatch: Dispatch, name: str, asking: Callback, seen: int
+    ) -> bool | Coroutine[Any, Any, bool] | None:
+        """Ask a rule's callback, where that is a def; return whether it admits.
+
+        A coroutine that it returned is what is left to do; None says that it is no def.
+        """
+        if not asking.returns_at_once:
+            return None
+        answer: Any
+        try:
+            answer = dispatch.call_now(asking, dispatch.ws, name)
+        except Exception as error:  # noqa: BLE001 - a rule may raise anything
+            answer = dispatch.answer_of(asking, error)
+        if inspect.iscoroutine(answer):
+            return self._ask_later(dispatch, name, asking, answer, seen)
+        return name in dispatch.ws._channels or not self._stays_out(dispatch.ws, name, answer)
 
     def _come(
         self, cluster: Cluster, dispatch: Dispatch, channel: Channel, seen: int
@@ -222,8 +233,12 @@ class Membership:
     ) -> bool:
         """Await what a rule that is a def returned, then go on as usual."""
         answer = await dispatch.call_safely_with(asking, coroutine)
-        if not self._stays_out(dispatch.ws, name, answer):
-            await self._enter_admitted(dispatch, name, seen)
+        if self._stays_out(dispatch.ws, name, answer):
+            return name in dispatch.ws._channels
+        return await self._admitted_later(dispatch, name, seen)
+
+    async def _admitted_later(self, dispatch: Dispatch, name: str, seen: int) -> bool:
+        await self._enter_admitted(dispatch, name, seen)
         return name in dispatch.ws._channels
 
     async def _enter_later(

@@ -220,6 +220,43 @@ async def test_what_a_rule_wishes_for_comes_after_what_it_was_asked_about(hub, b
     assert diary == ["on_subscribe cars", "on_subscribe boats"]
 
 
+async def test_a_rule_may_let_somebody_else_into_the_channel_it_is_asked_about(hub, broker):
+    def let_all_in(ws, channel):
+        other.connection.subscribe("cars")
+        return True
+
+    hub.rule("cars", subscribe=let_all_in)
+    hub.add("/ws", Listener)
+    ws, other = [await hub.test_client("/ws").connect() for _ in range(2)]
+    change = ws.connection.subscribe("cars")
+    await turns()
+    broker.confirm()
+    assert await change is True
+    await other.settled()
+    assert hub.channels() == {"cars": 2}
+    assert broker.asked == ["cars"]
+
+
+async def test_a_rule_may_empty_the_channel_it_is_asked_about(hub, broker):
+    def send_all_out(ws, channel):
+        if ws is not first.connection:
+            first.connection.unsubscribe("cars")
+        return True
+
+    hub.rule("cars", subscribe=send_all_out)
+    hub.add("/ws", Listener)
+    first, ws = [await hub.test_client("/ws").connect() for _ in range(2)]
+    change = first.connection.subscribe("cars")
+    broker.confirm()
+    assert await change is True
+    change = ws.connection.subscribe("cars")
+    await turns()
+    assert broker.asked == ["cars", "cars"]
+    broker.confirm()
+    assert await change is True
+    assert hub.channels() == {"cars": 1}
+
+
 async def test_an_on_subscribe_that_returns_a_coroutine_has_its_turn(hub, broker, diary):
     go = asyncio.Event()
 
