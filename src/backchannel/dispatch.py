@@ -46,14 +46,13 @@ class Dispatch(Caller):
     """Runs a connection's callbacks."""
 
     __slots__ = (
-        "_awaited", "_closed", "_coming", "_opened", "_since", "_to_finish", "entered",
+        "_closed", "_coming", "_opened", "_since", "_to_finish", "entered",
     )  # fmt: skip
 
     def __init__(self, hub: HubCore, ws: Connection):
         super().__init__(hub, ws)
         self.entered = False
         self._opened = False
-        self._awaited: tuple[Coming, Change] | None = None
         self._coming: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] | None = None
         self._to_finish: set[asyncio.Task[Any]] | None = None
@@ -215,48 +214,9 @@ class Dispatch(Caller):
         if done is None or type(done) is bool:
             return None if done is None else SETTLED[done]
         if isinstance(done, Coming):
-            return self._wait_to_hear(done)
+            self._wait_to_hear(done, change := Change(self, None))
+            return change
         return self._go_on_with(lambda: done, first=inside)
-
-    def _wait_to_hear(self, coming: Coming) -> Change:
-        """Be busy until this node hears a channel, which takes no task."""
-        change = Change(self, None)
-        if self._is_busy:  # the rule that was asked has begun something, which comes after this
-            change.go_on(coming.wait)
-            self._work_on(change)
-        else:
-            self._is_busy = True
-            self._awaited = coming, change
-            coming.heard.add_done_callback(self._heard, context=self.context)
-        return change
-
-    def _heard(self, heard: asyncio.Future[Any]) -> None:
-        """Enter the channel, then go on with what came in meanwhile."""
-        if self._awaited is None or self._awaited[0].heard is not heard:
-            return  # it was given up
-        (coming, change), self._awaited = self._awaited, None
-        try:
-            done = coming.finish()
-        except Exception as error:  # noqa: BLE001 - whatever the broker raises
-            change.settle(result=False)
-            self._runtime.report(f"entering a channel failed: {error!r}", error)
-        else:
-            if isinstance(done, bool):
-                change.settle(result=done)
-            else:
-                change.go_on(lambda: done)
-                self._work_on(change)
-        self.ended()
-
-    def _wait_no_more(self) -> None:
-        """Cancel what a callback, or entering a channel, waits for."""
-        if self.task is not None:
-            self.task.cancel()
-        elif self._awaited is not None:
-            (coming, change), self._awaited = self._awaited, None
-            coming.give_up()
-            change.settle(result=False)
-            self.ended()
 
     def expel(self, name: str) -> Change:
         """Take this connection out of a channel at once; on_unsubscribe is told in its turn."""

@@ -14,7 +14,7 @@ from backchannel.access import Access
 from backchannel.attendance import Attendance
 from backchannel.audience import Changes, Info
 from backchannel.catchup import CatchUps, Missed
-from backchannel.change import Change, Coming
+from backchannel.change import Change
 from backchannel.channel import Channels, check_channel
 from backchannel.cluster import Cluster
 from backchannel.codes import check_close, meaning_of
@@ -436,7 +436,8 @@ class HubCore(Publishing, Access):
         is_here = get_ident() == self.runtime.thread
         if is_here and (done := dispatch.change_now(name, entering=entering)) is not None:
             return done
-        change = Change(dispatch, functools.partial(self._apply, dispatch, name, entering=entering))
+        apply = functools.partial(self.membership.apply, dispatch, name, entering=entering)
+        change = Change(dispatch, apply)
         if is_here:
             self._take(change, dispatch, name, entering)
         else:
@@ -447,7 +448,9 @@ class HubCore(Publishing, Access):
         """Let a connection enter a channel with what it missed; see ``Connection.subscribe``."""
         name = check_channel(channel, casefold=self.settings.casefold_channels)
         dispatch, missed = ws._dispatch, Missed(Position.of(since))
-        apply = functools.partial(self._apply, dispatch, name, entering=True, missed=missed)
+        apply = functools.partial(
+            self.membership.apply, dispatch, name, entering=True, missed=missed
+        )
         change = Change(dispatch, apply, missed)
         take = functools.partial(dispatch.take, change, at_once=False)
         if self.runtime.is_elsewhere():
@@ -489,19 +492,6 @@ class HubCore(Publishing, Access):
     def _take(self, change: Change, dispatch: Dispatch, name: str, entering: bool) -> None:
         ask = self.membership.enters_at_once if entering else self.membership.is_immediate
         dispatch.take(change, at_once=ask(dispatch, name))
-
-    async def _apply(
-        self, dispatch: Dispatch, name: str, *, entering: bool, missed: Missed | None = None
-    ) -> bool:
-        if not entering:
-            return await self.membership.leave(dispatch, name)
-        if missed is None:
-            done = self.membership.enter_now(dispatch, name, may_wait=True)
-            if done is not None:
-                work = done.wait() if isinstance(done, Coming) else done
-                return work if isinstance(work, bool) else await work
-        refused = await self.membership.enter(dispatch, name, missed)
-        return refused is None and name in dispatch.ws._channels
 
 
 def _fanout(settings: Settings) -> Fanout:
