@@ -8,7 +8,7 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Awaitable, Coroutine
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from backchannel.change import RUNNING, Frame, current
 from backchannel.connection import ABSENT, CloseReason
@@ -125,16 +125,16 @@ class Caller(Sequence):
             await self.failed(callback, error)
             return None
 
-    def call_def(self, callback: Callback, first: Any, second: Any) -> Any:
-        """Call a plain ``def``; when it raises, log it, tell on_error, and return False."""
-        try:
-            return self.call_now(callback, first, second)
-        except Reject as answer:
-            return answer
-        except Exception as error:  # noqa: BLE001 - a listener may raise anything
-            if (rest := self._failed(callback, error)) and (left := step(rest.begin())):
-                self._work_on(Rest(functools.partial(awaiting, left)))
-            return False
+    def answer_of(self, callback: Callback, error: Exception) -> Reject | Literal[False]:
+        """Return what a ``def`` that was asked has answered by raising.
+
+        Raising Reject is an answer; any other error is logged, told to on_error, and refuses.
+        """
+        if isinstance(error, Reject):
+            return error
+        if (rest := self._failed(callback, error)) and (left := step(rest.begin())):
+            self._work_on(Rest(functools.partial(awaiting, left)))
+        return False
 
     async def call_safely_with(self, callback: Callback, coroutine: Work) -> Any:
         """Await what a ``def`` returned; when it raises, log it, tell on_error, return False."""

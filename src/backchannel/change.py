@@ -8,13 +8,13 @@ through gather(), task groups and threads. Without it the callback would wait fo
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import contextlib
 import functools
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final
 
-from backchannel.sent import wait_in_thread
+from backchannel.sent import Later, wait_in_thread
 from backchannel.stepping import Watched
 from backchannel.turn import OPENINGS
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from backchannel.history import Position
     from backchannel.sequence import Sequence
 
-__all__ = ["RUNNING", "SETTLED", "Change", "Frame", "current", "detached"]
+__all__ = ["RUNNING", "SETTLED", "Change", "Coming", "Frame", "current", "detached"]
 
 RUNNING: ContextVar[Frame | None] = ContextVar("backchannel_running", default=None)
 
@@ -60,22 +60,26 @@ def detached(context: Context) -> Context:
     return context
 
 
-class Change:
+class Change(Later):
     """A connection entering or leaving a channel. Await it for True or False, or ignore it."""
 
-    __slots__ = ("_apply", "_dispatch", "_missed", "_openings", "_outcome", "has_begun")
+    __slots__ = (
+        "_apply", "_dispatch", "_missed", "_openings", "_outcome", "_waiting", "has_begun",
+    )  # fmt: skip
 
     def __init__(
         self,
         dispatch: Dispatch,
-        apply: Callable[[], Coroutine[Any, Any, bool]],
+        apply: Callable[[], Coroutine[Any, Any, bool]] | None,
         missed: Missed | None = None,
     ):
+        super().__init__()
         self._dispatch = dispatch
         self._missed = missed
-        self._apply: Callable[[], Coroutine[Any, Any, bool]] | None = apply
-        self._outcome: bool | concurrent.futures.Future[bool] = concurrent.futures.Future()
+        self._apply = apply
+        self._outcome: bool | None = None
         self._openings = OPENINGS.get()
+        self._waiting: list[asyncio.Future[None]] | None = None  # in the hub's event loop
         self.has_begun = False
 
     @property
@@ -88,6 +92,10 @@ class Change:
         """Up to where the client has all there is of the channel; None without ``since``."""
         return None if self._missed is None else self._missed.position
 
+    def done(self) -> bool:
+        """Tell whether it is known what became of it."""
+        return self._outcome is not None
+
     @property
     def is_waiting(self) -> bool:
         """It is not done, and nobody is at it."""
@@ -96,9 +104,14 @@ class Change:
     def settle(self, *, result: bool) -> None:
         """Tell those who wait."""
         self._apply = None
-        outcome, self._outcome = self._outcome, result
-        if isinstance(outcome, concurrent.futures.Future) and not outcome.done():
-            outcome.set_result(result)
+        if self._outcome is not None:
+            return
+        self._outcome = result
+        if self._signal is not None:
+            self._tell()
+        for waiting in self._waiting or ():
+            if not waiting.done():
+                waiting.set_result(None)
 
     def run_now(self) -> bool:
         """Do it without waiting; False when it has to wait after all and needs its turn."""
@@ -115,8 +128,12 @@ class Change:
             self.settle(result=False)
             raise
         # A def returned a coroutine, of which nothing has run yet: see Dispatch.call.
-        self._apply, self.has_begun = functools.partial(_go_on, work), True
+        self.go_on(functools.partial(_go_on, work))
         return False
+
+    def go_on(self, apply: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+        """Have it come to its end when it has its turn: it has begun."""
+        self._apply, self.has_begun = apply, True
 
     async def run(self) -> None:
         """Do it, once."""
@@ -146,8 +163,9 @@ class Change:
             self._dispatch.ws.hub.runtime.loop.call_soon_threadsafe(
                 lambda: keep(self._wait(), context)
             )
-        outcome = self._outcome
-        return outcome if isinstance(outcome, bool) else wait_in_thread(outcome, timeout)
+        if self._outcome is None:
+            wait_in_thread(self.signal(), timeout)
+        return bool(self._outcome)
 
     async def _nested(self, frame: Frame) -> None:
         async with frame.turn:
@@ -175,15 +193,56 @@ class Change:
             waiting.cancel()
 
     async def _settled(self) -> bool:
-        if isinstance(self._outcome, concurrent.futures.Future):
-            return await asyncio.shield(asyncio.wrap_future(self._outcome))
-        return self._outcome
+        if self._outcome is None:
+            loop = asyncio.get_running_loop()
+            if loop is not self._dispatch.ws.hub.runtime.loop:
+                await asyncio.wrap_future(self.signal())
+                return bool(self._outcome)
+            waiting = loop.create_future()
+            if self._waiting is None:
+                self._waiting = []
+            self._waiting.append(waiting)
+            await waiting
+        return bool(self._outcome)
 
     def __await__(self) -> Generator[Any, Any, bool]:
         """Wait until it is done; inside a callback of the same connection it is done right here."""
-        if isinstance(self._outcome, bool):
-            return self._outcome
-        return (yield from self._wait().__await__())
+        if self._outcome is None:
+            return (yield from self._wait().__await__())
+        return self._outcome
+
+
+class Coming:
+    """A connection on its way into a channel that its node has yet to hear: all it waits for.
+
+    Args:
+        heard: done when the node hears the channel, or can't.
+        finish: goes on then; returns whether it is in, or what is left to do.
+        give_up: stays out instead.
+    """
+
+    __slots__ = ("finish", "give_up", "heard")
+
+    def __init__(
+        self,
+        heard: asyncio.Future[Any],
+        finish: Callable[[], bool | Coroutine[Any, Any, bool]],
+        give_up: Callable[[], None],
+    ):
+        self.heard = heard
+        self.finish = finish
+        self.give_up = give_up
+
+    async def wait(self) -> bool:
+        """Wait in a task; return whether it is in."""
+        try:
+            with contextlib.suppress(Exception):  # finish() sees it
+                await self.heard
+        except asyncio.CancelledError:
+            self.give_up()
+            raise
+        done = self.finish()
+        return done if isinstance(done, bool) else await done
 
 
 class _Settled(Change):
@@ -192,8 +251,7 @@ class _Settled(Change):
     __slots__ = ()
 
     def __init__(self, outcome: bool):
-        self._apply = None
-        self._missed = None
+        self._apply = self._missed = self._signal = self._waiting = None
         self._outcome = outcome
         self.has_begun = True
 

@@ -68,25 +68,21 @@ class Channel(Occupancy):
         self.name = name
         self.opener = opener
 
+    @property
+    def is_plain(self) -> bool:
+        """Nobody has to wait for anything here: neither for a callback nor for their turn."""
+        is_free = self._turn is None and self._opening is None
+        return is_free and self.opener.callbacks.membership_is_plain
 
-class Channels:
-    """The channels of one node that are held by someone."""
 
-    def __init__(self) -> None:
-        self._by_name: dict[str, Channel] = {}
-
-    def __len__(self) -> int:
-        return len(self._by_name)
-
-    def find(self, name: str) -> Channel | None:
-        """Return a channel that is held, or None."""
-        return self._by_name.get(name)
+class Channels(dict[str, Channel]):
+    """The channels of one node that are held by someone, by their names, which are checked."""
 
     def hold(self, name: str, endpoint: Endpoint) -> Channel:
         """Return a channel, new if need be. The caller enters it before it waits."""
-        channel = self._by_name.get(name)
+        channel = self.get(name)
         if channel is None:
-            channel = self._by_name[name] = Channel(name, endpoint)
+            channel = self[name] = Channel(name, endpoint)
         elif not channel.holders and not channel.is_open:
             channel.opener = endpoint
         return channel
@@ -94,4 +90,4 @@ class Channels:
     def drop_if_free(self, channel: Channel) -> None:
         """Forget a channel that nobody holds any more."""
         if not channel.holders and channel.is_calm:
-            self._by_name.pop(channel.name, None)
+            self.pop(channel.name, None)

@@ -216,6 +216,13 @@ class Cluster:
 
     # ── channels ──────────────────────────────────────────────────────────────────────────────
 
+    def listen(self, channel: str) -> asyncio.Future[Any] | None:
+        """Hear a channel of which no history is kept; see ``contracts.Broker.listen``."""
+        heard = self._broker.listen(Target("channel", channel))
+        if heard is None or isinstance(heard, asyncio.Future):
+            return heard
+        return asyncio.ensure_future(heard)
+
     async def open(self, channel: str) -> None:
         """Hear a channel from now on; returns when that is so, or the broker is away."""
         confirmed = self._broker.listen(Target("channel", channel))

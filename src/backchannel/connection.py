@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from backchannel.endpoint import Endpoint
     from backchannel.history import Position
     from backchannel.request import MultiMapping, Request
+    from backchannel.roster import Solo
     from backchannel.session.web import Session
 
 __all__ = ["ABSENT", "CloseReason", "Connection", "State"]
@@ -102,8 +103,8 @@ class Connection:
     _speaks: ClassVar[bool] = False
 
     __slots__ = (
-        "_channels", "_context", "_dispatch", "_endpoint", "_facts", "_held", "_link", "_meta",
-        "_opened_at", "_state", "_tasks", "channel", "hub", "id", "latency", "reason",
+        "_alone", "_channels", "_context", "_dispatch", "_endpoint", "_facts", "_held", "_link",
+        "_meta", "_opened_at", "_state", "_tasks", "channel", "hub", "id", "latency", "reason",
         "subprotocol",
     )  # fmt: skip
 
@@ -135,6 +136,7 @@ class Connection:
         self._context = context
         self._dispatch: Dispatch  # set by the dispatch itself
         self._channels: tuple[str, ...] | set[str] = ()  # a set once they are many
+        self._alone: Solo | None = None  # the audience of it alone, which the roster makes
         self._tasks: set[asyncio.Task[Any]] | None = None
         # What on_open sends waits here until the automatic subscription is in force.
         self._held: list[Frame] | None = []

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from backchannel.audience import Changes
 from backchannel.calling import Caller, Work, awaiting, met_cancelled
 from backchannel.catchup import release_slowly
-from backchannel.change import RUNNING, SETTLED, Change, Frame
+from backchannel.change import RUNNING, SETTLED, Change, Coming, Frame
 from backchannel.codes import fit_reason, meaning_of
 from backchannel.connection import CloseReason, Connection
 from backchannel.errors import InvalidMessage, Reject, TryLater
@@ -203,13 +203,19 @@ class Dispatch(Caller):
         inside = self._inline or self._is_inside()
         if self.ws.reason is not None or (self._is_busy and not inside):
             return None
-        membership = self._hub.membership
-        do = membership.enter_now if entering else membership.leave_now
-        done = do(self, name) if inside else self.context.run(do, self, name)
-        if done is None:
-            return None
-        if isinstance(done, bool):
-            return SETTLED[done]
+        membership, run = self._hub.membership, self.context.run
+        if not entering:
+            leave = membership.leave_now
+            done: Any = leave(self, name) if inside else run(leave, self, name)
+        elif inside:
+            done = membership.enter_now(self, name)
+        else:
+            done = run(membership.enter_now, self, name, may_wait=True)
+        if done is None or type(done) is bool:
+            return None if done is None else SETTLED[done]
+        if isinstance(done, Coming):
+            self._wait_to_hear(done, change := Change(self, None))
+            return change
         return self._go_on_with(lambda: done, first=inside)
 
     def expel(self, name: str) -> Change:
@@ -475,8 +481,7 @@ class Dispatch(Caller):
             return
         if own_wish and await self._wait_until_idle(grace):
             return
-        if self.task is not None:
-            self.task.cancel()
+        self._wait_no_more()
         if not await self._wait_until_idle(grace):
             LISTENER.error(
                 "a callback of %s still runs though its connection ended and it was cancelled; "

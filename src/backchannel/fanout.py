@@ -207,11 +207,14 @@ class Fanout:
     Args:
         encoder: makes the frames.
         schedule: calls what it is given at the end of the turn.
+
+    Attributes:
+        lanes: by channel, what this turn has for them; empty while it has nothing.
     """
 
     __slots__ = (
-        "_due", "_lanes", "_making", "_number", "_round", "_schedule", "_scheduled", "enclose",
-        "encoder",
+        "_due", "_making", "_number", "_round", "_schedule", "_scheduled", "enclose", "encoder",
+        "lanes",
     )  # fmt: skip
 
     def __init__(
@@ -222,7 +225,7 @@ class Fanout:
         self.encoder = encoder
         self.enclose = Envelopes().of
         self._making = Making(encoder.encode, self.enclose)
-        self._lanes: dict[str, Lane] = {}
+        self.lanes: dict[str, Lane] = {}
         self._due: list[Flushed] = []
         self._number = 0
         self._round: Iterator[None] | None = None
@@ -248,7 +251,7 @@ class Fanout:
             The number of connections it was queued for.
         """
         channel = publication.target.key
-        lane = self._lanes.get(channel)
+        lane = self.lanes.get(channel)
         if lane is None:
             if not members:
                 return 0
@@ -268,15 +271,15 @@ class Fanout:
 
     def entered(self, ws: Connection, channel: str) -> None:
         """Take note of a new member, who gets nothing of what the channel had before."""
-        if lane := self._lanes.get(channel):
+        if lane := self.lanes.get(channel):
             lane.apart[ws] = None
 
     def leaving(self, ws: Connection, channels: Iterable[str]) -> None:
         """Take note of a member about to leave, who gets all that the channel had before."""
-        if not self._lanes:
+        if not self.lanes:
             return
         for channel in channels:
-            if lane := self._lanes.get(channel):
+            if lane := self.lanes.get(channel):
                 if ws in lane.shared:
                     self.due(lane.shared[ws])
                 lane.apart.pop(ws, None)
@@ -291,18 +294,18 @@ class Fanout:
             self._wake()
         if not link.apart:
             link.apart = True
-            if self._lanes:
+            if self.lanes:
                 self._part(cast("Sharing", link))
 
     def _open(self, channel: str, members: Mapping[Connection, None]) -> Lane:
-        lane = self._lanes[channel] = Lane(members, self._making)
+        lane = self.lanes[channel] = Lane(members, self._making)
         if not self._scheduled:
             self._wake()
         return lane
 
     def _part(self, link: Sharing) -> None:
         """Let a socket leave the lanes that it shares, with what they had until now."""
-        ws, lanes = link.ws, self._lanes
+        ws, lanes = link.ws, self.lanes
         shared = [
             lane
             for channel in ws._channels
@@ -326,7 +329,7 @@ class Fanout:
         """
         if self._round is None:
             TRACE.look()
-            lanes, self._lanes = self._lanes, {}
+            lanes, self.lanes = self.lanes, {}
             due, self._due = self._due, []
             for link in due:
                 link.is_due = False
@@ -339,7 +342,7 @@ class Fanout:
                 return
         self._round = None
         self._scheduled = False
-        if self._lanes or self._due:
+        if self.lanes or self._due:
             self._wake()
 
 

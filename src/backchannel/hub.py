@@ -7,6 +7,7 @@ import functools
 import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import Context, copy_context
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backchannel.access import Access
@@ -110,10 +111,11 @@ class HubCore(Publishing, Access):
 
     def _begin_membership(self) -> None:
         self._catch_ups = CatchUps(self._broker, self.roster)
+        self._channels = Channels()
         self.membership = Membership(
             self.roster,
             self.fanout,
-            Channels(),
+            self._channels,
             self.rules,
             self._catch_ups,
             self.attendance,
@@ -428,11 +430,14 @@ class HubCore(Publishing, Access):
 
     def change(self, ws: Connection, channel: str, *, entering: bool) -> Change:
         """Let a connection enter or leave a channel; see ``Connection.subscribe``."""
-        name = check_channel(channel, casefold=self.settings.casefold_channels)
-        dispatch, is_here = ws._dispatch, not self.runtime.is_elsewhere()
+        name, dispatch = channel, ws._dispatch
+        if type(name) is not str or name not in self._channels:  # else it was checked
+            name = check_channel(channel, casefold=self.settings.casefold_channels)
+        is_here = get_ident() == self.runtime.thread
         if is_here and (done := dispatch.change_now(name, entering=entering)) is not None:
             return done
-        change = Change(dispatch, functools.partial(self._apply, dispatch, name, entering=entering))
+        apply = functools.partial(self.membership.apply, dispatch, name, entering=entering)
+        change = Change(dispatch, apply)
         if is_here:
             self._take(change, dispatch, name, entering)
         else:
@@ -443,7 +448,9 @@ class HubCore(Publishing, Access):
         """Let a connection enter a channel with what it missed; see ``Connection.subscribe``."""
         name = check_channel(channel, casefold=self.settings.casefold_channels)
         dispatch, missed = ws._dispatch, Missed(Position.of(since))
-        apply = functools.partial(self._apply, dispatch, name, entering=True, missed=missed)
+        apply = functools.partial(
+            self.membership.apply, dispatch, name, entering=True, missed=missed
+        )
         change = Change(dispatch, apply, missed)
         take = functools.partial(dispatch.take, change, at_once=False)
         if self.runtime.is_elsewhere():
@@ -485,14 +492,6 @@ class HubCore(Publishing, Access):
     def _take(self, change: Change, dispatch: Dispatch, name: str, entering: bool) -> None:
         ask = self.membership.enters_at_once if entering else self.membership.is_immediate
         dispatch.take(change, at_once=ask(dispatch, name))
-
-    async def _apply(
-        self, dispatch: Dispatch, name: str, *, entering: bool, missed: Missed | None = None
-    ) -> bool:
-        if not entering:
-            return await self.membership.leave(dispatch, name)
-        refused = await self.membership.enter(dispatch, name, missed)
-        return refused is None and name in dispatch.ws._channels
 
 
 def _fanout(settings: Settings) -> Fanout:

@@ -108,17 +108,19 @@ class Listener:
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse what would be shared between connections by accident."""
-        self._check_seal(name)
+        if not type(self).shared:
+            self._check_seal(name)
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
         """Refuse what would be shared between connections by accident."""
-        self._check_seal(name)
+        if not type(self).shared:
+            self._check_seal(name)
         super().__delattr__(name)
 
     def _check_seal(self, name: str) -> None:
         kind = type(self)
-        if not kind.shared and self.__dict__.get("_sealed"):
+        if self.__dict__.get("_sealed"):
             raise AttributeError(
                 f"can't set {name!r}: one {kind.__name__} serves all connections: use ws.state "
                 f"(or say `shared = True` in class {kind.__name__} if sharing is meant)"

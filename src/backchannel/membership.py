@@ -3,70 +3,34 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-from backchannel.catchup import CatchUp, CatchUps, Missed
+from backchannel.catchup import CatchUp, Missed
+from backchannel.entering import Entering
 from backchannel.errors import BrokerUnavailable, Reject, TryLater
 from backchannel.handshake import refusal
-from backchannel.observe import CONNECTION, HUB, TRACE
+from backchannel.observe import CONNECTION, HUB
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
-    from backchannel.attendance import Attendance
     from backchannel.calling import Work
-    from backchannel.channel import Channel, Channels
-    from backchannel.cluster import Cluster
+    from backchannel.channel import Channel
     from backchannel.connection import Connection
     from backchannel.dispatch import Dispatch
-    from backchannel.fanout import Fanout
-    from backchannel.history import Position
     from backchannel.listener import Callback
-    from backchannel.roster import Roster
-    from backchannel.rules import Rules
     from backchannel.turn import Step
 
 __all__ = ["Membership"]
 
-_REFUSED: Final = Reject(403, "refused")
 
-
-class Membership:
+class Membership(Entering):
     """Entering and leaving, for one hub.
 
     A rule is asked first: whom it refuses opens no channel. A connection that on_subscribe is then
     asked about holds the channel, so that it neither opens twice nor closes under it; a slow
     on_subscribe of one does not keep another waiting.
-
-    Attributes:
-        rechecks: how often someone has asked for a recheck. Who is on the way in meanwhile is in
-            no channel yet, where it would be found, so its rule is asked again before it enters.
     """
 
-    __slots__ = (
-        "_attendance", "_catch_ups", "_channels", "_cluster", "_fanout", "_roster", "_rules",
-        "rechecks",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        roster: Roster,
-        fanout: Fanout,
-        channels: Channels,
-        rules: Rules,
-        catch_ups: CatchUps,
-        attendance: Attendance,
-        cluster: Cluster | None = None,
-    ):
-        self._roster = roster
-        self._catch_ups = catch_ups
-        self._attendance = attendance
-        self._cluster = cluster  # None where there are no other nodes
-        self._fanout = fanout
-        self._channels = channels
-        self._rules = rules
-        self.rechecks = 0
+    __slots__ = ()
 
     def enters_at_once(self, dispatch: Dispatch, name: str) -> bool:
         """Tell whether entering would not have to wait for anything."""
@@ -83,155 +47,30 @@ class Membership:
         """Tell whether leaving would not have to wait, nor entering once the rule was asked."""
         if not dispatch.endpoint.callbacks.membership_is_immediate:
             return False
-        channel = self._channels.find(name)
+        channel = self._channels.get(name)
         if self._cluster is not None and (channel is None or not channel.is_open):
             return False
         return channel is None or (
             channel.is_calm and channel.opener.callbacks.membership_is_immediate
         )
 
-    def _is_plain(self, dispatch: Dispatch, channel: Channel | None) -> bool:
-        """Tell whether entering or leaving means no more than to call a def of the listener."""
-        if self._cluster is not None and (channel is None or not channel.is_open):
-            return False
-        return dispatch.endpoint.callbacks.membership_is_plain and (
-            channel is None or (channel.is_calm and channel.opener.callbacks.membership_is_plain)
-        )
+    async def apply(
+        self, dispatch: Dispatch, name: str, *, entering: bool, missed: Missed | None = None
+    ) -> bool:
+        """Enter or leave, in a connection's turn; return whether it is in now, or was.
 
-    def enter_now(self, dispatch: Dispatch, name: str) -> bool | Coroutine[Any, Any, bool] | None:
-        """Ask the rule and on_subscribe and enter, where that is plain; return whether it is in.
-
-        A coroutine that one of them returned, though it is a def, is what is left to do; None says
-        that this is not plain.
+        Args:
+            dispatch: the connection's.
+            name: the channel.
+            entering: False leaves it.
+            missed: see ``enter``.
         """
-        if not self._is_plain(dispatch, channel := self._channels.find(name)):
-            return None
-        ws = dispatch.ws
-        if name in ws._channels:
-            return True
-        if self._rules.some and (rule := self._rules.find(name)) is not None:
-            if (
-                rule.replay
-                or (ws._speaks and rule.keep)
-                or not (rule.subscribe is None or rule.subscribe.returns_at_once)
-            ):
-                return None
-            if (asking := rule.subscribe) is not None:
-                answer = dispatch.call_def(asking, ws, name)
-                if inspect.iscoroutine(answer):
-                    return self._ask_later(dispatch, name, asking, answer, self.rechecks)
-                if self._stays_out(ws, name, answer):
-                    return name in ws._channels
-        if channel is None or not channel.holders:
-            channel = self._channels.hold(name, dispatch.endpoint)
-        channel.holders += 1
-        channel.is_open = True
-        callback, answer = dispatch.endpoint.callbacks.on_subscribe, None
-        if callback is not None:
-            answer = dispatch.call_def(callback, ws, name)
-            if answer is not None and inspect.iscoroutine(answer):
-                return self._enter_later(dispatch, channel, callback, answer, self.rechecks)
-        if self._is_let_in(dispatch, name, answer):
-            return True
-        self._let_go(channel)
-        return name in ws._channels
-
-    def _let_go(self, channel: Channel) -> None:
-        """Hold a channel no more, where that is plain."""
-        channel.holders -= 1
-        if not channel.holders:
-            channel.is_open = False
-            if self._cluster is not None:
-                self._cluster.close(channel.name)
-            self._channels.drop_if_free(channel)
-
-    async def _ask_later(
-        self, dispatch: Dispatch, name: str, asking: Callback, coroutine: Any, seen: int
-    ) -> bool:
-        """Await what a rule that is a def returned, then go on as usual."""
-        answer = await dispatch.call_safely_with(asking, coroutine)
-        if not self._stays_out(dispatch.ws, name, answer):
-            await self._enter_admitted(dispatch, name, seen)
-        return name in dispatch.ws._channels
-
-    async def _enter_later(
-        self, dispatch: Dispatch, channel: Channel, callback: Callback, asking: Any, seen: int
-    ) -> bool:
-        name = channel.name
-        answer = await dispatch.call_safely_with(callback, asking)
-        if seen != self.rechecks and refusal(answer, _REFUSED) is None:
-            answer = await self._ask_again(dispatch, name, seen)
-        if self._is_let_in(dispatch, name, answer):
-            return True
-        await self._release(dispatch, channel)
-        return name in dispatch.ws._channels
-
-    def _is_let_in(self, dispatch: Dispatch, name: str, answer: object) -> bool:
-        """Let a connection in, unless the answer refuses or it is in by another call already."""
-        ws = dispatch.ws
-        # Almost all come in, without a word about them.
-        is_plain = answer is None and ws.reason is None and name not in ws._channels
-        if not is_plain and self._stays_out(ws, name, answer):
-            return False
-        self._enter(ws, name)
-        return True
-
-    def _stays_out(self, ws: Connection, name: str, answer: object) -> bool:
-        """Tell whether this is the end of it: refused, ended, or in by another call already."""
-        if name in ws._channels:
-            return True
-        if ws.reason is not None or (answer is not None and refusal(answer, _REFUSED) is not None):
-            CONNECTION.debug("%s was refused %r", ws, name)
-            return True
-        return False
-
-    def _enter(self, ws: Connection, name: str, position: Position | None = None) -> None:
-        if ws._speaks:
-            ws._entered(name, position)
-        self._roster.enter(ws, name)
-        self._fanout.entered(ws, name)
-        if self._rules.presence:
-            self._attendance.changed(ws, name)
-        if TRACE.is_on:
-            CONNECTION.debug("%s entered %r", ws, name)
-
-    def _leave(self, ws: Connection, name: str) -> None:
-        self._fanout.leaving(ws, (name,))
-        self._roster.leave(ws, name)
-        if ws._speaks:
-            ws._left(name)
-        if self._rules.presence:
-            self._attendance.changed(ws, name)
-        if TRACE.is_on:
-            CONNECTION.debug("%s left %r", ws, name)
-
-    def leave_now(self, dispatch: Dispatch, name: str) -> bool | Coroutine[Any, Any, bool] | None:
-        """Leave and tell on_unsubscribe, where that is plain; return whether it was in.
-
-        See ``enter_now``.
-        """
-        channel = self._channels.find(name)
-        if not self._is_plain(dispatch, channel):
-            return None
-        ws = dispatch.ws
-        if name not in ws._channels:
-            return False
-        self._leave(ws, name)
-        callback = dispatch.endpoint.callbacks.on_unsubscribe
-        if callback is not None:
-            answer = dispatch.call_def(callback, ws, name)
-            if answer is not None and inspect.iscoroutine(answer):
-                return self._left_later(dispatch, channel, callback, answer)
-        if channel is not None:
-            self._let_go(channel)
-        return True
-
-    async def _left_later(
-        self, dispatch: Dispatch, channel: Channel | None, callback: Callback, telling: Any
-    ) -> bool:
-        told = dispatch.call_safely_with(callback, telling)
-        await dispatch.finish(self._tell_and_release(dispatch, told, channel))
-        return True
+        if not entering:
+            return await self.leave(dispatch, name)
+        if missed is None and (is_in := await self.enter_in_turn(dispatch, name)) is not None:
+            return is_in
+        refused = await self.enter(dispatch, name, missed)
+        return refused is None and name in dispatch.ws._channels
 
     def expel(self, ws: Connection, name: str) -> None:
         """Take a connection out of a channel that it is in; ``left`` does the rest."""
@@ -367,7 +206,7 @@ class Membership:
     async def left(self, dispatch: Dispatch, name: str) -> bool:
         """Tell on_unsubscribe of a channel that the connection is out of already; return True."""
         told = dispatch.call_safely(dispatch.endpoint.callbacks.on_unsubscribe, dispatch.ws, name)
-        leaving = self._tell_and_release(dispatch, told, self._channels.find(name))
+        leaving = self._tell_and_release(dispatch, told, self._channels.get(name))
         if self.is_immediate(dispatch, name):
             await leaving
         else:
@@ -454,7 +293,12 @@ class Membership:
 
     async def _open(self, dispatch: Dispatch, channel: Channel) -> None:
         channel.opener = dispatch.endpoint
-        if self._cluster is not None:
-            await self._cluster.open(channel.name)
         on_open = dispatch.endpoint.callbacks.on_channel_open
-        await dispatch.call_safely(on_open, channel.name)
+        try:
+            if self._cluster is not None:
+                await self._cluster.open(channel.name)
+            await dispatch.call_safely(on_open, channel.name)
+        except BaseException:
+            if self._cluster is not None:  # what was not opened nobody closes
+                self._cluster.close(channel.name)
+            raise

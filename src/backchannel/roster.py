@@ -21,7 +21,10 @@ FEW: Final = 8
 
 
 class Solo(Mapping["Connection", None]):
-    """Members of an audience of one, as most users and many channels are: a fourth of a dict."""
+    """Members of an audience of one, as most users and many channels are.
+
+    A connection has one, for all audiences in which it is alone.
+    """
 
     __slots__ = ("ws",)
 
@@ -83,6 +86,7 @@ class Roster:
             _discard(self._users, ws.user, ws)
         if (session := self._session_of.pop(ws, None)) is not None:
             _discard(self._sessions, session, ws)
+        ws._alone = None
 
     def server_sessions(self) -> list[Session]:
         """Return one of each web session that is kept on a server."""
@@ -166,7 +170,9 @@ class Roster:
 def _add(index: Index, key: str, ws: Connection) -> None:
     members = index.get(key)
     if members is None:
-        index[key] = Solo(ws)
+        if (alone := ws._alone) is None:
+            alone = ws._alone = Solo(ws)
+        index[key] = alone
     elif isinstance(members, Solo):
         index[key] = {members.ws: None, ws: None}
     else:

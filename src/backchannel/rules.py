@@ -109,7 +109,11 @@ class Rules:
         try:
             return self._found[name]
         except KeyError:
-            found = next((rule for rule in self._rules if rule.pattern.matches(name)), None)
+            found = None
+        for rule in self._rules:
+            if rule.pattern.matches(name):
+                found = rule
+                break
         if len(self._found) >= KEPT:  # clients may choose names: they must not fill the memory
             self._found.clear()
         self._found[name] = found

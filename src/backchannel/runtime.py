@@ -52,13 +52,14 @@ class Runtime:
 
     Attributes:
         runner: runs what connections have to do.
+        thread: the id of the event loop's thread; None before there is one.
         problems: what went wrong and was not awaited by anyone, newest last.
     """
 
     def __init__(self) -> None:
         self.problems: tuple[str, ...] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: int | None = None
+        self.thread: int | None = None
         self.runner = Runner(self.keep)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._spawned: set[asyncio.Task[Any]] = set()
@@ -88,18 +89,18 @@ class Runtime:
         PAUSES.watch()
         guard_servers()
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
         self.runner = Runner(self.keep)
         self._tasks.clear()
         self._spawned.clear()
 
     def release(self) -> None:
         """Let the event loop go: it could not be started in it."""
-        self._loop = self._thread = None
+        self._loop = self.thread = None
 
     def is_elsewhere(self) -> bool:
         """Tell whether the caller is in another thread than the event loop."""
-        return threading.get_ident() != self._thread
+        return threading.get_ident() != self.thread
 
     def outcome(self) -> Outcome:
         """Return what is settled later; a failure that nobody asks for is reported."""
@@ -116,7 +117,7 @@ class Runtime:
         """
         if self._loop is None or self._loop.is_closed():
             return Sent(Receipt(0))  # nobody can be connected to a hub that does not run
-        if threading.get_ident() != self._thread:
+        if threading.get_ident() != self.thread:
             outcome = Outcome(self._report_unheard)
             self._loop.call_soon_threadsafe(outcome.settle, functools.partial(work, *given))
             return Sent(outcome)

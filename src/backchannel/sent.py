@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import functools
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -14,7 +15,7 @@ from backchannel.contracts import Receipt
 if TYPE_CHECKING:
     from backchannel.history import Position
 
-__all__ = ["MISSED", "REACHED", "Outcome", "Sent", "wait_in_thread"]
+__all__ = ["MISSED", "REACHED", "Later", "Outcome", "Sent", "wait_in_thread"]
 
 T = TypeVar("T")
 
@@ -89,11 +90,43 @@ class Sent:
         return "<Sent, done>" if receipt.done() else "<Sent, under way>"
 
 
-class Outcome:
+class Later:
+    """Something that becomes known, which may be waited for in any thread and event loop.
+
+    Almost none of these is ever waited for: what it takes to wait is made by who does.
+    """
+
+    __slots__ = ("_signal",)
+
+    def __init__(self) -> None:
+        self._signal: concurrent.futures.Future[None] | None = None
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Tell whether it is known."""
+
+    def signal(self) -> concurrent.futures.Future[None]:
+        """Return what is done when it is known; it holds nothing."""
+        with _SIGNALS:
+            if (signal := self._signal) is None:
+                signal = self._signal = concurrent.futures.Future()
+                signal.set_running_or_notify_cancel()  # who stops waiting does not stop the work
+        if self.done():  # it may have become so in another thread before that
+            self._tell()
+        return signal
+
+    def _tell(self) -> None:
+        """Tell those who wait, if there are any, now that it is known."""
+        with _SIGNALS:  # both sides may have seen the other
+            signal, self._signal = self._signal, None
+        if signal is not None:
+            signal.set_result(None)
+
+
+class Outcome(Later):
     """The outcome of work that may fail: a failure that nobody asks for is reported.
 
-    One is made for each publication, and almost none is ever waited for: so it is two fields, and
-    what it takes to wait is made by who does. It may be waited for in any thread and event loop.
+    One is made for each publication, so it is two fields.
 
     Args:
         report: called once with the error, when nobody awaited it.
@@ -102,13 +135,13 @@ class Outcome:
         is_wanted: somebody waits for it.
     """
 
-    __slots__ = ("_known", "_report", "_signal", "is_wanted")
+    __slots__ = ("_known", "_report", "is_wanted")
 
     def __init__(self, report: Callable[[Exception], None]):
         self.is_wanted = False
         self._report = report
         self._known: Receipt | _Failure | None = None
-        self._signal: concurrent.futures.Future[None] | None = None
+        self._signal = None
 
     def set_result(self, receipt: Receipt) -> None:
         """Keep what came of the work; once."""
@@ -166,22 +199,6 @@ class Outcome:
             raise known.heard()
         finally:
             del self, known  # as in settle()
-
-    def signal(self) -> concurrent.futures.Future[None]:
-        """Return what is done when the outcome is known; it holds nothing."""
-        with _SIGNALS:
-            if (signal := self._signal) is None:
-                signal = self._signal = concurrent.futures.Future()
-                signal.set_running_or_notify_cancel()  # who stops waiting does not stop the work
-        if self._known is not None:  # it may have become so in another thread before that
-            self._tell()
-        return signal
-
-    def _tell(self) -> None:
-        with _SIGNALS:  # both sides may have seen the other
-            signal, self._signal = self._signal, None
-        if signal is not None:
-            signal.set_result(None)
 
     def __await__(self) -> Generator[Any, Any, Receipt]:
         """Wait; raise the error, which somebody knows of then."""

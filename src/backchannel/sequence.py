@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from backchannel.change import Change
+from backchannel.change import Change, Coming
 from backchannel.inbox import Call, Inbox, Item, Rest
 from backchannel.stepping import step
 
@@ -35,13 +35,14 @@ class Sequence:
         task: the task of the piece of work that waits, if one does.
     """
 
-    __slots__ = ("_first", "_idle", "_inbox", "_is_busy", "_runtime", "context", "task")
+    __slots__ = ("_awaited", "_first", "_idle", "_inbox", "_is_busy", "_runtime", "context", "task")
 
     def __init__(self, runtime: Runtime, context: Context):
         self.context = context
         self.task: asyncio.Task[Any] | None = None
         self._runtime = runtime
         self._is_busy = False
+        self._awaited: tuple[Coming, Change] | None = None
         self._first: Item | None = None
         self._inbox: Inbox | None = None
         self._idle: asyncio.Future[None] | None = None
@@ -133,6 +134,44 @@ class Sequence:
         if isinstance(item, Call):
             return self._call_async(item)
         return step(item.run() if isinstance(item, Change) else item.begin())
+
+    def _wait_to_hear(self, coming: Coming, change: Change) -> None:
+        """Be busy until this node hears a channel, which takes no task; then settle a change."""
+        if self._is_busy:  # the rule that was asked has begun something, which comes after this
+            change.go_on(coming.wait)
+            self._work_on(change)
+        else:
+            self._is_busy = True
+            self._awaited = coming, change
+            coming.heard.add_done_callback(self._heard, context=self.context)
+
+    def _heard(self, heard: asyncio.Future[Any]) -> None:
+        """Enter the channel, then go on with what came in meanwhile."""
+        if self._awaited is None or self._awaited[0].heard is not heard:
+            return  # it was given up
+        (coming, change), self._awaited = self._awaited, None
+        try:
+            done = coming.finish()
+        except Exception as error:  # noqa: BLE001 - whatever the broker raises
+            change.settle(result=False)
+            self._runtime.report(f"entering a channel failed: {error!r}", error)
+        else:
+            if isinstance(done, bool):
+                change.settle(result=done)
+            else:
+                change.go_on(lambda: done)
+                self._work_on(change)
+        self.ended()
+
+    def _wait_no_more(self) -> None:
+        """Cancel what a callback, or entering a channel, waits for."""
+        if self.task is not None:
+            self.task.cancel()
+        elif self._awaited is not None:
+            (coming, change), self._awaited = self._awaited, None
+            coming.give_up()
+            change.settle(result=False)
+            self.ended()
 
     def _give_up(self, *, keep_messages: bool) -> None:
         first = self._first

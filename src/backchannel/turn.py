@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Final
+
+from backchannel.stepping import step
 
 __all__ = ["Occupancy"]
 
@@ -13,6 +15,9 @@ Step = Callable[[], Awaitable[object]]
 
 OPENINGS: ContextVar[tuple[object, ...]] = ContextVar("backchannel_openings", default=())
 """What is being opened by the callback that runs: what it lets in does not wait for its end."""
+
+_BY_HAND: Final = object()
+"""What is opened without a callback that could let somebody in: see ``begin_opening``."""
 
 
 class Occupancy:
@@ -34,7 +39,7 @@ class Occupancy:
     @property
     def is_calm(self) -> bool:
         """No opening or closing is under way."""
-        return self._turn is None or not self._turn.locked()
+        return self._opening is None and (self._turn is None or not self._turn.locked())
 
     async def enter(self, opening: Step | None) -> None:
         """Become a holder; the first one runs ``opening``.
@@ -62,6 +67,17 @@ class Occupancy:
             return
         await self._in_turn(self._close(closing))
 
+    def begin_opening(self) -> None:
+        """Become the first holder of what is calm and closed; no opening may run until it ends."""
+        self.holders += 1
+        self._opening = _BY_HAND
+
+    def end_opening(self, *, is_open: bool) -> None:
+        """Let others have their turn."""
+        self.is_open, self._opening = is_open, None
+        if self._turn is not None:
+            self._turn.release()
+
     async def _open(self, opening: Step | None) -> None:
         if not self.is_open:
             if opening is not None:
@@ -83,15 +99,17 @@ class Occupancy:
             OPENINGS.set(outer)
             self._opening = None
 
-    async def _in_turn(self, step: Coroutine[Any, Any, None]) -> None:
+    async def _in_turn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._turn is None:
             self._turn = asyncio.Lock()
+            if self._opening is _BY_HAND:  # whose turn it is; now that somebody waits, it is said
+                step(self._turn.acquire())
         self._waiting += 1
         try:
             async with self._turn:
-                await step
+                await work
         finally:
-            step.close()  # where waiting for the turn was cancelled
+            work.close()  # where waiting for the turn was cancelled
             self._waiting -= 1
             if not self._waiting:
                 self._turn = None

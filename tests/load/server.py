@@ -278,7 +278,7 @@ def stats(server: uvicorn.Server) -> dict[str, Any]:
             "runtime's tasks": len(hub.runtime._tasks) + len(hub.runtime._spawned),
             "descriptors": len(list(Path("/proc/self/fd").iterdir())),
             "heartbeats": sum(len(slot) for slot in beat._slots),
-            "lanes": len(sending._lanes),
+            "lanes": len(sending.lanes),
             "due": len(sending._due),
             "rounds": int(sending._round is not None),
             "server's connections": len(server.server_state.connections),

@@ -38,7 +38,7 @@ class Client:
         self.shares = shares
         self.is_due = False
         self.apart = True
-        self._channels = set()
+        self._channels, self._alone = set(), None
         self._held = [] if held else None
         self.pending = []
         self.written = []
