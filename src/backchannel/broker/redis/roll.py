@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import secrets
 from collections import deque
 from itertools import islice
@@ -53,7 +54,8 @@ class Roll:
         route: the way to where it is kept.
         keys: what its keys are called.
         lease: seconds after which a node that was not heard of is as good as dead.
-        moment: seconds that a leave waits for the user to come back.
+        moment: seconds that a leave waits for the user to come back, and that joins wait in
+            channels of which the node says so.
     """
 
     def __init__(self, route: Route, keys: Keys, lease: float, moment: float):
@@ -76,9 +78,10 @@ class Roll:
         self._takes = True
         self._wait = self._interval
         self._dirty: dict[Pair, bool] = {}  # True: the engine knew of it, before it lost its data
-        self._held: set[Pair] = set()  # what the engine knows of
+        self._held: dict[Pair, float] = {}  # what the engine knows of; when its join is told, too
         self._left: dict[Pair, float] = {}  # what it knew of until then, by the loop's clock
         self._asked: deque[tuple[str, str, asyncio.Future[Any]]] = deque()
+        self._heard = 0.0  # when the last call began that was answered, by the loop's clock
         self._seen = self._done = self._confirmed = 0
         self._open: dict[int, None] = {}  # told and not done, by number
 
@@ -123,7 +126,7 @@ class Roll:
         """Ask the engine, after what was announced before.
 
         Args:
-            verb: ``"members"`` or ``"count"``.
+            verb: ``"members"``, ``"told"`` or ``"count"``.
             channel: the channel.
 
         Raises:
@@ -209,7 +212,7 @@ class Roll:
 
     async def _enroll(self) -> None:
         """Get a fencing number, and announce everything anew."""
-        comes_back = self._epoch != ""
+        comes_back, heard = self._epoch != "", self._heard
         said = await self._call("enroll", int(comes_back), secrets.token_hex(8))
         fence, epoch, is_older = said
         is_new = comes_back and epoch.decode() != self._epoch
@@ -221,6 +224,10 @@ class Roll:
             self._open.clear()
         self._dirty = dict.fromkeys(self._node.attending(), False)
         self._dirty.update(dict.fromkeys((*self._held, *self._left), lost))
+        if lost:  # whose join was not told yet: it is to be told
+            for pair in [one for one, told_at in self._held.items() if told_at > heard]:
+                self._dirty[pair] = False
+                self._held[pair] = math.inf
         self._is_settled = False
 
     async def _announce(self) -> None:
@@ -233,18 +240,26 @@ class Roll:
             for pair in list(islice(self._dirty, BATCH)):
                 known = self._dirty.pop(pair)
                 devices = said[pair] = self._node.devices(*pair)
-                words += [*pair, devices, int(known)]
-            await self._call("set", *words)
-            for pair, devices in said.items():
-                self._note(pair, is_here=devices != b"")
+                words += [*pair, devices, int(known), int(self._node.settles(pair[0]))]
+            waits = dict(await self._call("set", *words))
+            now = asyncio.get_running_loop().time()
+            for index, (pair, devices) in enumerate(said.items()):
+                self._note(pair, now, waits.get(index, 0), is_here=devices != b"")
 
-    def _note(self, pair: Pair, *, is_here: bool) -> None:
+    def _note(self, pair: Pair, now: float, wait: int, *, is_here: bool) -> None:
+        """Keep what the engine knows now.
+
+        Args:
+            pair: the channel and the user.
+            now: what the loop's clock says.
+            wait: milliseconds until it tells of the join.
+            is_here: this node has devices of the user.
+        """
         if is_here:
-            self._held.add(pair)
+            self._held[pair] = now + wait / 1000 if wait else 0.0
             self._left.pop(pair, None)
-        elif pair in self._held:
-            self._held.discard(pair)
-            self._left[pair] = asyncio.get_running_loop().time()
+        elif self._held.pop(pair, math.inf) <= self._heard:  # else nobody knows that they came
+            self._left[pair] = now
 
     @property
     def _link(self) -> Link | None:
@@ -255,7 +270,7 @@ class Roll:
     # ── one step ──────────────────────────────────────────────────────────────────────────────
 
     async def _call(self, verb: str, *words: str | bytes | int) -> Any:
-        done = self._done
+        done, began = self._done, asyncio.get_running_loop().time()
         if self._link is None:
             raise BrokerUnavailable(f"{self._route.shown} is away")
         said = (
@@ -266,7 +281,7 @@ class Roll:
         if not reply[0]:
             raise _RefusedError
         _, wait, news, answer = reply
-        self._confirmed = done
+        self._confirmed, self._heard = done, began
         self._refusal = ""
         self._wait = wait / 1000 if wait >= 0 else self._interval
         for event in news:
