@@ -823,7 +823,8 @@ async def test_whatever_happens_the_end_is_right_and_all_is_told_once(broker_nod
     dice = random.Random(seed)
     nodes = [await broker_node() for _ in range(3)]
     dead = []
-    pairs = [(channel, user) for channel in ("cars", "boats") for user in ("ana", "bob", "cleo")]
+    channels = ("cars", "boats", "quiet")
+    pairs = [(channel, user) for channel in channels for user in ("ana", "bob", "cleo")]
     for _ in range(150):
         node, pair = dice.choice(nodes), dice.choice(pairs)
         node.go(*pair) if pair in node.here else node.come(*pair)
@@ -840,9 +841,10 @@ async def test_whatever_happens_the_end_is_right_and_all_is_told_once(broker_nod
     await asyncio.sleep(LEASE + MOMENT + 0.5)
     wanted = {pair for node in nodes for pair in node.here}
     await until(lambda: all(node.broker._route.engine.link is not None for node in nodes))
-    for channel in ("cars", "boats"):
+    for channel in channels:
         members = await nodes[0].broker.members(channel)
         assert set(members) == {user for name, user in wanted if name == channel}, seed
+        assert members == await nodes[0].broker.members(channel, told=True), seed
         for user, devices in members.items():
             assert len(devices) == sum((channel, user) in node.here for node in nodes), seed
     balance = defaultdict(int)

@@ -1,13 +1,13 @@
 -- Keeps who is in which channel, for one node at a time, and what is to be told of it.
 -- KEYS: what all keys of presence begin with (of one hash slot).
--- ARGV: verb, node, its fencing number, milliseconds of a lease, milliseconds that a leave waits,
+-- ARGV: verb, node, its fencing number, milliseconds of a lease, milliseconds that leaves and some joins wait,
 --       the newest number that was told to this node, the number up to which it has done what it was
 --       told, "1" where it finds out who has gone; then what the verb needs. Who only looks ("members",
 --       "told", "count") says no node, in place of its number the silence that it has waited for, "-" for none,
 --       and "0" for the rest.
 -- Returns 1, milliseconds until there is something to find out (-1: nothing), what is to be told
---       (number, whether joined, channel, user), and what the verb answers. Or 0: the fencing number is
---       an old one. To who only looks: 1 and the answer; or 0, and the silence that is to be waited for.
+--       (number, whether joined, channel, user), what the verb answers, and what time it is in
+--       milliseconds. Or 0: the fencing number is an old one. To who only looks: 1 and the answer; or 0, and the silence that is to be waited for.
 local key, verb, node, fence = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local lease, moment = tonumber(ARGV[4]), tonumber(ARGV[5])
 local seen, done = tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -36,7 +36,7 @@ local function spread(there)
     return table.concat(names, " ")
 end
 
--- Keeps where a user in a channel is, nil for nowhere, and how many users are at the same nodes as
+-- Keeps where a user in a channel is, nil where out of it, and how many users are at the same nodes as
 -- they: so it is known at once how many are at dead ones only.
 local function put(channel, user, was, there)
     local is = there and spread(there) or ""
@@ -91,7 +91,7 @@ local function join(pair, channel, user, at)
 end
 
 -- known: the node has announced this user before, who was told to have joined, to an engine that has
--- lost it since. settles: the join waits for the moment. Returns how long a join waits, 0 where none does.
+-- lost it since. settles: the join waits for the moment. Returns when a join is due that waits, else 0.
 local function set(channel, user, devices, known, settles)
     local pair = cmsgpack.pack({channel, user})
     local packed = redis.call("HGET", key .. "in:" .. channel, user)
@@ -114,7 +114,7 @@ local function set(channel, user, devices, known, settles)
         if joins < 0 then  -- back within the moment: the visit goes on
             join(pair, channel, user, -joins)
         end
-        return math.max(0, math.abs(joins) - now)
+        return math.abs(joins) > now and math.abs(joins) or 0
     end
     redis.call("SREM", held .. node, pair)
     if not packed and known then  -- the others may have the user, and have not announced it yet
@@ -288,9 +288,9 @@ if verb == "enroll" then  -- whether it comes back, a name for this run of data;
     redis.call("DEL", held .. node)
 elseif verb == "set" then  -- channel, user, devices, known, settles ("1": yes); as often as need be
     for i = 9, #ARGV, 5 do
-        local waits = set(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3] == "1", ARGV[i + 4] == "1")
-        if waits > 0 then  -- which one, milliseconds until its join is told
-            answer[#answer + 1] = {(i - 9) / 5, waits}
+        local joins = set(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3] == "1", ARGV[i + 4] == "1")
+        if joins > 0 then  -- which one, when its join is due
+            answer[#answer + 1] = {(i - 9) / 5, joins}
         end
     end
 elseif verb == "settle" then  -- what was held before and was not announced again
@@ -327,4 +327,4 @@ for _, set_ in ipairs({nodes, leaving, joining}) do
         wait = math.max(0, earliest - now + 1)
     end
 end
-return {1, wait, news, answer}
+return {1, wait, news, answer, now}

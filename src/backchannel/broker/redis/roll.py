@@ -78,10 +78,10 @@ class Roll:
         self._takes = True
         self._wait = self._interval
         self._dirty: dict[Pair, bool] = {}  # True: the engine knew of it, before it lost its data
-        self._held: dict[Pair, float] = {}  # what the engine knows of; when its join is told, too
+        self._held: dict[Pair, float] = {}  # what the engine knows of; when the join is due, or 0
         self._left: dict[Pair, float] = {}  # what it knew of until then, by the loop's clock
         self._asked: deque[tuple[str, str, asyncio.Future[Any]]] = deque()
-        self._heard = 0.0  # when the last call began that was answered, by the loop's clock
+        self._heard = 0  # when it answered last; by the engine's clock, as what is due
         self._seen = self._done = self._confirmed = 0
         self._open: dict[int, None] = {}  # told and not done, by number
 
@@ -225,7 +225,7 @@ class Roll:
         self._dirty = dict.fromkeys(self._node.attending(), False)
         self._dirty.update(dict.fromkeys((*self._held, *self._left), lost))
         if lost:  # whose join was not told yet: it is to be told
-            for pair in [one for one, told_at in self._held.items() if told_at > heard]:
+            for pair in [one for one, due in self._held.items() if due > heard]:
                 self._dirty[pair] = False
                 self._held[pair] = math.inf
         self._is_settled = False
@@ -241,25 +241,23 @@ class Roll:
                 known = self._dirty.pop(pair)
                 devices = said[pair] = self._node.devices(*pair)
                 words += [*pair, devices, int(known), int(self._node.settles(pair[0]))]
-            waits = dict(await self._call("set", *words))
-            now = asyncio.get_running_loop().time()
+            due = dict(await self._call("set", *words))
             for index, (pair, devices) in enumerate(said.items()):
-                self._note(pair, now, waits.get(index, 0), is_here=devices != b"")
+                self._note(pair, due.get(index, 0), is_here=devices != b"")
 
-    def _note(self, pair: Pair, now: float, wait: int, *, is_here: bool) -> None:
+    def _note(self, pair: Pair, due: int, *, is_here: bool) -> None:
         """Keep what the engine knows now.
 
         Args:
             pair: the channel and the user.
-            now: what the loop's clock says.
-            wait: milliseconds until it tells of the join.
+            due: when it tells of the join, in milliseconds of its clock; 0 where it has.
             is_here: this node has devices of the user.
         """
         if is_here:
-            self._held[pair] = now + wait / 1000 if wait else 0.0
+            self._held[pair] = due
             self._left.pop(pair, None)
         elif self._held.pop(pair, math.inf) <= self._heard:  # else nobody knows that they came
-            self._left[pair] = now
+            self._left[pair] = asyncio.get_running_loop().time()
 
     @property
     def _link(self) -> Link | None:
@@ -270,7 +268,7 @@ class Roll:
     # ── one step ──────────────────────────────────────────────────────────────────────────────
 
     async def _call(self, verb: str, *words: str | bytes | int) -> Any:
-        done, began = self._done, asyncio.get_running_loop().time()
+        done = self._done
         if self._link is None:
             raise BrokerUnavailable(f"{self._route.shown} is away")
         said = (
@@ -280,8 +278,8 @@ class Roll:
         reply = await self._route.evaluate("presence", (self._key,), lambda _: said, whole=True)
         if not reply[0]:
             raise _RefusedError
-        _, wait, news, answer = reply
-        self._confirmed, self._heard = done, began
+        _, wait, news, answer, now = reply
+        self._confirmed, self._heard = done, now
         self._refusal = ""
         self._wait = wait / 1000 if wait >= 0 else self._interval
         for event in news:
