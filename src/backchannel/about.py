@@ -14,7 +14,7 @@ from backchannel.template import NamePattern
 
 __all__ = ["FORMAT", "About", "Mark"]
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Which version this is of what nodes and publishers write and read: another one where
 they would misunderstand each other."""
 
@@ -138,4 +138,4 @@ class About:
 def _written(rules: Rules) -> Iterable[_RuleWritten]:
     for rule in rules:
         size, ttl = rule.keep or (None, None)
-        yield _RuleWritten(rule.pattern.text, size, ttl, rule.presence)
+        yield _RuleWritten(rule.pattern.text, size, ttl, bool(rule.presence))

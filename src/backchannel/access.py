@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from backchannel.endpoint import Endpoints
     from backchannel.membership import Membership
     from backchannel.roster import Roster
-    from backchannel.rules import Rules
+    from backchannel.rules import KeepsPresence, Rules
     from backchannel.runtime import Runtime
 
 __all__ = ["Access"]
@@ -64,7 +64,7 @@ class Access:
         history: int | None = None,
         ttl: float = 3600,
         replay: int = 0,
-        presence: bool = False,
+        presence: KeepsPresence = False,
         snapshot: Callable[..., Any] | None = None,
         **unknown: Never,
     ) -> None:
@@ -89,7 +89,9 @@ class Access:
             replay: publications, the newest ones, that everyone who enters gets before all later
                 ones, as far as they were for this one; at most ``history``.
             presence: True keeps which users are in each channel, on all nodes: for ``on_join``,
-                ``on_leave`` and ``await hub.channel(name).users()``.
+                ``on_leave`` and ``await hub.channel(name).users()``. ``"settled"`` does too, and
+                joins are told only when the user has stayed for ``presence_moment`` seconds: of
+                shorter visits nobody is told.
             snapshot: ``def``, ``async def`` or ``@threaded def``, called by name with what it names
                 of ``ws``, ``channel`` and the pattern's variables; returns the channel's state and
                 the position that it belongs to. Clients of the dialect v1 that enter without a
@@ -101,9 +103,10 @@ class Access:
             TemplateError: the pattern is malformed or fits no channel, has a rule already, or is
                 as specific as another one that could fit the same name.
             ListenerError: what is to be asked takes something that rules do not have to give.
-            TypeError: the pattern is no str, a number is none, presence is no bool, or something
-                is given by no name or an unknown one.
-            ValueError: a number is out of range, or more is to be replayed than is kept.
+            TypeError: the pattern is no str, a number is none, presence is neither bool nor str, or
+                something is given by no name or an unknown one.
+            ValueError: a number is out of range, more is to be replayed than is kept, or presence
+                is another word than ``"settled"``.
         """
         check_call(pattern, unnamed, unknown)
         caller = sys._getframe(1)
@@ -143,7 +146,8 @@ class Access:
         """Call ``callback(channel, user)`` when a user has come into a channel; a decorator.
 
         That is when the first of the user's devices has entered it, on whatever node, of a channel
-        whose rule says ``presence=True``. It is called once, on one node.
+        whose rule says ``presence=True``, or ``presence_moment`` seconds later where it says
+        ``presence="settled"``. It is called once, on one node.
 
         Args:
             callback: ``def``, ``async def`` or ``@threaded def``. What it raises is logged.

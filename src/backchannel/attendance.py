@@ -113,11 +113,19 @@ class Attendance:
             meta = {}
         return [*others, meta]
 
+    def settles(self, channel: str) -> bool:
+        """Tell whether joins wait for the moment in a channel."""
+        return channel != ONLINE and self._hub.rules.settles(channel)
+
     # ── asked ─────────────────────────────────────────────────────────────────────────────────
 
     async def users(self, channel: str) -> list[User]:
         """Return who is in a channel, those first who have been connected for longest."""
         return attending(await self._broker.members(channel))
+
+    async def told(self, channel: str) -> list[User]:
+        """Return who was told to have joined a channel, and not to have left; like ``users``."""
+        return attending(await self._broker.members(channel, told=True))
 
     async def count(self, channel: str) -> int:
         """Return how many users are in a channel."""

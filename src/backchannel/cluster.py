@@ -125,6 +125,10 @@ class Cluster:
         """Tell the application that a user has joined or left a channel."""
         self._hub.attendance.tell_of(channel, user, done, joined=joined)
 
+    def settles(self, channel: str) -> bool:
+        """Tell whether a rule lets joins in a channel wait for the moment."""
+        return self._hub.attendance.settles(channel)
+
     def outcome(self) -> Outcome:
         """Return what is settled when a publication has been taken."""
         return self._hub.runtime.outcome()

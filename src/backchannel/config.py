@@ -52,7 +52,8 @@ class Settings:
         presence_lease: seconds after which a node that died, or that the broker has not heard of
             for as long, has nobody in channels any more (rules with ``presence=True``).
         presence_moment: seconds that a user may be away from a channel, as while a page is loaded
-            anew, without having left it.
+            anew, without having left it, and that joins wait in channels whose rule says
+            ``presence="settled"``.
         allowed_origins: origins that browsers may connect from besides the page's own: full
             origins (``"https://app.example.com"``), with a wildcard for subdomains
             (``"https://*.example.com"``), or ``"*"`` for any. One str is one origin.

@@ -176,6 +176,10 @@ class Node(Protocol):
         """Describe a user's connections here that are in a channel now; empty: there are none."""
         ...
 
+    def settles(self, channel: str) -> bool:
+        """Tell whether a join in a channel is told only of who has stayed for a moment."""
+        ...
+
     def tell_of(self, channel: str, user: str, done: Callable[[], None], *, joined: bool) -> None:
         """Tell the application that a user has joined or left a channel.
 
@@ -370,12 +374,14 @@ class Broker(Protocol):
     # Presence: who is in a channel, on all nodes.
     # Order: a join is told at once, to one node; a leave when the user was on no node for a moment.
     # Of one user in one channel the two alternate. Who comes back within the moment has neither
-    # left nor joined, and is a member all the while.
+    # left nor joined, and is a member all the while. Where ``node.settles(channel)`` a join waits
+    # for the moment too: of a user who was seen off before, neither is told; of one who is away
+    # when it is due, once the user is back.
     # Failure: what a node announced is removed when that node has not been heard of for the time of
-    # its lease. One that comes back after that announces all there is anew, and so does one whose
-    # engine was away or has lost its data: then nobody joins or leaves who was there before and is
-    # there now, unless it was told meanwhile that they had left. Where a node dies while it tells,
-    # another tells it again.
+    # its lease; the moment after that it is told who has left. A node that comes back announces all
+    # there is anew, and so does one whose engine was away or has lost its data: then nobody joins
+    # or leaves who was there before and is there now, unless it was told meanwhile that they had
+    # left. Where a node dies while it tells, another tells it again.
 
     def announce(self, channel: str, user: str) -> None:
         """Take note that a user's connections in a channel may be other ones: ``node.devices``.
@@ -384,10 +390,16 @@ class Broker(Protocol):
         """
         ...
 
-    async def members(self, channel: str) -> dict[str, list[bytes]]:
+    async def members(self, channel: str, *, told: bool = False) -> dict[str, list[bytes]]:
         """Return the users in a channel, with what each node's ``devices`` described.
 
         It has what was announced before by this node. A user who is away for a moment has none.
+
+        Args:
+            channel: the channel.
+            told: for who goes on by what is told: those who were told to have joined and not to
+                have left. It lacks whose join waits, and has those who were on a node whose lease
+                has run out, for the moment until it is told that they have left.
 
         Raises:
             BrokerUnavailable: the engine does not answer.

@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from backchannel.channel import check_channel
 from backchannel.errors import ListenerError, TemplateError
@@ -16,7 +16,10 @@ from backchannel.history import Retention
 from backchannel.listener import Callback, read_callback
 from backchannel.template import NamePattern
 
-__all__ = ["Rule", "Rules", "astray", "check_call", "read_rule"]
+__all__ = ["KeepsPresence", "Rule", "Rules", "astray", "check_call", "read_rule"]
+
+KeepsPresence = bool | Literal["settled"]
+"""What ``presence=`` of a rule may be."""
 
 KEPT: Final = 4096
 """Channel names of which it is kept which rule holds for them; then it is found out anew."""
@@ -33,7 +36,8 @@ class Rule:
         publish: asked whether a client may publish to one of them; None refuses.
         keep: how much of their history is kept; None keeps nothing.
         replay: publications, the newest ones, that a new member gets first.
-        presence: it is kept who is in them, on all nodes.
+        presence: it is kept who is in them, on all nodes; "settled": and of joins it is told only
+            when the user has stayed for ``presence_moment``.
         snapshot: makes their state, for those who enter; None where there is none.
     """
 
@@ -43,7 +47,7 @@ class Rule:
     publish: Callback | None = None
     keep: Retention | None = None
     replay: int = 0
-    presence: bool = False
+    presence: KeepsPresence = False
     snapshot: Callback | None = None
 
     def __str__(self) -> str:
@@ -102,7 +106,7 @@ class Rules:
         self._found.clear()
         self.some = True
         self.keep = self.keep or rule.keep is not None
-        self.presence = self.presence or rule.presence
+        self.presence = self.presence or bool(rule.presence)
 
     def find(self, name: str) -> Rule | None:
         """Return the rule that holds for a channel, or None."""
@@ -137,7 +141,12 @@ class Rules:
     def has_presence(self, name: str) -> bool:
         """Tell whether it is kept who is in a channel."""
         rule = self.find(name) if self.presence else None
-        return rule is not None and rule.presence
+        return rule is not None and bool(rule.presence)
+
+    def settles(self, name: str) -> bool:
+        """Tell whether joins are told only of users who stay for a moment."""
+        rule = self.find(name)
+        return rule is not None and rule.presence == "settled"
 
 
 def read_retention(
@@ -172,10 +181,14 @@ def read_retention(
     return (None if size is None else Retention(size, float(ttl))), last
 
 
-def _read_presence(text: str, presence: object) -> bool:
-    if not isinstance(presence, bool):
-        raise TypeError(f"rule {text!r}: presence= is True or False, not {presence!r}")
-    return presence
+def _read_presence(text: str, presence: object) -> KeepsPresence:
+    if isinstance(presence, bool):
+        return presence
+    if not isinstance(presence, str):
+        raise TypeError(f'rule {text!r}: presence= is True, False or "settled", not {presence!r}')
+    if presence != "settled":
+        raise ValueError(f'rule {text!r}: presence= is True, False or "settled", not {presence!r}')
+    return "settled"
 
 
 def _check_count(text: str, name: str, value: object, *, at_least: int) -> None:
@@ -254,13 +267,13 @@ def read_rule(
         history: publications that are kept; None keeps nothing.
         ttl: seconds that each of them is kept.
         replay: publications that a new member gets first.
-        presence: True keeps who is in them.
+        presence: True keeps who is in them; "settled" tells of joins only once they last.
         snapshot: makes their state.
         casefold: True when the hub ignores the case of channel names.
 
     Raises:
-        TypeError: the pattern is no str, a number is none, or presence is no bool.
-        ValueError: a number is out of range.
+        TypeError: the pattern is no str, a number is none, or presence is neither bool nor str.
+        ValueError: a number is out of range, or presence is another word.
         TemplateError: the pattern is malformed, or no channel's name can fit it.
         ListenerError: what is to be asked can't be called with what rules have to give.
     """

@@ -108,8 +108,7 @@ class Faults:
     async def _harm_road(road: Road, kind: str, lasting: float, pick: float) -> None:
         if kind == "torn":
             road.tear(int(pick * 3000))
-            return
-        if kind == "slow":
+        elif kind == "slow":
             road.delay = lasting / 10
         elif kind == "half-closed":
             road.half_close(node=pick < 0.5)
@@ -118,7 +117,9 @@ class Faults:
             road.cut()
         await asyncio.sleep(lasting)
         road.delay = 0.0
-        if kind == "cut":
+        if kind == "torn":  # where so little went over it that it is whole: it stays that
+            road.tear(None)
+        elif kind == "cut":
             road.is_closed = False
 
     async def _harm_node(self, node: Node, kind: str, lasting: float) -> None:

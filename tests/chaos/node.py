@@ -45,6 +45,7 @@ hub = Hub(
 )
 OPEN = {"subscribe": lambda ws: True, "publish": lambda ws: True}
 hub.rule("room:{name}", history=3000, presence=True, **OPEN)
+hub.rule("room:b", history=3000, presence="settled", **OPEN)
 hub.rule("short:{name}", history=15, **OPEN)  # so short that much is lost, and it is to be told
 hub.rule("plain:{name}", **OPEN)
 ALL = 3000

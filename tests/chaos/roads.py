@@ -111,8 +111,8 @@ class Road:
         for end in self._ends:
             end.transport.abort()
 
-    def tear(self, after: int) -> None:
-        """Cut it once so many bytes more have gone over it, in whichever direction."""
+    def tear(self, after: int | None) -> None:
+        """Cut it once so many bytes more have gone over it, in whichever direction; None: never."""
         self._left = after
 
     def half_close(self, *, node: bool) -> None:

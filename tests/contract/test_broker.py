@@ -80,6 +80,8 @@ class TestOldestRedis(BrokerContract):
         "who_comes_is_told_of_once_and_is_a_member",
         "what_a_node_announces_it_sees_at_once",
         "who_comes_back_later_has_left_and_joined",
+        "a_join_that_waits_is_told_of_who_stays",
+        "of_a_visit_shorter_than_the_moment_nobody_is_told_where_joins_wait",
         "a_node_that_stops_leaves_nobody_behind",
         "another_hubs_node_is_refused",
         "a_ticket_is_taken_once_on_whatever_node",

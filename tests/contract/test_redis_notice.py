@@ -105,10 +105,10 @@ async def test_an_engine_that_lost_it_gets_it_again(new_hub, redis_server):
         (b"{}", "it is b'{}'"),
         (b'{"backchannel": 99, "new": 1}', f"it has format 99, and this version knows {FORMAT}"),
         (b'{"backchannel": 2, "rules": []}', f"it has format 2, and this version knows {FORMAT}"),
-        (b'{"backchannel": 3, "rules": 5}', "it is b'{"),
+        (b'{"backchannel": 4, "rules": 5}', "it is b'{"),
         (
             (
-                b'{"backchannel": 3, "casefold": false, "max_publication": 1, "named": true, '
+                b'{"backchannel": 4, "casefold": false, "max_publication": 1, "named": true, '
                 b'"endpoints": [], "rules": [{"pattern": "{", "history": 1, "ttl": 1.0, '
                 b'"presence": false}]}'
             ),

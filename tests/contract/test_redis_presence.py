@@ -63,10 +63,15 @@ async def node(told):
             broker=url,
             name="presence",
             authenticate=lambda request: request.query.get("user"),
-            presence_moment=MOMENT,
-            **{"broker_timeout": 1.0, "presence_lease": LEASE, **settings},
+            **{
+                "broker_timeout": 1.0,
+                "presence_lease": LEASE,
+                "presence_moment": MOMENT,
+                **settings,
+            },
         )
         hub.rule("room:{name}", presence=True)
+        hub.rule("quiet:{name}", presence="settled")
         hub.add("/ws/{channel}", Listener)
         told.add_to(hub)
         hubs.append(hub)
@@ -392,9 +397,10 @@ async def broker_node(redis_server):
     """Start a node of the broker alone, which keeps what it is told."""
     nodes = []
 
-    async def start():
-        node = RecordingNode(RedisBroker(redis_server.url, "test", lease=LEASE, moment=MOMENT))
+    async def start(lease=LEASE, moment=MOMENT):
+        node = RecordingNode(RedisBroker(redis_server.url, "test", lease=lease, moment=moment))
         node.keeps_presence = True
+        node.settling = {"quiet"}
         await node.broker.start()
         nodes.append(node)
         return node
@@ -412,6 +418,234 @@ async def die(node):
     await asyncio.wait({roll._working})
     roll._fence = 0
     node.broker._route.engine.link.close()
+
+
+async def wake(node):
+    """Be heard of again, as a process that was stopped and goes on."""
+    await until(lambda: node.broker._route.engine.link is not None)
+    node.broker._roll._working = None
+    node.broker._roll._stir()
+
+
+async def until_listed(node, *users, channel="cars"):
+    """Wait until a node lists some users, and no others."""
+    async with asyncio.timeout(10):
+        while set(await node.broker.members(channel)) != set(users):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_node_that_stopped_until_after_its_lease_has_lost_nobody(broker_node):
+    """Nobody of it is listed from the end of its lease until it wakes; nobody is told of that."""
+    stops, watches = [await broker_node(moment=30) for _ in range(2)]
+    stops.come("cars", "ana")
+    assert await stops.next_told() == ("cars", "ana", True)
+    await die(stops)
+    await until_listed(watches)
+    assert await watches.broker.count_members("cars") == 0
+    assert await watches.broker.members("cars", told=True) == {"ana": []}
+    await wake(stops)
+    await until_listed(watches, "ana")
+    assert await watches.broker.members("cars") == {"ana": [b"phone"]}
+    assert await watches.broker.count_members("cars") == 1
+    assert await watches.broker.members("cars", told=True) == {"ana": [b"phone"]}
+    stops.come("boats", "bob")
+    assert await stops.next_told() == ("boats", "bob", True)
+    for node in (stops, watches):
+        await node.broker.count_members("cars")  # so that all would have been told by now
+        assert node.told.empty()
+
+
+async def test_who_comes_to_another_node_after_the_lease_of_a_dead_one_has_not_left(broker_node):
+    dead, alive = [await broker_node(moment=30) for _ in range(2)]
+    for user in ("ana", "bob"):
+        dead.come("cars", user)
+        assert await dead.next_told() == ("cars", user, True)
+    await die(dead)
+    await until_listed(alive)
+    alive.come("cars", "ana")
+    assert await alive.broker.members("cars") == {"ana": [b"phone"]}
+    assert await alive.broker.count_members("cars") == 1
+    assert set(await alive.broker.members("cars", told=True)) == {"ana", "bob"}
+    alive.go("cars", "ana")
+    assert await alive.broker.members("cars") == {"ana": []}
+    assert alive.told.empty()
+
+
+async def test_who_was_on_a_node_that_died_has_left_the_moment_after_its_lease(
+    broker_node, redis_server
+):
+    """By the engine's clock, counted from the end of the lease, whenever that was found out."""
+    dead, alive = [await broker_node(moment=0.5) for _ in range(2)]
+    dead.come("cars", "ana")
+    assert await dead.next_told() == ("cars", "ana", True)
+    await die(dead)
+    key = alive.broker._roll._key
+    with redis_server.client as engine:
+        ends = engine.zscore(key + b"nodes", dead.id)
+        await until_listed(alive)
+        ((_, told_at),) = engine.zrange(key + b"leaving", 0, -1, withscores=True)
+        assert ends + 500 == told_at
+        assert await alive.next_told() == ("cars", "ana", False)
+        seconds, micros = engine.time()
+        assert told_at <= seconds * 1000 + micros / 1000
+    assert await alive.broker.members("cars", told=True) == {}
+
+
+async def test_nothing_is_left_behind_of_who_was_on_a_node_that_died(broker_node, redis_server):
+    dead, alive = [await broker_node() for _ in range(2)]
+    for channel in ("cars", "quiet"):
+        for user in ("ana", "bob"):
+            dead.come(channel, user)
+    alive.come("cars", "bob")
+    await dead.broker.count_members("cars")
+    await die(dead)
+    await until_listed(alive, "bob")
+    alive.come("cars", "ana")
+    for user in ("ana", "bob"):
+        alive.go("cars", user)
+    await alive.broker.count_members("cars")
+    mine = alive.broker._roll._key
+    kept = {mine + word for word in (b"nodes", b"fences", b"given", b"number", b"heard", b"epoch")}
+    kept.add(mine + b"fence")
+    with redis_server.client as engine:
+        await until(lambda: {one for one in engine.scan_iter() if mine in one} <= kept)
+
+
+# ── joins that wait ───────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_join_that_waits_is_told_though_its_node_died(broker_node):
+    """Once, by another one; and so is the leave that follows."""
+    dead, alive = [await broker_node() for _ in range(2)]
+    dead.come("quiet", "ana")
+    assert await dead.broker.count_members("quiet") == 1
+    await die(dead)
+    assert await alive.next_told() == ("quiet", "ana", True)
+    assert await alive.next_told() == ("quiet", "ana", False)
+    assert alive.told.empty()
+    assert dead.told.empty()
+
+
+async def test_who_is_seen_off_with_a_node_that_died_before_the_join_was_due_is_not_told_of(
+    broker_node,
+):
+    dead, alive = [await broker_node(lease=0.3, moment=1.0) for _ in range(2)]
+    dead.come("quiet", "ana")
+    assert await dead.broker.count_members("quiet") == 1
+    await die(dead)
+    await until_listed(alive, channel="quiet")
+    assert await alive.broker.members("quiet", told=True) == {}
+    alive.come("cars", "bob")
+    assert await alive.next_told() == ("cars", "bob", True)
+    alive.go("cars", "bob")
+    assert await alive.next_told() == ("cars", "bob", False)
+    alive.come("quiet", "ana")
+    assert await alive.next_told() == ("quiet", "ana", True)
+    assert alive.told.empty()
+    assert dead.told.empty()
+
+
+async def test_who_comes_from_a_node_that_died_while_the_join_waits_is_told_of_once(broker_node):
+    dead, alive = [await broker_node(lease=0.3, moment=1.0) for _ in range(2)]
+    dead.come("quiet", "ana")
+    assert await dead.broker.count_members("quiet") == 1
+    await die(dead)
+    await until_listed(alive, channel="quiet")
+    alive.come("quiet", "ana")
+    assert await alive.next_told() == ("quiet", "ana", True)
+    alive.go("quiet", "ana")
+    assert await alive.next_told() == ("quiet", "ana", False)
+    assert alive.told.empty()
+    assert dead.told.empty()
+
+
+async def test_who_is_away_when_the_join_is_due_is_told_of_when_back(broker_node, redis_server):
+    one, two = [await broker_node(lease=60, moment=30) for _ in range(2)]
+    one.come("quiet", "ana")
+    one.go("quiet", "ana")
+    one.come("quiet", "bob")
+    await one.broker.count_members("quiet")
+    joining = one.broker._roll._key + b"joining"
+    with redis_server.client as engine:
+        waits = dict(engine.zrange(joining, 0, -1, withscores=True))
+        assert sorted(due > 0 for due in waits.values()) == [True]  # ana came and went in one turn
+        one.come("quiet", "ana")
+        await one.broker.count_members("quiet")
+        one.go("quiet", "ana")
+        await one.broker.count_members("quiet")
+        waits = engine.zrange(joining, 0, -1, withscores=True)
+        (ana, due), _ = waits
+        assert due < 0
+        engine.zadd(joining, {ana: -1})  # as if it had been due for long
+        await two.broker.count_members("quiet")
+        assert all(node.told.empty() for node in (one, two))
+        two.come("quiet", "ana")
+        assert await two.next_told() == ("quiet", "ana", True)
+        await one.broker.count_members("quiet")
+        assert all(node.told.empty() for node in (one, two))
+
+
+async def test_a_join_that_waits_is_told_though_the_engine_lost_its_data_meanwhile(
+    broker_node, redis_server
+):
+    """And one that was told is not told again."""
+    one, two = [await broker_node(moment=2.0) for _ in range(2)]
+    one.come("quiet", "ana")
+    await one.broker.count_members("quiet")
+    two.come("quiet", "ana", b"laptop")
+    await two.broker.count_members("quiet")
+    one.come("quiet", "was")
+    await one.broker.count_members("quiet")
+    one.go("quiet", "was")
+    await one.broker.count_members("quiet")
+    await lose_data(redis_server, one, two)
+    assert await either_told(one, two) == ("quiet", "ana", True)
+    await one.broker.count_members("quiet")
+    await two.broker.count_members("quiet")
+    await lose_data(redis_server, one, two)
+    one.come("quiet", "bob")
+    assert await either_told(one, two) == ("quiet", "bob", True)
+    for node in (one, two):
+        node.go("quiet", "ana")
+    assert await either_told(one, two) == ("quiet", "ana", False)
+    assert all(node.told.empty() for node in (one, two))
+
+
+async def lose_data(redis_server, *nodes):
+    """Let an engine lose all, and its nodes come back to it."""
+    links = [node.broker._route.engine.link for node in nodes]
+    with redis_server.client as client:
+        client.flushall()
+    for node, link in zip(nodes, links, strict=True):
+        cut(node.broker)
+        await until_anew(node.broker, link)
+        await node.broker.count_members("quiet")
+
+
+async def either_told(*nodes):
+    """Return what one of some nodes is told next."""
+    tasks = [asyncio.ensure_future(node.next_told(10)) for node in nodes]
+    done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in others:
+        task.cancel()
+    await asyncio.wait(tasks)
+    (task,) = done
+    return task.result()
+
+
+async def test_callbacks_on_all_nodes_are_told_of_who_stays_and_of_nobody_else(
+    node, redis_server, told
+):
+    hubs = [await node(redis_server.url, presence_moment=1.5) for _ in range(3)]
+    for hub in hubs:
+        async with visit(hub, "ana", "quiet:a"), visit(hub, "bob", "quiet:a"):
+            assert sorted(await hub.channel("quiet:a").users()) == ["ana", "bob"]
+    async with visit(hubs[1], "ana", "quiet:a"), visit(hubs[2], "ana", "quiet:a"):
+        assert await told.next() == ["ana joined"]
+        await hubs[1].stop()
+    assert await told.next() == ["ana left"]
+    assert await hubs[0].channel("quiet:a").users() == []
+    assert told.queue.empty()
 
 
 async def test_many_that_a_dead_node_held_are_gone_with_its_lease(broker_node):
@@ -589,7 +823,8 @@ async def test_whatever_happens_the_end_is_right_and_all_is_told_once(broker_nod
     dice = random.Random(seed)
     nodes = [await broker_node() for _ in range(3)]
     dead = []
-    pairs = [(channel, user) for channel in ("cars", "boats") for user in ("ana", "bob", "cleo")]
+    channels = ("cars", "boats", "quiet")
+    pairs = [(channel, user) for channel in channels for user in ("ana", "bob", "cleo")]
     for _ in range(150):
         node, pair = dice.choice(nodes), dice.choice(pairs)
         node.go(*pair) if pair in node.here else node.come(*pair)
@@ -606,9 +841,10 @@ async def test_whatever_happens_the_end_is_right_and_all_is_told_once(broker_nod
     await asyncio.sleep(LEASE + MOMENT + 0.5)
     wanted = {pair for node in nodes for pair in node.here}
     await until(lambda: all(node.broker._route.engine.link is not None for node in nodes))
-    for channel in ("cars", "boats"):
+    for channel in channels:
         members = await nodes[0].broker.members(channel)
         assert set(members) == {user for name, user in wanted if name == channel}, seed
+        assert members == await nodes[0].broker.members(channel, told=True), seed
         for user, devices in members.items():
             assert len(devices) == sum((channel, user) in node.here for node in nodes), seed
     balance = defaultdict(int)

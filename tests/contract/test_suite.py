@@ -101,6 +101,22 @@ class AnnouncesAllAsNew(RedisBroker):
         super().connected(lane, again=again)
 
 
+class TellsJoinsAtOnce(RedisBroker):
+    def bind(self, node):
+        super().bind(node)
+        node.settles = lambda channel: False
+
+
+class ListsWhoIsNotTold(RedisBroker):
+    async def members(self, channel, *, told=False):
+        return await super().members(channel)
+
+
+class TellsLeavesAtOnce(RedisBroker):
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **{**settings, "moment": 0.001})
+
+
 class StartsAnyway(RedisBroker):
     async def start(self):
         with contextlib.suppress(BrokerUnavailable):
@@ -210,6 +226,7 @@ class HasNoResumesWhileAway(OwnResumes):
 
 
 SAYS_SO = "all_that_a_node_asks_while_it_is_cut_off_says_so"
+SHORT_VISIT = "of_a_visit_shorter_than_the_moment_nobody_is_told_where_joins_wait"
 ITS_TIME = "a_session_ends_when_its_time_is_over"
 WEAK = [
     (LastingLeases, "a_node_that_died_has_nobody_in_channels_when_its_lease_is_over"),
@@ -228,6 +245,12 @@ WEAK = [
     (AnnouncesNothingAnew, "a_node_that_was_cut_off_for_longer_than_its_lease_announces_anew"),
     (AnnouncesNothingAnew, "who_is_at_a_node_that_was_cut_off_for_a_while_has_not_left"),
     (AnnouncesAllAsNew, "an_engine_that_lost_its_data_learns_anew_who_is_there"),
+    (TellsJoinsAtOnce, "a_join_that_waits_is_told_of_who_stays"),
+    (TellsJoinsAtOnce, SHORT_VISIT),
+    (TellsJoinsAtOnce, "a_join_that_waits_goes_on_waiting_where_a_page_is_loaded_anew"),
+    (ListsWhoIsNotTold, "a_join_that_waits_is_told_of_who_stays"),
+    (ListsWhoIsNotTold, SHORT_VISIT),
+    (TellsLeavesAtOnce, "who_comes_from_a_node_that_stops_to_another_has_not_left"),
     (StartsAnyway, "a_node_that_starts_while_it_is_cut_off_says_so"),
     (AcceptsWhileAway, "what_is_published_around_an_outage_is_kept_once_or_it_failed"),
     (AcceptsWhileAway, SAYS_SO),

@@ -11,7 +11,7 @@ hub = Hub(
     name="attending",
     authenticate=lambda request: request.query.get("user"),
     presence_lease=float(os.environ["LEASE"]),
-    presence_moment=0.5,
+    presence_moment=float(os.environ["MOMENT"]),
 )
 hub.rule("room:{name}", presence=True)
 

@@ -10,18 +10,23 @@ import time
 
 import pytest
 
-LEASE = 1.0
+LEASE, MOMENT = 1.0, 0.5
 PATIENCE = 15.0
 NATIVE = "--ws backchannel.transport.uvicorn:Protocol"
 COMMAND = f"uvicorn attending:hub --port {{port}} {NATIVE}"
 PORTABLE = "uvicorn attending:hub --port {port} --ws websockets-sansio"
 
 
+@pytest.fixture
+def moment(request):
+    return getattr(request, "param", MOMENT)
+
+
 @pytest.fixture(params=[COMMAND, PORTABLE], ids=["native", "portable"])
-def nodes(request, start, new_redis_server):
+def nodes(request, start, new_redis_server, moment):
     engine = new_redis_server()
     engine.start()
-    env = {"BROKER": engine.url, "LEASE": str(LEASE)}
+    env = {"BROKER": engine.url, "LEASE": str(LEASE), "MOMENT": str(moment)}
     return [start(f"node-{number}", request.param, env=env) for number in range(2)]
 
 
@@ -79,13 +84,47 @@ async def test_a_killed_node_has_nobody_there_after_its_lease(nodes):
             assert who == {"bob": {bob.node}, "cleo": cleo, "ana": {ana.node}}
             first.process.signal(signal.SIGKILL)
             killed = time.monotonic()
-            assert await watcher.told({"left": "ana"}) == {bob.node}
+            async with asyncio.timeout(PATIENCE):
+                while "ana" in await watcher.who():
+                    pass  # nobody is told of that yet
             took = time.monotonic() - killed
             assert LEASE / 3 < took < LEASE + 0.5
             assert await watcher.who() == {"bob": [bob.node], "cleo": [bob.node]}
+            assert await watcher.told({"left": "ana"}) == {bob.node}
+            took = time.monotonic() - killed
+            assert LEASE / 3 + MOMENT < took < LEASE + MOMENT + 0.5
+            assert await watcher.who() == {"bob": [bob.node], "cleo": [bob.node]}
 
 
-async def test_a_node_that_slept_for_longer_than_its_lease_announces_what_it_has(nodes):
+@pytest.mark.parametrize("moment", [10.0], indirect=True)
+async def test_a_node_that_slept_until_after_its_lease_has_lost_nobody(nodes):
+    """Nobody is told anything; only the list has nobody of it while it sleeps."""
+    first, second = nodes
+    async with (
+        Watcher(second) as watcher,
+        user(second, "cleo") as cleo,
+        user(first, "ana") as ana,
+        user(first, "cleo"),
+    ):
+        await watcher.told({"joined": "cleo"}, {"joined": "ana"})
+        first.process.signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while await watcher.who() != {"cleo": [cleo.node]}:
+                    pass
+        finally:
+            first.process.signal(signal.SIGCONT)
+        async with asyncio.timeout(PATIENCE):
+            while "ana" not in (who := await watcher.who()):
+                pass
+        assert who["ana"] == [ana.node]
+        async with user(first, "zoe"):
+            assert await watcher.told({"joined": "zoe"}) == {ana.node}
+        who = await watcher.who()  # and zoe, for the moment
+        assert (who["ana"], sorted(who["cleo"])) == ([ana.node], sorted([ana.node, cleo.node]))
+
+
+async def test_a_node_that_slept_for_longer_than_lease_and_moment_announces_what_it_has(nodes):
     first, second = nodes
     async with (
         Watcher(second) as watcher,

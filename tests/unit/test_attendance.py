@@ -147,6 +147,83 @@ async def test_who_comes_back_later_has_left_and_joined(hub, told):
     assert told.nothing_more()
 
 
+# ── joins that wait ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def settled(hub):
+    hub.rule("quiet:{name}", presence="settled")
+    return hub.channel("quiet:a")
+
+
+async def test_of_a_short_visit_nobody_is_told_where_joins_wait(hub, settled, told):
+    """Who is there is known at once all the same."""
+    for _ in range(3):
+        async with hub.test_client("/ws/quiet:a?user=ana"):
+            assert await settled.users() == ["ana"]
+            assert await settled.count_users() == 1
+        (ana,) = await settled.users()
+        assert (ana, ana.devices) == ("ana", [])
+    async with hub.test_client("/ws/room:a?user=bob"):
+        pass
+    await told("bob joined room:a", "bob left room:a")  # ana was seen off before
+    assert await settled.users() == []
+    assert told.nothing_more()
+
+
+async def test_who_stays_is_told_of_though_the_page_was_loaded_anew(hub, settled, told):
+    async with hub.test_client("/ws/quiet:a?user=ana"):
+        pass
+    async with hub.test_client("/ws/quiet:a?user=ana"):
+        await told("ana joined quiet:a")
+    await told("ana left quiet:a")
+    assert told.nothing_more()
+
+
+async def test_who_is_away_when_the_join_is_due_is_told_of_when_back(settled, hub, told):
+    """Then the visit has lasted for longer than the moment."""
+    hub._broker._moment = 30
+    async with hub.test_client("/ws/quiet:a?user=ana"):
+        pass
+    hub._broker._welcome("quiet:a", "ana")  # as the clock would
+    assert told.nothing_more()
+    async with hub.test_client("/ws/quiet:a?user=ana"):
+        await told("ana joined quiet:a")
+        hub._broker._moment = MOMENT
+    await told("ana left quiet:a")
+    assert told.nothing_more()
+
+
+async def test_the_most_specific_rule_says_whether_joins_wait(hub, settled, told):
+    hub.rule("quiet:not:{name}", presence=True)
+    async with (
+        hub.test_client("/ws/quiet:a?user=ana"),
+        hub.test_client("/ws/quiet:not:a?user=ana"),
+    ):
+        await told("ana joined quiet:not:a", "ana joined quiet:a")
+
+
+async def test_a_hub_that_stops_before_a_join_was_due_tells_nothing(hub, settled, told):
+    async with hub.test_client("/ws/quiet:a?user=ana"):
+        await hub.stop()
+    assert hub._broker._joining == {}
+    assert told.nothing_more()
+
+
+async def test_who_is_online_is_told_at_once_whatever_rules_say():
+    told = asyncio.Queue()
+    hub = Hub(authenticate=lambda request: "ana", presence_moment=30)
+    hub.rule("{any}", presence="settled")
+    hub.add("/ws", Listener)
+    hub.on_user_online(told.put_nowait)
+    async with hub.test_client("/ws"):
+        assert await asyncio.wait_for(told.get(), 5) == "ana"
+    await hub.stop()
+
+
+# ── channels ──────────────────────────────────────────────────────────────────────────────────
+
+
 async def test_each_channel_has_its_own_members(hub, told):
     async with hub.test_client("/ws/room:a?user=ana"), hub.test_client("/ws/room:b?user=bob"):
         assert await hub.channel("room:a").users() == ["ana"]
@@ -312,9 +389,13 @@ def test_a_misspelt_rule_is_told_what_was_meant():
 # ── mistakes ──────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("value", [1, "yes", None])
-def test_presence_that_is_no_bool_is_refused(value):
-    with pytest.raises(TypeError, match=r"rule 'room:\{name\}': presence= is True or False"):
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(1, TypeError), (None, TypeError), ("yes", ValueError), ("Settled", ValueError)],
+)
+def test_presence_that_is_something_else_is_refused(value, error):
+    said = rf"""rule 'room:\{{name\}}': presence= is True, False or "settled", not {value!r}"""
+    with pytest.raises(error, match=said):
         Hub().rule("room:{name}", presence=value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 
@@ -476,6 +477,35 @@ async def test_members_may_ask_who_is_there_and_are_told_who_comes_and_goes():
             assert (await ana.hear("error"))["code"] == "refused"
             assert raw.received() == []
         assert await ana.hear() == {"type": "leave", "channel": "a", "user": "bob"}
+
+
+async def test_where_joins_wait_the_answer_has_those_who_were_told_to_have_joined():
+    """Else a page would keep who came for so short a time that no leave is ever told."""
+    hub = new_hub(url="/ws/{channel}", presence_moment=0.3)
+    hub.rule("a", presence="settled")
+
+    ids = itertools.count(1)
+
+    async def there(speaker):
+        await speaker.say("presence", id=next(ids), channel="a")
+        return [one["user"] for one in (await speaker.hear("presence"))["users"]]
+
+    async with Speaker(hub, "/ws/a", user="ana") as ana:
+        await ana.hear("subscribed")
+        assert await there(ana) == []
+        assert await ana.hear() == {"type": "join", "channel": "a", "user": "ana"}
+        assert await there(ana) == ["ana"]
+        async with Speaker(hub, "/ws/a", user="bob"):
+            assert await hub.channel("a").users() == ["ana", "bob"]
+            assert await there(ana) == ["ana"]
+        async with asyncio.timeout(5):
+            while await hub.channel("a").count_users() == 2:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)
+        assert await there(ana) == ["ana"]
+        async with Speaker(hub, "/ws/a", user="eve"):
+            assert await ana.hear() == {"type": "join", "channel": "a", "user": "eve"}
+            assert await there(ana) == ["ana", "eve"]
+        assert await ana.hear() == {"type": "leave", "channel": "a", "user": "eve"}
 
 
 # ── calls ─────────────────────────────────────────────────────────────────────────────────────

@@ -28,7 +28,8 @@ class MemoryBroker:
     """Delivers at once, in the order of the calls, to the one node there is.
 
     Args:
-        moment: seconds that a user may be away from a channel without having left it.
+        moment: seconds that a user may be away from a channel without having left it, and that
+            joins wait in channels of which the node says so.
     """
 
     shared = False
@@ -41,6 +42,7 @@ class MemoryBroker:
         self._moment = moment
         self._members: dict[str, dict[str, bytes]] = {}
         self._leaving: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._joining: dict[tuple[str, str], asyncio.TimerHandle | None] = {}  # None: it is due
         self._deliver: Callable[[Publication, Position | None], int] | None = None
         self._logs: dict[str, _Log] = {}
         self._ends: list[tuple[float, str]] = []  # a heap: when to look whether a log has ended
@@ -59,9 +61,11 @@ class MemoryBroker:
 
     async def stop(self) -> None:
         """Forget who was there; what is kept stays."""
-        for timer in self._leaving.values():
-            timer.cancel()
+        for timer in (*self._leaving.values(), *self._joining.values()):
+            if timer is not None:
+                timer.cancel()
         self._leaving.clear()
+        self._joining.clear()
         self._members.clear()
 
     def about_changed(self) -> None:
@@ -121,7 +125,7 @@ class MemoryBroker:
     # ── presence ──────────────────────────────────────────────────────────────────────────────
 
     def announce(self, channel: str, user: str) -> None:
-        """Note a user's devices, tell of the first one, and of the last one's end in a while."""
+        """Note a user's devices; tell of the first one, and in a while of the last one's end."""
         devices, pair = self._node.devices(channel, user), (channel, user)
         is_new = user not in self._members.get(channel, ())
         if is_new and not devices:
@@ -129,23 +133,42 @@ class MemoryBroker:
         self._members.setdefault(channel, {})[user] = devices
         if devices and (timer := self._leaving.pop(pair, None)) is not None:
             timer.cancel()
-        if is_new:
+        later = asyncio.get_running_loop().call_later
+        if is_new and self._node.settles(channel):
+            self._joining[pair] = later(self._moment, self._welcome, channel, user)
+        elif is_new:
             self._node.tell_of(channel, user, _nothing, joined=True)
+        elif devices and self._joining.get(pair, ...) is None:  # it fell due while they were away
+            self._welcome(channel, user)
         elif not devices and pair not in self._leaving:
-            later = asyncio.get_running_loop().call_later
             self._leaving[pair] = later(self._moment, self._see_off, channel, user)
+
+    def _welcome(self, channel: str, user: str) -> None:
+        """Tell of who has stayed for the moment; who is away now may come back."""
+        if not self._members[channel][user]:
+            self._joining[channel, user] = None
+            return
+        del self._joining[channel, user]
+        self._node.tell_of(channel, user, _nothing, joined=True)
 
     def _see_off(self, channel: str, user: str) -> None:
         del self._leaving[channel, user]
         del self._members[channel][user]
         if not self._members[channel]:
             del self._members[channel]
-        self._node.tell_of(channel, user, _nothing, joined=False)
+        if (channel, user) not in self._joining:
+            self._node.tell_of(channel, user, _nothing, joined=False)
+        elif (timer := self._joining.pop((channel, user))) is not None:
+            timer.cancel()
 
-    async def members(self, channel: str) -> dict[str, list[bytes]]:
+    async def members(self, channel: str, *, told: bool = False) -> dict[str, list[bytes]]:
         """Return who is in a channel."""
         found = self._members.get(channel, {})
-        return {user: [devices] if devices else [] for user, devices in found.items()}
+        return {
+            user: [devices] if devices else []
+            for user, devices in found.items()
+            if not (told and (channel, user) in self._joining)
+        }
 
     async def count_members(self, channel: str) -> int:
         """Return how many users are in a channel."""

@@ -355,7 +355,7 @@ class Handling(Dispatch):
             self.complain("refused", "no rule keeps who is in it", id_=frame.id)
             return
         try:
-            users = await self._hub.attendance.users(name)
+            users = await self._hub.attendance.told(name)  # as join and leave have it
         except BrokerUnavailable:
             self.complain("unavailable", "try again later", id_=frame.id)
             return

@@ -104,6 +104,65 @@ class PresenceContract:
             assert await node.next_told() == ("cars", "ana", LEFT)
         assert node.told.empty()
 
+    async def test_a_join_that_waits_is_told_of_who_stays(self, nodes: Nodes) -> None:
+        """Who is in the list at once; and who stays is told of once."""
+        all_ = await nodes(2)
+        for node in all_:
+            node.settling = {"cars"}
+        all_[0].come("cars", "ana")
+        assert await all_[0].broker.members("cars") == {"ana": [b"phone"]}
+        assert await all_[0].broker.count_members("cars") == 1
+        assert await all_[0].broker.members("cars", told=True) == {}
+        all_[-1].come("boats", "bob")
+        await told_once(all_, ("boats", "bob", JOINED))  # which waits nowhere else
+        await told_once(all_, ("cars", "ana", JOINED))
+        assert await all_[-1].broker.members("cars", told=True) == {"ana": [b"phone"]}
+        all_[0].go("cars", "ana")
+        await told_once(all_, ("cars", "ana", LEFT))
+        assert await all_[0].broker.members("cars", told=True) == {}
+        assert all(node.told.empty() for node in all_)
+
+    async def test_of_a_visit_shorter_than_the_moment_nobody_is_told_where_joins_wait(
+        self, nodes: Nodes
+    ) -> None:
+        """Neither that it began nor that it is over; on however many nodes."""
+        all_ = await nodes(2)
+        for node in all_:
+            node.settling = {"cars"}
+        for node in all_:
+            node.come("cars", "ana")
+            assert await node.broker.members("cars", told=True) == {}
+            node.go("cars", "ana")
+            assert await node.broker.members("cars", told=True) == {}
+            assert await node.broker.members("cars") == {"ana": []}
+        all_[0].come("boats", "bob")
+        await told_once(all_, ("boats", "bob", JOINED))
+        all_[0].go("boats", "bob")
+        await told_once(all_, ("boats", "bob", LEFT))  # ana has gone before
+        assert await all_[0].broker.members("cars") == {}
+        all_[0].come("cars", "ana")
+        await told_once(all_, ("cars", "ana", JOINED))
+        assert all(node.told.empty() for node in all_)
+
+    async def test_a_join_that_waits_goes_on_waiting_where_a_page_is_loaded_anew(
+        self, nodes: Nodes
+    ) -> None:
+        """On whatever node: it is one visit, which is told of once."""
+        all_ = await nodes(2)
+        for node in all_:
+            node.settling = {"cars"}
+        for node in (*all_, *all_):
+            node.come("cars", "ana")
+            assert await node.broker.members("cars") == {"ana": [b"phone"]}
+            node.go("cars", "ana")
+            assert await node.broker.members("cars") == {"ana": []}
+            assert all(node.told.empty() for node in all_)
+        all_[-1].come("cars", "ana")
+        await told_once(all_, ("cars", "ana", JOINED))
+        all_[-1].go("cars", "ana")
+        await told_once(all_, ("cars", "ana", LEFT))
+        assert all(node.told.empty() for node in all_)
+
     async def test_who_was_never_there_does_not_leave(self, nodes: Nodes) -> None:
         """Whatever is announced."""
         (node, *_) = await nodes(1)
@@ -136,3 +195,24 @@ class PresenceContract:
         await all_[0].broker.stop()
         assert await all_[1].next_told() == ("cars", "ana", LEFT)
         assert await all_[1].broker.members("cars") == {"bob": [b"phone"]}
+
+    async def test_who_comes_from_a_node_that_stops_to_another_has_not_left(
+        self, nodes: Nodes
+    ) -> None:
+        """Within the moment; nobody of the node that has stopped is in the list meanwhile."""
+        all_ = await nodes(2)
+        if not all_[0].broker.shared:
+            return  # there is no other one
+        for user in ("ana", "bob"):
+            all_[0].come("cars", user)
+            await told_once(all_, ("cars", user, JOINED))
+        await all_[0].broker.stop()
+        assert await all_[1].broker.members("cars") == {}
+        assert await all_[1].broker.count_members("cars") == 0
+        all_[1].come("cars", "ana")
+        assert await all_[1].next_told() == ("cars", "bob", LEFT)
+        assert await all_[1].broker.members("cars") == {"ana": [b"phone"]}
+        assert await all_[1].broker.count_members("cars") == 1
+        all_[1].go("cars", "ana")
+        assert await all_[1].next_told() == ("cars", "ana", LEFT)
+        assert all_[1].told.empty()

@@ -52,7 +52,8 @@ class BrokerContract(PresenceContract, KeepingContract, OutageContract, AttemptC
             several engines carry it.
         lease: seconds that the brokers under test have until what a dead node had is gone.
         patience: seconds that are waited for what has to happen at once.
-        late: seconds after a lease has run out that are waited for what ends with it.
+        late: seconds after a lease has run out that are waited for what ends with it, the moment
+            that leaves wait included.
     """
 
     one_order = True

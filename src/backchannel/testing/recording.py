@@ -40,6 +40,7 @@ class RecordingNode:
         dropped: from where it was told of something that no node says.
         answers: what it answers to the first word of a question; a callable is called.
         here: the devices it has of a user in a channel; ``come`` and ``go`` announce them.
+        settling: channels in which joins wait for the moment.
         told: channel, user and True for a join, in the order it was told.
         says: what it tells of its hub.
         takes: what else it takes for what nodes of its hub say.
@@ -56,6 +57,7 @@ class RecordingNode:
         self.kept: dict[str, Retention] = {}
         self.keeps_presence = False
         self.here: dict[tuple[str, str], bytes] = {}
+        self.settling: set[str] = set()
         self.told: asyncio.Queue[tuple[str, str, bool]] = asyncio.Queue()
         self.says = b"a recording node"
         self.takes: set[bytes] = set()
@@ -116,6 +118,10 @@ class RecordingNode:
     def devices(self, channel: str, user: str) -> bytes:
         """Describe what it has."""
         return self.here.get((channel, user), b"")
+
+    def settles(self, channel: str) -> bool:
+        """Let joins wait as it was told to."""
+        return channel in self.settling
 
     def tell_of(self, channel: str, user: str, done: Callable[[], None], *, joined: bool) -> None:
         """Keep it."""

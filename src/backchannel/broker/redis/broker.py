@@ -291,9 +291,9 @@ class RedisBroker:
         """Announce a user's devices here, at the end of this turn of the event loop."""
         self._roll.announce(channel, user)
 
-    async def members(self, channel: str) -> dict[str, list[bytes]]:
+    async def members(self, channel: str, *, told: bool = False) -> dict[str, list[bytes]]:
         """Read who is in a channel, in one step."""
-        found = await self._roll.ask("members", channel)
+        found = await self._roll.ask("told" if told else "members", channel)
         return {user.decode(): devices for user, *devices in found}
 
     async def count_members(self, channel: str) -> int:

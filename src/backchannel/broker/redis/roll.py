@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import secrets
 from collections import deque
 from itertools import islice
@@ -53,7 +54,8 @@ class Roll:
         route: the way to where it is kept.
         keys: what its keys are called.
         lease: seconds after which a node that was not heard of is as good as dead.
-        moment: seconds that a leave waits for the user to come back.
+        moment: seconds that a leave waits for the user to come back, and that joins wait in
+            channels of which the node says so.
     """
 
     def __init__(self, route: Route, keys: Keys, lease: float, moment: float):
@@ -76,9 +78,10 @@ class Roll:
         self._takes = True
         self._wait = self._interval
         self._dirty: dict[Pair, bool] = {}  # True: the engine knew of it, before it lost its data
-        self._held: set[Pair] = set()  # what the engine knows of
+        self._held: dict[Pair, float] = {}  # what the engine knows of; when the join is due, or 0
         self._left: dict[Pair, float] = {}  # what it knew of until then, by the loop's clock
         self._asked: deque[tuple[str, str, asyncio.Future[Any]]] = deque()
+        self._heard = 0  # when it answered last; by the engine's clock, as what is due
         self._seen = self._done = self._confirmed = 0
         self._open: dict[int, None] = {}  # told and not done, by number
 
@@ -123,7 +126,7 @@ class Roll:
         """Ask the engine, after what was announced before.
 
         Args:
-            verb: ``"members"`` or ``"count"``.
+            verb: ``"members"``, ``"told"`` or ``"count"``.
             channel: the channel.
 
         Raises:
@@ -209,7 +212,7 @@ class Roll:
 
     async def _enroll(self) -> None:
         """Get a fencing number, and announce everything anew."""
-        comes_back = self._epoch != ""
+        comes_back, heard = self._epoch != "", self._heard
         said = await self._call("enroll", int(comes_back), secrets.token_hex(8))
         fence, epoch, is_older = said
         is_new = comes_back and epoch.decode() != self._epoch
@@ -221,6 +224,10 @@ class Roll:
             self._open.clear()
         self._dirty = dict.fromkeys(self._node.attending(), False)
         self._dirty.update(dict.fromkeys((*self._held, *self._left), lost))
+        if lost:  # whose join was not told yet: it is to be told
+            for pair in [one for one, due in self._held.items() if due > heard]:
+                self._dirty[pair] = False
+                self._held[pair] = math.inf
         self._is_settled = False
 
     async def _announce(self) -> None:
@@ -233,17 +240,23 @@ class Roll:
             for pair in list(islice(self._dirty, BATCH)):
                 known = self._dirty.pop(pair)
                 devices = said[pair] = self._node.devices(*pair)
-                words += [*pair, devices, int(known)]
-            await self._call("set", *words)
-            for pair, devices in said.items():
-                self._note(pair, is_here=devices != b"")
+                words += [*pair, devices, int(known), int(self._node.settles(pair[0]))]
+            due = dict(await self._call("set", *words))
+            for index, (pair, devices) in enumerate(said.items()):
+                self._note(pair, due.get(index, 0), is_here=devices != b"")
 
-    def _note(self, pair: Pair, *, is_here: bool) -> None:
+    def _note(self, pair: Pair, due: int, *, is_here: bool) -> None:
+        """Keep what the engine knows now.
+
+        Args:
+            pair: the channel and the user.
+            due: when it tells of the join, in milliseconds of its clock; 0 where it has.
+            is_here: this node has devices of the user.
+        """
         if is_here:
-            self._held.add(pair)
+            self._held[pair] = due
             self._left.pop(pair, None)
-        elif pair in self._held:
-            self._held.discard(pair)
+        elif self._held.pop(pair, math.inf) <= self._heard:  # else nobody knows that they came
             self._left[pair] = asyncio.get_running_loop().time()
 
     @property
@@ -265,8 +278,8 @@ class Roll:
         reply = await self._route.evaluate("presence", (self._key,), lambda _: said, whole=True)
         if not reply[0]:
             raise _RefusedError
-        _, wait, news, answer = reply
-        self._confirmed = done
+        _, wait, news, answer, now = reply
+        self._confirmed, self._heard = done, now
         self._refusal = ""
         self._wait = wait / 1000 if wait >= 0 else self._interval
         for event in news:
