@@ -207,11 +207,16 @@ class Fanout:
     Args:
         encoder: makes the frames.
         schedule: calls what it is given at the end of the turn.
+
+    Attributes:
+        encoder: makes the frames.
+        is_quiet: no channel's messages wait, and no earlier turn's writing is unfinished: a link
+            that is not due has nothing to be written.
     """
 
     __slots__ = (
         "_due", "_lanes", "_making", "_number", "_round", "_schedule", "_scheduled", "enclose",
-        "encoder",
+        "encoder", "is_quiet",
     )  # fmt: skip
 
     def __init__(
@@ -228,6 +233,7 @@ class Fanout:
         self._round: Iterator[None] | None = None
         self._schedule = schedule or _at_the_end_of_the_turn
         self._scheduled = False
+        self.is_quiet = True
 
     def broadcast(
         self,
@@ -296,6 +302,7 @@ class Fanout:
 
     def _open(self, channel: str, members: Mapping[Connection, None]) -> Lane:
         lane = self._lanes[channel] = Lane(members, self._making)
+        self.is_quiet = False
         if not self._scheduled:
             self._wake()
         return lane
@@ -332,6 +339,7 @@ class Fanout:
                 link.is_due = False
                 link.rejoin()
             self._round = _write_all(list(lanes.values()), due)
+            self.is_quiet = False
         end = perf_counter() + SLICE
         for _ in self._round:
             if perf_counter() > end:
@@ -339,6 +347,7 @@ class Fanout:
                 return
         self._round = None
         self._scheduled = False
+        self.is_quiet = not self._lanes
         if self._lanes or self._due:
             self._wake()
 
