@@ -44,7 +44,7 @@ class Caller(Sequence):
     """What a callback may return that is not for the client."""
 
     def __init__(self, hub: HubCore, ws: Connection):
-        super().__init__(hub.runtime, ws._context, ws._link)
+        super().__init__(hub.runtime, ws._context)
         self.ws = ws
         self.endpoint = ws._endpoint
         self._hub = hub

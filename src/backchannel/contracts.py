@@ -434,18 +434,6 @@ class Link(Protocol):
         """
         ...
 
-    def gather(self) -> None:
-        """Take note that something is done for this client alone, such as calling back.
-
-        What is pushed until ``let_go`` leaves together then, where it may leave before the end of
-        the turn.
-        """
-        ...
-
-    def let_go(self) -> None:
-        """Take note that it is done, as far as it goes for now."""
-        ...
-
     def close(self, code: int, reason: str) -> None:
         """Close after what was pushed before; later calls do nothing."""
         ...

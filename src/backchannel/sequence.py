@@ -17,7 +17,6 @@ from backchannel.inbox import Call, Inbox, Item, Rest
 from backchannel.stepping import step
 
 if TYPE_CHECKING:
-    from backchannel.contracts import Link
     from backchannel.messages import Frame as Message
     from backchannel.runtime import Runtime
 
@@ -30,20 +29,18 @@ class Sequence:
     Args:
         runtime: whose runner begins what may wait.
         context: the context variables it is done in.
-        link: the connection's transport.
 
     Attributes:
         context: the context variables it is done in.
         task: the task of the piece of work that waits, if one does.
     """
 
-    __slots__ = ("_first", "_idle", "_inbox", "_is_busy", "_link", "_runtime", "context", "task")
+    __slots__ = ("_first", "_idle", "_inbox", "_is_busy", "_runtime", "context", "task")
 
-    def __init__(self, runtime: Runtime, context: Context, link: Link):
+    def __init__(self, runtime: Runtime, context: Context):
         self.context = context
         self.task: asyncio.Task[Any] | None = None
         self._runtime = runtime
-        self._link = link
         self._is_busy = False
         self._first: Item | None = None
         self._inbox: Inbox | None = None
@@ -95,18 +92,13 @@ class Sequence:
 
     def begin(self) -> Awaitable[object] | None:
         """Do what waits, as far as it goes without waiting; return what is left."""
-        link = self._link
-        link.gather()
-        try:
-            while (item := self._first) is not None or (item := self._take()) is not None:
-                self._first = None
-                if (rest := self._begin(item)) is not None:
-                    return self._work(rest)
-                if self._inbox is None and self._first is None:
-                    return None
-            return None
-        finally:
-            link.let_go()
+        while (item := self._first) is not None or (item := self._take()) is not None:
+            self._first = None
+            if (rest := self._begin(item)) is not None:
+                return self._work(rest)
+            if self._inbox is None and self._first is None:
+                return None
+        return None
 
     async def _work(self, rest: Awaitable[object]) -> None:
         """Finish what has begun, then what came in meanwhile."""
@@ -117,7 +109,7 @@ class Sequence:
 
     def ended(self) -> None:
         """Be idle, or go on with what came in since: also after a task that was cancelled."""
-        if self._first is not None or self._inbox:
+        if self._has_more():
             self._runtime.runner.start(self)
             return
         self._is_busy = False

@@ -297,14 +297,6 @@ class Readings(Turns):
         if not self.clients[n].gone:
             self.clients[n].reads(count, *self.done(n, deeds))
 
-    @rule(n=who, deeds=deeds)
-    def callback_runs(self, n, deeds):
-        socket = self.clients[n].socket
-        socket.gather()
-        for deed in self.done(n, deeds):
-            deed()
-        socket.let_go()
-
 
 TestReadings = Readings.TestCase
 TestReadings.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)

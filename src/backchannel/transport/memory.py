@@ -50,12 +50,6 @@ class MemoryLink:
         self.frames.put_nowait(frame)
         return True
 
-    def gather(self) -> None:
-        """Hand over each frame by itself."""
-
-    def let_go(self) -> None:
-        """Hand over each frame by itself."""
-
     async def drained(self) -> None:
         """There is no network to wait for."""
 

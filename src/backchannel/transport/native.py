@@ -115,7 +115,7 @@ class NativeSocket(asyncio.Protocol):
         self._reader = frames.Reader(hub.settings.max_message, deflate=deflates)
         self._dispatch: Dispatch | None = None
         self._pending: list[bytes] | None = None
-        self._replies: list[bytes] | None = None  # from gather() to let_go()
+        self._replies: list[bytes] | None = None  # while it reads
         self._closing = False
         self._hangs_up = False
         self._has_backlog = False
@@ -152,7 +152,7 @@ class NativeSocket(asyncio.Protocol):
     # ── as the connection's link ──────────────────────────────────────────────────────────────
 
     def push(self, frame: Frame, channel: str | None = None) -> bool:  # noqa: ARG002
-        """Queue a message: for the end of the turn, or until ``let_go``.
+        """Queue a message: for the end of the turn, or of the reading.
 
         So soon it may leave where nothing can wait that was sent to this client earlier: it has
         no queue, and no channel's messages are to be written.
@@ -174,16 +174,6 @@ class NativeSocket(asyncio.Protocol):
         else:
             self._pending.append(data)
         return True
-
-    def gather(self) -> None:
-        """Write what is pushed from now on in ``let_go``, where order allows it."""
-        self._replies = []
-
-    def let_go(self) -> None:
-        """Write what was gathered, in one piece."""
-        replies, self._replies = self._replies, None
-        if replies:
-            self.write(replies[0] if len(replies) == 1 else b"".join(replies))
 
     def close(self, code: int, reason: str) -> None:
         """Send what waits and the close frame; the client has a while to answer it."""
@@ -310,7 +300,6 @@ class NativeSocket(asyncio.Protocol):
         dispatch = self._dispatch
         if dispatch is None:
             return
-        # gather() and let_go(), without the cost of calling them.
         replies: list[bytes] = []
         self._replies = replies
         try:

@@ -89,12 +89,6 @@ class Outbox:
             self._check_soon(_PATIENCE, self._sent)
         return True
 
-    def gather(self) -> None:
-        """Send at the end of the turn, as always."""
-
-    def let_go(self) -> None:
-        """Send at the end of the turn, as always."""
-
     def close(self, code: int, reason: str) -> None:
         """Close after what waits; a client that does not take it in time is left."""
         if self._lost or self._close is not None:
