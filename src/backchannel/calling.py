@@ -6,14 +6,14 @@ import asyncio
 import functools
 import inspect
 from abc import abstractmethod
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from backchannel.change import RUNNING, Frame, current
 from backchannel.connection import ABSENT, CloseReason
 from backchannel.errors import Reject
-from backchannel.inbox import Rest, nothing
+from backchannel.inbox import Call, Rest, nothing
 from backchannel.observe import LISTENER, address, report_slow
 from backchannel.sequence import Sequence
 from backchannel.stepping import NOTHING_YET, Watched, step
@@ -39,6 +39,9 @@ class Caller(Sequence):
     """
 
     __slots__ = ("_hub", "_inline", "endpoint", "ws")
+
+    _no_reply: ClassVar[tuple[type, ...]]
+    """What a callback may return that is not for the client."""
 
     def __init__(self, hub: HubCore, ws: Connection):
         super().__init__(hub.runtime, ws._context)
@@ -124,6 +127,34 @@ class Caller(Sequence):
         except Exception as error:  # noqa: BLE001 - a listener may raise anything
             await self.failed(callback, error)
             return None
+
+    def _to_wait(self, callback: Callback, content: Any) -> Rest | Call | None:
+        """Return the call of a callback for a message that may wait; it has not begun."""
+        if callback.in_thread:
+            call = functools.partial(self.call, callback, self.ws, content)
+            return Rest(functools.partial(self._finish, callback, call), nothing)
+        try:
+            return Call(callback, callback.function(self.ws, content))
+        except Exception as error:  # noqa: BLE001 - a listener may raise anything
+            return self._failed(callback, error)
+
+    async def _finish(self, callback: Callback, call: Callable[[], Work]) -> None:
+        try:
+            answer = await call()
+        except Exception as error:  # noqa: BLE001 - a listener may raise anything
+            await self.failed(callback, error)
+            return
+        if answer is not None and (rest := self._answer(callback, answer)):
+            await rest.begin()
+
+    def _answer(self, callback: Callback, answer: Any) -> Rest | None:
+        """Send what a callback returned; return what is left to do when it can't be sent."""
+        try:
+            if type(answer) is str or not isinstance(answer, self._no_reply):
+                self.ws._send(answer)
+        except Exception as error:  # noqa: BLE001 - UnsendableMessage
+            return self._failed(callback, error)
+        return None
 
     def answer_of(self, callback: Callback, error: Exception) -> Reject | Literal[False]:
         """Return what a ``def`` that was asked has answered by raising.

@@ -14,6 +14,8 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from backchannel.sent import Later, wait_in_thread
 from backchannel.stepping import Watched
 from backchannel.turn import OPENINGS
@@ -29,22 +31,27 @@ __all__ = ["RUNNING", "SETTLED", "Change", "Coming", "Frame", "current", "detach
 RUNNING: ContextVar[Frame | None] = ContextVar("backchannel_running", default=None)
 
 
-class Frame:
-    """One running callback that may wait; what it causes at its own connection nests in it."""
+class Frame(msgspec.Struct, eq=False):
+    """One running callback that may wait; what it causes at its own connection nests in it.
 
-    __slots__ = ("_turn", "active", "dispatch")
+    A Struct, since each async callback needs one, and these are made fastest.
 
-    def __init__(self, dispatch: Sequence):
-        self.dispatch = dispatch
-        self.active = True
-        self._turn: asyncio.Lock | None = None
+    Args:
+        dispatch: whose callback it is.
+        active: it has not ended.
+        lock: that of ``turn``, once somebody needed it.
+    """
+
+    dispatch: Sequence
+    active: bool = True
+    lock: asyncio.Lock | None = None
 
     @property
     def turn(self) -> asyncio.Lock:
         """Held by the change that runs nested: one at a time."""
-        if self._turn is None:
-            self._turn = asyncio.Lock()
-        return self._turn
+        if self.lock is None:
+            self.lock = asyncio.Lock()
+        return self.lock
 
 
 def current() -> Frame | None:

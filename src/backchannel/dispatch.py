@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from backchannel.audience import Changes
 from backchannel.calling import Caller, Work, awaiting, met_cancelled
@@ -25,18 +25,16 @@ from backchannel.handshake import refusal
 from backchannel.identity import expiry_of
 from backchannel.inbox import Call, Rest, nothing
 from backchannel.messages import Frame as Message
+from backchannel.messages import text_only
 from backchannel.observe import CONNECTION, LISTENER, TRACE, address, excerpt
 from backchannel.sent import Sent
 from backchannel.stepping import step
 
 if TYPE_CHECKING:
     from backchannel.hub import HubCore
-    from backchannel.listener import Callback
     from backchannel.request import Request
 
 __all__ = ["Dispatch"]
-
-_NO_REPLY: Final = (Sent, Change, Changes)
 
 _FEW: Final = 16
 """Messages that a connection is sent at once when it has opened; more of them bit by bit."""
@@ -48,6 +46,8 @@ class Dispatch(Caller):
     __slots__ = (
         "_closed", "_coming", "_opened", "_since", "_to_finish", "entered",
     )  # fmt: skip
+
+    _no_reply = (Sent, Change, Changes)
 
     def __init__(self, hub: HubCore, ws: Connection):
         super().__init__(hub, ws)
@@ -105,7 +105,8 @@ class Dispatch(Caller):
             return self.inbox.is_full
         if self.endpoint.callbacks.messages_wait:
             self._first = message
-            self._start()
+            self._is_busy = True
+            self._runtime.runner.start(self)
         elif (rest := self.context.run(self._handle, message)) is not None:
             self._work_on(rest)
         return False
@@ -276,26 +277,39 @@ class Dispatch(Caller):
         """Handle a message as far as it goes without waiting; return what is left of it."""
         callbacks = self.endpoint.callbacks
         callback = callbacks.on_message
+        content: Any = message
         try:
             if callbacks.events:
                 callback = self.endpoint.route(message)
             if callback is None:
                 return None
-            content = message if callback.decode is None else callback.decode(message)
+            decode = callback.decode
+            if decode is not None and (decode is not text_only or type(message) is not str):
+                content = decode(message)
         except InvalidMessage as error:
             return self._invalid(error)
-        ws = self.ws
-        if callback.in_thread:
-            call = functools.partial(self.call, callback, ws, content)
-            return Rest(functools.partial(self._finish, callback, call), nothing)
+        if callback.is_async or callback.in_thread:
+            return self._to_wait(callback, content)
+        # What follows is call_now() and _answer(), without the cost of calling them.
+        ws, outer = self.ws, self._inline
         try:
-            if callback.is_async:
-                return Call(callback, callback.function(ws, content))
-            answer = self.call_now(callback, ws, content)
+            self._inline = True
+            began = perf_counter()
+            try:
+                answer = callback.function(ws, content)
+            finally:
+                self._inline = outer
+                if (took := perf_counter() - began) > self._hub.settings.slow_callback:
+                    self._report_slow(callback, took)
+            if began > TRACE.until:
+                TRACE.look_again(began)
             if answer is not None:
-                if type(answer) is not str and inspect.iscoroutine(answer):
-                    return Call(callback, answer)
-                return self._answer(callback, answer)
+                if type(answer) is CoroutineType:
+                    return Call(callback, cast("Work", answer))
+                if type(answer) is str or not isinstance(answer, self._no_reply):
+                    ws._send(answer)
+        except asyncio.CancelledError as error:
+            return self._failed(callback, met_cancelled(callback, error))
         except Exception as error:  # noqa: BLE001 - a listener may raise anything
             return self._failed(callback, error)
         return None
@@ -306,6 +320,8 @@ class Dispatch(Caller):
         frame = Frame(self)
         before = RUNNING.set(frame)
         began = perf_counter()
+        if began > TRACE.until:
+            TRACE.look_again(began)
         try:
             waits_for = coroutine.send(None)
         except StopIteration as stop:
@@ -324,24 +340,6 @@ class Dispatch(Caller):
                 self._report_slow(callback, took)
         frame.active = False
         return None if rest is None else step(rest.begin())
-
-    async def _finish(self, callback: Callback, call: Callable[[], Work]) -> None:
-        try:
-            answer = await call()
-        except Exception as error:  # noqa: BLE001 - a listener may raise anything
-            await self.failed(callback, error)
-            return
-        if answer is not None and (rest := self._answer(callback, answer)):
-            await rest.begin()
-
-    def _answer(self, callback: Callback, answer: Any) -> Rest | None:
-        """Send what a callback returned; return what is left to do when it can't be sent."""
-        try:
-            if type(answer) is str or not isinstance(answer, _NO_REPLY):
-                self.ws._send(answer)
-        except Exception as error:  # noqa: BLE001 - UnsendableMessage
-            return self._failed(callback, error)
-        return None
 
     def _invalid(self, error: InvalidMessage) -> Rest | None:
         CONNECTION.debug("%s invalid message: %s", self.ws, excerpt(error.text))

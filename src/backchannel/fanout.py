@@ -209,12 +209,15 @@ class Fanout:
         schedule: calls what it is given at the end of the turn.
 
     Attributes:
+        encoder: makes the frames.
+        is_quiet: no channel's messages wait, and no earlier turn's writing is unfinished: a link
+            that is not due has nothing to be written.
         lanes: by channel, what this turn has for them; empty while it has nothing.
     """
 
     __slots__ = (
         "_due", "_making", "_number", "_round", "_schedule", "_scheduled", "enclose", "encoder",
-        "lanes",
+        "is_quiet", "lanes",
     )  # fmt: skip
 
     def __init__(
@@ -231,6 +234,7 @@ class Fanout:
         self._round: Iterator[None] | None = None
         self._schedule = schedule or _at_the_end_of_the_turn
         self._scheduled = False
+        self.is_quiet = True
 
     def broadcast(
         self,
@@ -299,6 +303,7 @@ class Fanout:
 
     def _open(self, channel: str, members: Mapping[Connection, None]) -> Lane:
         lane = self.lanes[channel] = Lane(members, self._making)
+        self.is_quiet = False
         if not self._scheduled:
             self._wake()
         return lane
@@ -335,6 +340,7 @@ class Fanout:
                 link.is_due = False
                 link.rejoin()
             self._round = _write_all(list(lanes.values()), due)
+            self.is_quiet = False
         end = perf_counter() + SLICE
         for _ in self._round:
             if perf_counter() > end:
@@ -342,6 +348,7 @@ class Fanout:
                 return
         self._round = None
         self._scheduled = False
+        self.is_quiet = not self.lanes
         if self.lanes or self._due:
             self._wake()
 

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from backchannel.change import Change
 from backchannel.messages import Frame
 
@@ -22,33 +24,30 @@ ROOM: Final = 16
 """Items left when it reads again."""
 
 
-class Rest:
+class Rest(msgspec.Struct, eq=False):
     """What is left of a piece of work once it has to wait; it has not begun.
+
+    A Struct, as Call and Frame are: a message may need one of each, and Structs are made fastest.
 
     Args:
         begin: does it.
         give_up: what to do instead when the connection has ended; None where it must be done.
     """
 
-    __slots__ = ("begin", "give_up")
-
-    def __init__(
-        self,
-        begin: Callable[[], Coroutine[Any, Any, Any]],
-        give_up: Callable[[], object] | None = None,
-    ):
-        self.begin = begin
-        self.give_up = give_up
+    begin: Callable[[], Coroutine[Any, Any, Any]]
+    give_up: Callable[[], object] | None = None
 
 
-class Call:
-    """An async callback for a message; its coroutine has not begun."""
+class Call(msgspec.Struct, eq=False):
+    """An async callback for a message; its coroutine has not begun.
 
-    __slots__ = ("callback", "coroutine")
+    Args:
+        callback: it.
+        coroutine: what calling it gave.
+    """
 
-    def __init__(self, callback: Callback, coroutine: Coroutine[Any, Any, Any]):
-        self.callback = callback
-        self.coroutine = coroutine
+    callback: Callback
+    coroutine: Coroutine[Any, Any, Any]
 
     def give_up(self) -> None:
         """Drop it: its connection has ended."""

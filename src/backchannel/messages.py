@@ -27,6 +27,7 @@ __all__ = [
     "size_of",
     "tag_reader",
     "text_and_path",
+    "text_only",
     "types_in",
     "union_members",
     "wants_text",
@@ -39,6 +40,8 @@ Decoder = Callable[[Frame], Any]
 """Turns what a client sent into what a callback's annotation says, or raises InvalidMessage."""
 
 _UNIONS: Final = {Union, types.UnionType}
+
+_BUFFERS: Final = (bytearray, memoryview)
 
 
 def encode(message: Any) -> Frame:
@@ -57,7 +60,7 @@ def encode(message: Any) -> Frame:
         return message
     if isinstance(message, bytes):
         return message
-    if isinstance(message, bytearray | memoryview):
+    if isinstance(message, _BUFFERS):
         return bytes(typing.cast("bytearray", message))
     return _encode_json(message).decode()
 
@@ -245,7 +248,7 @@ def decoder_for(annotation: Any, where: str) -> Decoder | None:
     if get_origin(annotation) in _UNIONS and set(get_args(annotation)) == {str, bytes}:
         return None
     if annotation is str:
-        return _text_only
+        return text_only
     if annotation is bytes:
         return _bytes_only
     if mentions_pydantic(annotation):
@@ -260,10 +263,15 @@ def union_members(annotation: Any) -> tuple[Any, ...]:
 
 def wants_text(decode: Decoder | None) -> bool:
     """Tell whether a decoder is that of ``str``."""
-    return decode is _text_only
+    return decode is text_only
 
 
-def _text_only(frame: Frame) -> str:
+def text_only(frame: Frame) -> str:
+    """Return a text as sent: the decoder of ``str``.
+
+    Raises:
+        InvalidMessage: it is binary.
+    """
     if isinstance(frame, str):
         return frame
     raise InvalidMessage("expected a text message, got a binary one")

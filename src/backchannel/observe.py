@@ -49,16 +49,23 @@ class _Trace:
 
     Attributes:
         is_on: they were to be logged when it was last looked.
+        until: time of perf_counter() from which on to look again.
     """
 
-    __slots__ = ("is_on",)
+    __slots__ = ("is_on", "until")
 
     def __init__(self) -> None:
+        self.until = 0.0
         self.look()
 
     def look(self) -> None:
         """Ask the logger: when a connection begins, and at the end of turns that send."""
         self.is_on = CONNECTION.isEnabledFor(logging.DEBUG)
+
+    def look_again(self, now: float) -> None:
+        """Ask it once a second, where messages are handled that no turn has to end for."""
+        self.until = now + 1.0
+        self.look()
 
 
 TRACE: Final = _Trace()

@@ -4,6 +4,8 @@ would have given it."""
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
 import sys
 import types
 
@@ -13,16 +15,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from backchannel import fanout
+from backchannel.config import Settings
 from backchannel.contracts import Publication, Target
 from backchannel.fanout import Encoder, Fanout
 from backchannel.history import Position
 from backchannel.publishing import Publishing
 from backchannel.roster import Roster
+from backchannel.transport.native import NativeSocket, Taken
 from backchannel.wire.frames import Reader
 
 CHANNELS = ["a", "b", "c"]
 channels = st.sampled_from(CHANNELS)
 who = st.integers(0, 3)
+names = ["whisper"] * 4 + ["broadcast"] * 2 + ["subscribe", "unsubscribe", "release", "end"]
+further = st.sampled_from([0, 0, 0, 1, 2, 3])
+deeds = st.lists(st.tuples(st.sampled_from(names), further, channels), min_size=1, max_size=5)
 
 
 class Client:
@@ -97,6 +104,8 @@ class Client:
 class Turns(RuleBasedStateMachine):
     """Everything that can happen within turns, against a plain list for each client."""
 
+    kind = Client
+
     def __init__(self):
         super().__init__()
         self.fan = None
@@ -112,7 +121,7 @@ class Turns(RuleBasedStateMachine):
     def connect(self, kinds):
         self.fan = Fanout(Encoder(1024, 12), self.queued.append)
         self.clients = [
-            Client(self.fan, shares=s or n < 3, held=h, variant=v)
+            self.kind(self.fan, shares=s or n < 3, held=h, variant=v)
             for n, (s, h, v) in enumerate(kinds)
         ]
         for client in self.clients:
@@ -223,6 +232,117 @@ TestTurns = Turns.TestCase
 TestTurns.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
 
 
+class SocketClient(Client):
+    """A connection with a native socket, its transport and its dispatch in one."""
+
+    def __init__(self, fan, *, shares, held, variant=0):
+        self.hub = types.SimpleNamespace(fanout=fan, settings=Settings())
+        self.socket = NativeSocket(Taken(self, [], b"", set()), self.hub)
+        super().__init__(fan, shares=True, held=held, variant=variant)
+        self._link = self.socket
+        self.socket.ws = self.socket._dispatch = self
+        self.socket.variant = variant
+        self.deeds = []
+
+    is_due = property(lambda self: self.socket.is_due, lambda *_: None)
+    apart = property(lambda self: self.socket.apart, lambda *_: None)
+
+    def push(self, message, channel=None):
+        return self.socket.push(message, channel)
+
+    def rejoin(self):
+        self.socket.rejoin()
+
+    def feed(self, message):
+        for deed in self.deeds:
+            deed()
+        return False
+
+    def reads(self, count, *deeds):
+        """Let so many messages come at once; what is done for each."""
+        self.deeds = deeds
+        self.socket.data_received(count * b"\x81\x81\0\0\0\0x")
+
+    # as its transport
+
+    def get_extra_info(self, _name):
+        return None
+
+    def is_closing(self):
+        return False
+
+    def get_write_buffer_size(self):
+        return 0
+
+
+class Readings(Turns):
+    """The same on native sockets, and inside the reading of messages and the calls for them."""
+
+    kind = SocketClient
+
+    def done(self, who, deeds):
+        """Return deeds to do for a client, mostly: each a rule and what it takes."""
+        takes = {"broadcast": ("channel",), "subscribe": ("n", "channel"), "end": ("n",),
+                 "unsubscribe": ("n", "channel"), "whisper": ("n",), "release": ("n",)}  # fmt: skip
+        for name, further, channel in deeds:
+            n = (who + further) % 4
+            given = {"n": n, "channel": channel}
+            arguments = {key: given[key] for key in takes[name]}
+            if name == "broadcast":
+                arguments["without"] = [n] * (n < 2)
+            yield functools.partial(getattr(self, name), **arguments)
+
+    @rule(n=who, deeds=deeds, count=st.integers(1, 2))
+    def message_comes(self, n, deeds, count):
+        if not self.clients[n].gone:
+            self.clients[n].reads(count, *self.done(n, deeds))
+
+
+TestReadings = Readings.TestCase
+TestReadings.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
+
+
+def test_answers_to_what_is_read_at_once_are_one_write_at_once():
+    queued = []
+    fan = Fanout(Encoder(1024, 12), queued.append)
+    client = SocketClient(fan, shares=True, held=False)
+    client.rejoin()
+    answers = iter("abcd")
+    client.reads(2, lambda: client.push(next(answers)), lambda: client.push(next(answers)))
+    assert (client.read(), client.writes, queued) == (["a", "b", "c", "d"], 1, [])
+
+
+def test_an_answer_waits_for_what_the_client_was_sent_before():
+    queued = []
+    fan = Fanout(Encoder(1024, 12), queued.append)
+    client = SocketClient(fan, shares=True, held=False)
+    client.rejoin()
+    client.push("1")
+    client.reads(1, lambda: client.push("2"))
+    queued.pop()()
+    assert (client.read(), client.writes, queued) == (["1", "2"], 1, [])
+
+
+def test_an_answer_waits_for_what_its_channel_was_sent_before():
+    """What comes after goes after."""
+    queued = []
+    fan = Fanout(Encoder(1024, 12), queued.append)
+    client = SocketClient(fan, shares=True, held=False)
+    client.rejoin()
+    client._channels.add("a")
+    members = {client: None}
+    client.reads(
+        1,
+        lambda: client.push("1"),
+        lambda: fan.broadcast(said("2"), members),
+        lambda: client.push("3"),
+    )
+    assert client.read() == ["1"]
+    client.reads(1, lambda: client.push("4"))
+    queued.pop()()
+    assert (client.read(), client.writes, queued) == (["1", "2", "3", "4"], 2, [])
+
+
 async def test_many_messages_to_a_channel_are_one_write_to_each_member():
     fan = Fanout(Encoder(1024, 12))
     clients = [Client(fan, shares=True, held=False) for _ in range(3)]
@@ -271,11 +391,13 @@ def steps(function):
         return trace
 
     before = sys.gettrace()
+    gc.disable()  # those who are told of a collection would be counted too
     sys.settrace(trace)
     try:
         function()
     finally:
         sys.settrace(before)
+        gc.enable()
     return count
 
 

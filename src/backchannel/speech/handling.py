@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
-from backchannel.audience import Changes
-from backchannel.change import Change
 from backchannel.channel import check_channel
 from backchannel.contracts import Publication, Receipt, Target
 from backchannel.dialect import frames
@@ -31,7 +29,7 @@ from backchannel.identity import expiry_of
 from backchannel.listener import Listener
 from backchannel.messages import check_size, encode, form_of, wants_text
 from backchannel.observe import CONNECTION, excerpt
-from backchannel.sent import Outcome, Sent
+from backchannel.sent import Outcome
 
 if TYPE_CHECKING:
     from backchannel.inbox import Rest
@@ -40,8 +38,6 @@ if TYPE_CHECKING:
     from backchannel.speech.connection import SpeakingConnection
 
 __all__ = ["Handling", "is_for_now"]
-
-_NO_REPLY: Final = (Sent, Change, Changes)
 
 
 class Handling(Dispatch):
@@ -105,7 +101,7 @@ class Handling(Dispatch):
             talk.acknowledges = True
             try:
                 answer = await self.call(callback, self.ws, content)
-                if answer is not None and not isinstance(answer, _NO_REPLY):
+                if answer is not None and not isinstance(answer, self._no_reply):
                     self.ws._send(answer)
             except Exception as error:  # noqa: BLE001 - a listener may raise anything
                 await self._fail(callback, error, id_)
@@ -157,7 +153,7 @@ class Handling(Dispatch):
         talk.running, talk.stopped = frame.id, ""
         try:
             answer = await self.call(callback, self.ws, content)
-            self._reply(frame.id, None if isinstance(answer, _NO_REPLY) else answer)
+            self._reply(frame.id, None if isinstance(answer, self._no_reply) else answer)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not talk.stopped or task is None:

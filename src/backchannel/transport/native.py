@@ -3,6 +3,7 @@
 A frame is made once for all its receivers. What a turn of the event loop has for a client is
 joined and written at the end of the turn, with one system call and nothing in between, whenever
 the kernel takes it; what it does not take goes to ``transport.write``, which knows how to wait.
+What answers a message need not wait for the end of the turn, unless something else waits.
 
 Hazards, each with its rule: a descriptor that was closed may be somebody else's by now, so it is
 forgotten first thing when the connection is lost or closed, and nobody has a copy; bytes written
@@ -98,8 +99,8 @@ class NativeSocket(asyncio.Protocol):
     __slots__ = (
         "_awaits_pong", "_closing", "_connections", "_descriptor", "_dispatch", "_drained",
         "_fanout", "_gone",
-        "_hangs_up", "_has_backlog", "_paused", "_pending", "_pinged_at", "_reader", "_timer",
-        "_transport", "apart", "deflates", "is_due", "variant", "ws",
+        "_hangs_up", "_has_backlog", "_paused", "_pending", "_pinged_at", "_reader", "_replies",
+        "_timer", "_transport", "apart", "deflates", "is_due", "variant", "ws",
     )  # fmt: skip
 
     def __init__(self, taken: Taken, hub: Hub, *, deflates: bool = False):
@@ -114,6 +115,7 @@ class NativeSocket(asyncio.Protocol):
         self._reader = frames.Reader(hub.settings.max_message, deflate=deflates)
         self._dispatch: Dispatch | None = None
         self._pending: list[bytes] | None = None
+        self._replies: list[bytes] | None = None  # while it reads
         self._closing = False
         self._hangs_up = False
         self._has_backlog = False
@@ -150,11 +152,21 @@ class NativeSocket(asyncio.Protocol):
     # ── as the connection's link ──────────────────────────────────────────────────────────────
 
     def push(self, frame: Frame, channel: str | None = None) -> bool:  # noqa: ARG002
-        """Queue a message for the end of the turn."""
+        """Queue a message: for the end of the turn, or of the reading.
+
+        So soon it may leave where nothing can wait that was sent to this client earlier: it has
+        no queue, and no channel's messages are to be written.
+        """
         if self._closing:
             return False
         fanout = self._fanout
         if not self.is_due:
+            if (replies := self._replies) is not None and fanout.is_quiet:
+                if self.deflates:
+                    replies.append(fanout.encoder.encode(frame, True))
+                else:
+                    replies.append(frames.message_frame(frame))
+                return True
             fanout.due(self)
         data = fanout.encoder.encode(frame, self.deflates)
         if self._pending is None:
@@ -284,18 +296,33 @@ class NativeSocket(asyncio.Protocol):
     # ── as the transport's protocol ───────────────────────────────────────────────────────────
 
     def data_received(self, data: bytes) -> None:
-        """Read what came."""
+        """Read what came, and write what is answered at once."""
         dispatch = self._dispatch
         if dispatch is None:
             return
+        replies: list[bytes] = []
+        self._replies = replies
+        try:
+            if (message := self._reader.whole(data)) is not None:
+                is_full = dispatch.feed(message)
+            else:
+                is_full = self._read(data, dispatch)
+        finally:
+            self._replies = None
+        if replies:
+            self.write(replies[0] if len(replies) == 1 else b"".join(replies))
+        if is_full and not self._paused:
+            self._pause(dispatch)
+
+    def _read(self, data: bytes, dispatch: Dispatch) -> bool:
+        """Read anything; tell whether nothing more should be read for now."""
         is_full = False
         for event in self._reader.feed(data):
             if type(event) is str or type(event) is bytes:
                 is_full = dispatch.feed(event)
             else:
                 self._take_control(event, dispatch)
-        if is_full and not self._paused:
-            self._pause(dispatch)
+        return is_full
 
     def _take_control(self, event: frames.Event, dispatch: Dispatch) -> None:
         if isinstance(event, frames.Ping):

@@ -93,8 +93,8 @@ def message_frame(message: str | bytes) -> bytes:
     if isinstance(message, bytes):
         return _frame(_FIN | _BINARY, message)
     payload = message.encode()
-    if len(payload) < 126:
-        return _SHORT_TEXT[len(payload)] + payload
+    if (size := len(payload)) < 126:
+        return _SHORT_TEXT[size] + payload
     return _frame(_FIN | _TEXT, payload)
 
 
@@ -211,19 +211,35 @@ class Reader:
         self._message: _Message | None = None
         self._is_idle = True  # nothing has begun that is not whole
 
+    def whole(self, data: bytes) -> str | bytes | None:
+        """Return the message that the bytes are: all of one, in one frame, and nothing else.
+
+        That is how most come. None for all else: then nothing was read, and ``feed`` is to.
+        """
+        end = len(data)
+        if 6 < end < 132:
+            at = 6
+            is_one = data[1] == end - 6 + _MASKED
+        else:
+            at = 8
+            is_one = end > 133 and data[1] == _MASKED | 126 and data[2] << 8 | data[3] == end - 8
+        if not is_one or not self._is_idle or end - at > self._max:
+            return None
+        first = data[0]
+        if first == _WHOLE_TEXT:
+            try:
+                return apply_mask(data[at:], data[at - 4 : at]).decode()
+            except UnicodeDecodeError:
+                return None  # feed() says what is wrong with it
+        return apply_mask(data[at:], data[at - 4 : at]) if first == _WHOLE_BINARY else None
+
     def feed(self, data: bytes) -> list[Event]:
         """Read bytes as they came; return what is complete now, in order.
 
         After a Close or a Violation nothing more is read.
         """
-        if self._is_idle and len(data) > 6 and data[0] == _WHOLE_TEXT:
-            # The common case: one short text in one frame that has come whole, and nothing else.
-            size = data[1] - _MASKED
-            if len(data) - 6 == size < 126 and size <= self._max:
-                try:
-                    return [apply_mask(data[6:], data[2:6]).decode()]
-                except UnicodeDecodeError:
-                    pass  # it is dealt with below
+        if (message := self.whole(data)) is not None:
+            return [message]
         events = self._read(data)
         self._is_idle = self._message is None and self._tail == b""
         return events

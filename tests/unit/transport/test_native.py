@@ -11,6 +11,7 @@ from shared import until
 from taken import take_over
 
 from backchannel import Listener, fanout
+from backchannel.observe import TRACE
 
 MEMBERS = 200  # more than are written to between two looks at the clock
 
@@ -102,3 +103,29 @@ async def test_who_sends_more_than_its_callback_takes_is_not_read_until_it_does(
         go.set()
         await until(lambda: len(seen) == sent)
         assert seen == [str(number).ljust(1000) for number in range(sent)]
+
+
+def text(message):
+    return bytes([0x81, 0x80 | len(message), 0, 0, 0, 0]) + message
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_messages_are_logged_a_second_after_that_was_turned_on(
+    hub, caplog, monkeypatch, kind
+):
+    """Also where nothing but answers is sent, which leave before a turn ends."""
+
+    async def answer(ws, message: str):
+        return message
+
+    hub.add("/ws/echo", answer if kind == "async def" else lambda ws, message: message)
+    loop = asyncio.get_running_loop()
+    async with clients(hub, "/ws/echo", 1) as (end,):
+        for message in (b"before", b"after"):
+            end.send(text(message))
+            await asyncio.wait_for(loop.sock_recv(end, 4096), 5)
+            caplog.set_level("DEBUG", "backchannel.connection")
+            monkeypatch.setattr(TRACE, "until", 0.0)  # as if the second were over
+    told = [line for line in caplog.messages if " send " in line]
+    assert len(told) == 1
+    assert told[0].endswith("send 'after'")

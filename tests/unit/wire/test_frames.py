@@ -36,6 +36,14 @@ def test_each_way_to_write_a_length_is_read(size):
     assert read(masked(0x82, b"x" * size), limit=70000) == [b"x" * size]
 
 
+@pytest.mark.parametrize("size", [60, 100, 300])
+def test_what_looks_like_a_message_within_one_is_a_part_of_it(size):
+    inner = masked(0x82, b"x" * size)
+    head = bytes([0x82, 0xFE]) + (2 * len(inner)).to_bytes(2, "big") + bytes(4)
+    stream = head + 2 * inner
+    assert read(stream, limit=1000, sizes=[8, len(inner), len(inner)]) == [2 * inner]
+
+
 def test_a_message_in_fragments_with_control_frames_in_between():
     stream = b"".join(
         [
