@@ -31,23 +31,23 @@ class Told(NamedTuple):
         return [cls(*json.loads(line)) for line in text.splitlines() if line.endswith("]")]
 
 
-def unbalanced(told: Iterable[Told], killed: Collection[int], there: Collection[Pair]) -> list[str]:
+def unbalanced(told: Iterable[Told], lost: Collection[int], there: Collection[Pair]) -> list[str]:
     """Return whose joins and leaves do not take turns.
 
     Calls about one user may run beside one another on two nodes, so that their order by the clock
     tells nothing. Their numbers do: one join more than leaves, of who is there in the end, and as
-    many of who is not. Only what was told by a node that was killed may have been told once more.
+    many of who is not. Only what was told by a node that was lost may have been told once more.
 
     Args:
         told: all there was.
-        killed: the runs of nodes that ended by being killed.
+        lost: the runs of nodes that were killed, or not heard of for as long as a lease.
         there: the channels and the users who are in them in the end.
     """
     counts: dict[Pair, collections.Counter[tuple[bool, bool]]] = collections.defaultdict(
         collections.Counter
     )
     for one in told:
-        counts[one.channel, one.user][one.joined, one.by in killed] += 1
+        counts[one.channel, one.user][one.joined, one.by in lost] += 1
     wrong = []
     for pair in sorted({*counts, *there}):
         count = counts[pair]

@@ -13,7 +13,7 @@ from clients import Client
 from deeds import unanswered
 from joins import Told, unbalanced
 from people import DIRECT, Who
-from surroundings import until
+from surroundings import LEASE, until
 
 if TYPE_CHECKING:
     from chaos import Run
@@ -240,10 +240,13 @@ class Settling:
         if self.has_lost_data:
             return
         there = {(room, client.who.user) for client in self.run.clients for room in ROOMS}
-        killed = {pid for node in self.run.nodes for pid in node.killed}
+        lost = {pid for node in self.run.nodes for pid in node.killed}
+        # Others can't tell one that was out of reach for about a lease from a dead one.
+        troubles = self.run.deeds.troubles
+        lost |= {one.of for one in troubles if one.ended - one.began > LEASE * 2 / 3}
 
         def wrong() -> list[str]:
-            return unbalanced(self._told(), killed, there)
+            return unbalanced(self._told(), lost, there)
 
         with contextlib.suppress(TimeoutError):
             await until(lambda: not wrong(), "", max(3.0, self.end - time.monotonic()))

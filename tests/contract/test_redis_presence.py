@@ -806,6 +806,21 @@ async def test_a_reply_that_was_lost_loses_no_join(broker_node, redis_server):
     assert roll._open == {}
 
 
+async def test_what_is_heard_too_late_is_not_told_since_another_node_has_told_it(broker_node):
+    """As by a process that was stopped while the answer was on its way, for longer than a lease."""
+    late, other = [await broker_node(moment=30) for _ in range(2)]
+    link = late.broker._route.engine.link
+    reader, link._reader = link._reader, (held := Held())
+    late.come("cars", "ana")
+    assert await other.next_told() == ("cars", "ana", True)
+    link._reader = reader
+    link.data_received(b"".join(held.all))
+    assert await late.broker.members("cars") == {"ana": [b"phone"]}
+    late.come("cars", "bob")
+    assert await late.next_told() == ("cars", "bob", True)
+    assert other.told.empty()
+
+
 class Deaf:
     """A reader that has read nothing."""
 
@@ -814,6 +829,19 @@ class Deaf:
 
     def gets(self):
         return _MORE
+
+    def has_data(self):
+        return False
+
+
+class Held(Deaf):
+    """A reader that reads later."""
+
+    def __init__(self):
+        self.all = []
+
+    def feed(self, data):
+        self.all.append(data)
 
 
 @pytest.mark.parametrize("deaths", [False, True])

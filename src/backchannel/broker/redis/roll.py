@@ -268,7 +268,7 @@ class Roll:
     # ── one step ──────────────────────────────────────────────────────────────────────────────
 
     async def _call(self, verb: str, *words: str | bytes | int) -> Any:
-        done = self._done
+        done, began = self._done, asyncio.get_running_loop().time()
         if self._link is None:
             raise BrokerUnavailable(f"{self._route.shown} is away")
         said = (
@@ -276,7 +276,9 @@ class Roll:
             self._seen, done, int(self._takes), *words,
         )  # fmt: skip
         reply = await self._route.evaluate("presence", (self._key,), lambda _: said, whole=True)
-        if not reply[0]:
+        # What is heard only after a lease, as by a process that was stopped meanwhile, may have been
+        # given to another node since; what was not is given again.
+        if not reply[0] or asyncio.get_running_loop().time() - began > self._lease:
             raise _RefusedError
         _, wait, news, answer, now = reply
         self._confirmed, self._heard = done, now
