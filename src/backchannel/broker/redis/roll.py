@@ -276,8 +276,8 @@ class Roll:
             self._seen, done, int(self._takes), *words,
         )  # fmt: skip
         reply = await self._route.evaluate("presence", (self._key,), lambda _: said, whole=True)
-        # What is heard only after a lease, as by a process that was stopped meanwhile, may have been
-        # given to another node since; what was not is given again.
+        # What is heard only after a lease, as by a process that was stopped meanwhile, another node
+        # may have been given since; what was not is given again.
         if not reply[0] or asyncio.get_running_loop().time() - began > self._lease:
             raise _RefusedError
         _, wait, news, answer, now = reply
