@@ -8,7 +8,6 @@ through gather(), task groups and threads. Without it the callback would wait fo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from backchannel.sent import Later, wait_in_thread
-from backchannel.stepping import Watched
+from backchannel.stepping import NOTHING_YET, Watched
 from backchannel.turn import OPENINGS
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from backchannel.history import Position
     from backchannel.sequence import Sequence
 
-__all__ = ["RUNNING", "SETTLED", "Change", "Coming", "Frame", "current", "detached"]
+__all__ = ["RUNNING", "SETTLED", "Change", "Coming", "Frame", "current", "detached", "heed"]
 
 RUNNING: ContextVar[Frame | None] = ContextVar("backchannel_running", default=None)
 
@@ -127,15 +126,16 @@ class Change(Later):
             return True
         work = apply()
         try:
-            work.send(None)
+            waits_for = work.send(None)
         except StopIteration as stop:
             self.settle(result=stop.value)
             return True
         except BaseException:
             self.settle(result=False)
             raise
-        # A def returned a coroutine, of which nothing has run yet: see Dispatch.call.
-        self.go_on(functools.partial(_go_on, work))
+        # A def returned a coroutine, of which nothing has run yet (see Dispatch.call), or a rule
+        # has closed the channel that it was asked about, which has to be heard anew.
+        self.go_on(functools.partial(_go_on, work, waits_for))
         return False
 
     def go_on(self, apply: Callable[[], Coroutine[Any, Any, bool]]) -> None:
@@ -243,9 +243,9 @@ class Coming:
     async def wait(self) -> bool:
         """Wait in a task; return whether it is in."""
         try:
-            with contextlib.suppress(Exception):  # finish() sees it
-                await self.heard
+            await asyncio.wait({self.heard})  # finish() sees what became of it
         except asyncio.CancelledError:
+            self.heard.add_done_callback(heed)
             self.give_up()
             raise
         done = self.finish()
@@ -266,5 +266,13 @@ class _Settled(Change):
 SETTLED: Final = {outcome: _Settled(outcome) for outcome in (False, True)}
 
 
-async def _go_on(work: Coroutine[Any, Any, bool]) -> bool:
-    return bool(await Watched(work))
+async def _go_on(work: Coroutine[Any, Any, bool], waits_for: Any) -> bool:
+    """Go on with what has taken a step, which may have given up its turn: None."""
+    rest = NOTHING_YET if waits_for is None else waits_for
+    return bool(await Watched(work, waits_for=rest))
+
+
+def heed(heard: asyncio.Future[Any]) -> None:
+    """Look at what became of something that nobody waits for any more."""
+    if not heard.cancelled():
+        heard.exception()

@@ -222,7 +222,11 @@ class Cluster:
 
     def listen(self, channel: str) -> asyncio.Future[Any] | None:
         """Hear a channel of which no history is kept; see ``contracts.Broker.listen``."""
-        heard = self._broker.listen(Target("channel", channel))
+        try:
+            heard = self._broker.listen(Target("channel", channel))
+        except Exception as error:  # noqa: BLE001 - a broker may raise anything
+            heard = asyncio.get_running_loop().create_future()
+            heard.set_exception(error)
         if heard is None or isinstance(heard, asyncio.Future):
             return heard
         return asyncio.ensure_future(heard)

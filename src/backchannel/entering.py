@@ -101,6 +101,9 @@ class Entering:
                     return admits
                 if name in ws._channels:
                     return True
+                channel = self._channels.get(name)
+                if channel is not None and not channel.is_plain:
+                    return self._admitted_later(dispatch, name, seen)
         if channel is None or not channel.holders:
             channel = self._channels.hold(name, dispatch.endpoint)
         if self._cluster is not None and not channel.is_open:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from backchannel.change import Change, Coming
+from backchannel.change import Change, Coming, heed
 from backchannel.inbox import Call, Inbox, Item, Rest
 from backchannel.stepping import step
 
@@ -148,6 +148,7 @@ class Sequence:
     def _heard(self, heard: asyncio.Future[Any]) -> None:
         """Enter the channel, then go on with what came in meanwhile."""
         if self._awaited is None or self._awaited[0].heard is not heard:
+            heed(heard)
             return  # it was given up
         (coming, change), self._awaited = self._awaited, None
         try:

@@ -611,6 +611,35 @@ async def test_a_join_that_waits_is_told_though_the_engine_lost_its_data_meanwhi
     assert all(node.told.empty() for node in (one, two))
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_join_is_not_told_again_where_the_engine_lost_its_data_and_then_the_connection(
+    broker_node, redis_server, leaves
+):
+    """Before its node has announced anybody."""
+    node = await broker_node()
+    node.come("cars", "ana")
+    assert await node.next_told() == ("cars", "ana", True)
+    devices = node.devices
+
+    def cut_then(channel, user):
+        node.devices = devices
+        cut(node.broker)
+        return devices(channel, user)
+
+    with redis_server.client as engine:
+        engine.flushall()
+    node.devices = cut_then
+    cut(node.broker)
+    await until(lambda: node.devices is not cut_then)
+    if leaves:
+        del node.here["cars", "ana"]
+        node.broker.announce("cars", "ana")
+    node.come("cars", "bob")
+    told = [await node.next_told() for _ in range(1 + leaves)]
+    assert told == [("cars", "bob", True), ("cars", "ana", False)][: 1 + leaves]
+    assert node.told.empty()
+
+
 async def lose_data(redis_server, *nodes):
     """Let an engine lose all, and its nodes come back to it."""
     links = [node.broker._route.engine.link for node in nodes]

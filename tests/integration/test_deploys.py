@@ -408,6 +408,45 @@ async def test_a_request_of_who_was_let_in_at_the_end_is_answered(run, apps, tra
     assert not re.search("WARNING|ERROR|CRITICAL|Traceback", server.printed()), server.printed()
 
 
+ENDING = """
+from backchannel import Hub, Listener
+
+hub = Hub()
+
+@hub.endpoint("/ws/end")
+class Ending(Listener):
+    def on_close(self, ws, reason):
+        print("ended with", reason.code, reason.text, "by", reason.by)
+"""
+NATIVE = (
+    "uvicorn ending:hub --port {port} --ws backchannel.transport.uvicorn:Protocol"
+    " --http backchannel.transport.uvicorn:HttpProtocol"
+)
+
+
+async def test_who_becomes_a_websocket_at_the_very_end_is_told_of_that_end(start, tmp_path):
+    """By the hub that has it by then, and not past it by uvicorn's protocol, which gave it away."""
+    (tmp_path / "ending.py").write_text(ENDING)
+    server = start("uvicorn-native", NATIVE, cwd=tmp_path)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    served, ask = await asyncio.open_connection("127.0.0.1", server.port)
+    ask.write(HEALTH)
+    assert (await served.readline()).startswith(b"HTTP/1.1 ")  # so that both are let in
+    server.process.signal(signal.SIGTERM)
+    await served.read()  # to its end: uvicorn hangs up
+    writer.write(UPGRADE % b"/ws/end")
+    answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    said = frames.close_frame(1012, "server is restarting")
+    assert await asyncio.wait_for(reader.readexactly(len(said)), PATIENCE) == said
+    writer.write(b"\x88\x80\0\0\0\0")
+    assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+    for each in (writer, ask):
+        each.close()
+    assert await asyncio.to_thread(server.process.wait) is not None
+    assert "ended with 1012 server is restarting by server" in server.printed()
+
+
 async def test_http_is_served_while_it_drains(run, apps):
     folder = apps(enabled=False)
     server = run("--drain", "600", target=str(folder / "apps.py:wrapped"))

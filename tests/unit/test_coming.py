@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections import Counter
 
@@ -194,6 +195,62 @@ async def test_what_the_broker_refuses_is_entered_by_nobody_reported_and_tried_a
     assert broker.asked == ["cars", "cars"]
 
 
+@pytest.mark.parametrize(
+    ("error", "enters"), [(BrokerUnavailable("away"), True), (OSError("no such topic"), False)]
+)
+async def test_a_broker_that_raises_at_once_keeps_no_channel_from_who_comes_next(
+    hub, broker, monkeypatch, error, enters
+):
+    """As one whose answer it is later."""
+
+    def raise_it(target):
+        raise error
+
+    hub.add("/ws", Listener)
+    first, second = [await hub.test_client("/ws").connect() for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(broker, "listen", raise_it)
+        change = first.connection.subscribe("cars")
+        async with asyncio.timeout(5):
+            assert await change is enters
+    change = second.connection.subscribe("cars")
+    if not enters:
+        broker.confirm()
+    async with asyncio.timeout(5):
+        assert await change is True
+    assert ["no such topic" in problem for problem in hub.health.problems] == [True] * (not enters)
+
+
+async def test_what_the_broker_refuses_when_nobody_waits_any_more_is_no_error(hub, broker):
+    said = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    ws = await connected(hub, Listener)
+    change = ws.connection.subscribe("cars")
+    heard = broker.heard[CARS]
+    await ws.drop()
+    assert await change is False
+    heard.set_exception(PermissionError("no such topic for you"))
+    await turns()
+    del heard
+    gc.collect()
+    assert said == []
+
+
+async def test_what_the_broker_gives_up_is_entered_by_nobody_and_cancels_no_callback(
+    hub, broker, diary
+):
+    class Entering(Listener):
+        async def on_message(self, ws, message):
+            diary.append(f"in: {await ws.subscribe(message)}")
+
+    ws = await connected(hub, Entering)
+    await ws.send("cars")
+    await turns()
+    broker.heard[CARS].cancel()
+    await ws.settled()
+    assert diary == ["in: False"]
+
+
 async def test_a_rule_is_asked_again_where_someone_asked_for_a_recheck_meanwhile(hub, broker):
     may = [True]
     hub.rule("cars", subscribe=lambda ws, channel: may[0])
@@ -252,6 +309,34 @@ async def test_a_rule_may_empty_the_channel_it_is_asked_about(hub, broker):
     change = ws.connection.subscribe("cars")
     await turns()
     assert broker.asked == ["cars", "cars"]
+    broker.confirm()
+    assert await change is True
+    assert hub.channels() == {"cars": 1}
+
+
+class Opening(Listener):
+    def on_channel_open(self, channel):
+        pass
+
+
+@pytest.mark.parametrize("listener", [Listener, Opening])
+async def test_a_rule_may_empty_the_channel_also_where_nobody_was_to_wait(hub, broker, listener):
+    """It seemed that a change from another thread would not have to."""
+
+    def send_all_out(ws, channel):
+        if ws is not first.connection:
+            first.connection.unsubscribe("cars")
+        return True
+
+    hub.rule("cars", subscribe=send_all_out)
+    hub.add("/ws", listener)
+    first, ws = [await hub.test_client("/ws").connect() for _ in range(2)]
+    change = first.connection.subscribe("cars")
+    await turns()
+    broker.confirm()
+    assert await change is True
+    change = await asyncio.to_thread(ws.connection.subscribe, "cars")
+    await turns()
     broker.confirm()
     assert await change is True
     assert hub.channels() == {"cars": 1}

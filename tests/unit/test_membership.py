@@ -302,6 +302,43 @@ async def test_who_comes_while_the_channel_opens_waits_for_it(hub, diary):
     assert diary.count_of("on_channel_close") == 1
 
 
+async def test_who_comes_while_the_channel_opens_waits_also_where_its_own_rule_has_begun_that(
+    hub, diary
+):
+    go = asyncio.Event()
+
+    async def opening():
+        diary.append("opening")
+        await go.wait()
+        diary.append("open")
+
+    class Slow(Listener):
+        def on_channel_open(self, channel):
+            return opening()
+
+    class Plain(Listener):
+        def on_subscribe(self, ws, channel):
+            diary.append("asked")
+
+    def let_slow_in(ws, channel):
+        if ws is plain.connection:
+            slow.connection.subscribe(channel)
+        return True
+
+    hub.rule("cars", subscribe=let_slow_in)
+    hub.add("/slow", Slow)
+    hub.add("/plain", Plain)
+    slow, plain = [await hub.test_client(url).connect() for url in ("/slow", "/plain")]
+    change = plain.connection.subscribe("cars")
+    await turns()
+    assert diary == ["opening"]
+    go.set()
+    assert await change is True
+    await slow.settled()
+    assert diary == ["opening", "open", "asked"]
+    assert hub.channels() == {"cars": 2}
+
+
 async def test_who_ends_while_the_channel_opens_is_asked_nothing(hub, diary):
     """It can't enter: on_subscribe would greet it, and no on_unsubscribe would follow."""
     began, go = asyncio.Event(), asyncio.Event()

@@ -101,7 +101,7 @@ class Patience(asyncio.Protocol):
         if self.cycle is None and (rest := data.partition(b"\r\n\r\n")[2]):
             upgraded.data_received(rest)
         if self._leaves:
-            self.loop.call_later(LAST_REQUEST, _end, upgraded)
+            self.loop.call_later(LAST_REQUEST, _end, self.transport)
 
     def shutdown(self) -> None:
         """Hang up, as uvicorn asks at its end; whose request is on its way is answered first.
@@ -133,10 +133,10 @@ class Patience(asyncio.Protocol):
         self.transport.close()
 
 
-def _end(upgraded: Any) -> None:
-    """End a WebSocket that came at the very end, unless it was refused."""
-    if not upgraded.transport.is_closing():
-        upgraded.shutdown()
+def _end(transport: asyncio.Transport) -> None:
+    """End a WebSocket that came at the very end, unless it was refused; a hub may have it now."""
+    if not transport.is_closing():
+        cast("Any", transport.get_protocol()).shutdown()
 
 
 class PatientH11(Patience, H11Protocol):

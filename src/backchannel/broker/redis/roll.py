@@ -213,6 +213,7 @@ class Roll:
     async def _enroll(self) -> None:
         """Get a fencing number, and announce everything anew."""
         comes_back, heard = self._epoch != "", self._heard
+        known = [pair for pair, was_known in self._dirty.items() if was_known]
         said = await self._call("enroll", int(comes_back), secrets.token_hex(8))
         fence, epoch, is_older = said
         is_new = comes_back and epoch.decode() != self._epoch
@@ -228,6 +229,8 @@ class Roll:
             for pair in [one for one, due in self._held.items() if due > heard]:
                 self._dirty[pair] = False
                 self._held[pair] = math.inf
+        if self._heard - heard <= self._lease * 1000:  # else they may have been told to have left
+            self._dirty.update(dict.fromkeys(known, True))
         self._is_settled = False
 
     async def _announce(self) -> None:
@@ -237,11 +240,17 @@ class Roll:
         while self._dirty:
             said: dict[Pair, bytes] = {}
             words: list[str | bytes | int] = []
+            known: list[Pair] = []
             for pair in list(islice(self._dirty, BATCH)):
-                known = self._dirty.pop(pair)
+                if was_known := self._dirty.pop(pair):
+                    known.append(pair)
                 devices = said[pair] = self._node.devices(*pair)
-                words += [*pair, devices, int(known), int(self._node.settles(pair[0]))]
-            due = dict(await self._call("set", *words))
+                words += [*pair, devices, int(was_known), int(self._node.settles(pair[0]))]
+            try:
+                due = dict(await self._call("set", *words))
+            except BaseException:
+                self._dirty.update(dict.fromkeys(known, True))
+                raise
             for index, (pair, devices) in enumerate(said.items()):
                 self._note(pair, due.get(index, 0), is_here=devices != b"")
 
