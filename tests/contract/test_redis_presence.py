@@ -640,6 +640,40 @@ async def test_a_join_is_not_told_again_where_the_engine_lost_its_data_and_then_
     assert node.told.empty()
 
 
+async def test_a_leave_that_was_told_is_not_told_again_though_the_engine_lost_its_data_since(
+    broker_node, redis_server
+):
+    node = await broker_node(moment=0.1)
+    for channel in ("cars", "quiet"):
+        node.come(channel, "ana")
+        assert await node.next_told() == (channel, "ana", True)
+        node.go(channel, "ana")
+        assert await node.next_told() == (channel, "ana", False)
+        await lose_data(redis_server, node)
+    with redis_server.client as engine:
+        assert engine.zcard(node.broker._roll._key + b"leaving") == 0
+    assert node.told.empty()
+
+
+async def test_who_left_is_told_of_though_the_engine_lost_its_data_twice_since(
+    broker_node, redis_server
+):
+    node = await broker_node(moment=0.1)
+    node.come("cars", "ana")
+    assert await node.next_told() == ("cars", "ana", True)
+    with redis_server.client as engine:
+        engine.flushall()
+    link = cut(node.broker)
+    node.go("cars", "ana")
+    await until_anew(node.broker, link)
+    await node.broker.count_members("cars")
+    await asyncio.sleep(0.3)  # time is the subject: more than the moment, less than a lease
+    await node.broker.count_members("cars")
+    await lose_data(redis_server, node)
+    assert await node.next_told() == ("cars", "ana", False)
+    assert node.told.empty()
+
+
 async def lose_data(redis_server, *nodes):
     """Let an engine lose all, and its nodes come back to it."""
     links = [node.broker._route.engine.link for node in nodes]

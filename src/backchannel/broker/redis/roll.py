@@ -79,7 +79,7 @@ class Roll:
         self._wait = self._interval
         self._dirty: dict[Pair, bool] = {}  # True: the engine knew of it, before it lost its data
         self._held: dict[Pair, float] = {}  # what the engine knows of; when the join is due, or 0
-        self._left: dict[Pair, float] = {}  # what it knew of until then, by the loop's clock
+        self._left: dict[Pair, float] = {}  # what it knew of; when the leave is due
         self._asked: deque[tuple[str, str, asyncio.Future[Any]]] = deque()
         self._heard = 0  # when it answered last; by the engine's clock, as what is due
         self._seen = self._done = self._confirmed = 0
@@ -224,7 +224,9 @@ class Roll:
             self._seen = self._done = self._confirmed = 0
             self._open.clear()
         self._dirty = dict.fromkeys(self._node.attending(), False)
-        self._dirty.update(dict.fromkeys((*self._held, *self._left), lost))
+        # Whose leave was due is told to have left, or has devices elsewhere.
+        left = [pair for pair, due in self._left.items() if due > heard or not lost]
+        self._dirty.update(dict.fromkeys((*self._held, *left), lost))
         if lost:  # whose join was not told yet: it is to be told
             for pair in [one for one, due in self._held.items() if due > heard]:
                 self._dirty[pair] = False
@@ -234,16 +236,16 @@ class Roll:
         self._is_settled = False
 
     async def _announce(self) -> None:
-        now = asyncio.get_running_loop().time()
-        while self._left and next(iter(self._left.values())) < now - self._moment - self._lease:
+        long_ago = self._heard - self._lease * 1000
+        while self._left and next(iter(self._left.values())) < long_ago:
             del self._left[next(iter(self._left))]
         while self._dirty:
             said: dict[Pair, bytes] = {}
             words: list[str | bytes | int] = []
-            known: list[Pair] = []
+            known: set[Pair] = set()
             for pair in list(islice(self._dirty, BATCH)):
                 if was_known := self._dirty.pop(pair):
-                    known.append(pair)
+                    known.add(pair)
                 devices = said[pair] = self._node.devices(*pair)
                 words += [*pair, devices, int(was_known), int(self._node.settles(pair[0]))]
             try:
@@ -253,6 +255,8 @@ class Roll:
                 raise
             for index, (pair, devices) in enumerate(said.items()):
                 self._note(pair, due.get(index, 0), is_here=devices != b"")
+                if pair in known and pair not in self._held:  # others have a lease to announce them
+                    self._left[pair] = self._heard + max(self._lease, self._moment) * 1000
 
     def _note(self, pair: Pair, due: int, *, is_here: bool) -> None:
         """Keep what the engine knows now.
@@ -266,7 +270,7 @@ class Roll:
             self._held[pair] = due
             self._left.pop(pair, None)
         elif self._held.pop(pair, math.inf) <= self._heard:  # else nobody knows that they came
-            self._left[pair] = asyncio.get_running_loop().time()
+            self._left[pair] = self._heard + self._moment * 1000
 
     @property
     def _link(self) -> Link | None:
