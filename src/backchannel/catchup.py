@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from backchannel.history import Follower
+from backchannel.history import Follower, Position
 
 if TYPE_CHECKING:
     from backchannel.connection import Connection
     from backchannel.contracts import Broker, Publication
-    from backchannel.history import Position
     from backchannel.messages import Frame
     from backchannel.roster import Roster
 
@@ -68,7 +67,8 @@ class CatchUp:
     """
 
     __slots__ = (
-        "_broker", "_follower", "_missed", "_ready", "_roster", "_snapshots", "channel", "ws",
+        "_broker", "_follower", "_missed", "_ready", "_roster", "_snapshots", "_state_at",
+        "channel", "ws",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +82,7 @@ class CatchUp:
         self._follower: Follower[Publication] = Follower(missed.since)
         self._ready: list[tuple[Position, Publication]] = []
         self._snapshots = 0
+        self._state_at: Position | None = None  # of a state after which nothing was asked for yet
 
     def hear(self, position: Position, publication: Publication) -> None:
         """Take what was just published to the channel."""
@@ -123,6 +124,11 @@ class CatchUp:
         follower = self._follower
         limit = self._missed.replay if follower.position is None else PAGE
         page = await self._broker.history(self.channel, follower.since, limit)
+        state_at, self._state_at = self._state_at, None
+        if page.lost and state_at is not None and state_at.epoch != page.top.epoch:
+            # The state is from before this epoch, so that all of the epoch comes later.
+            self._follow(Position(page.top.epoch, 0))
+            return
         ready, lost = follower.learn(page)
         if lost:
             self._missed.lost = True
@@ -138,12 +144,19 @@ class CatchUp:
         self._snapshots += 1
         if self._snapshots > SNAPSHOTS:
             raise LookupError(
-                f"{SNAPSHOTS} snapshots of {self.channel!r} were older than its history: they "
-                "belong to positions that are not kept any more"
+                f"{SNAPSHOTS} snapshots of {self.channel!r} were older than its history: the last "
+                f"one belongs to {self._follower.position}, and what came after that is not kept "
+                "any more. Store the state with each publication, beside its position, or keep "
+                "more: hub.rule(…, history=)"
             )
         frame, is_json, position = await snapshot()
         self.ws._begin_with(self.channel, frame, position, is_json=is_json)
-        self._follower = Follower(position)  # what was heard meanwhile, history has
+        self._state_at = position
+        self._follow(position)
+
+    def _follow(self, since: Position) -> None:
+        """Begin after a position: what was heard meanwhile, history has."""
+        self._follower = Follower(since)
         self._ready.clear()
 
     async def _send(self) -> None:

@@ -611,6 +611,38 @@ async def test_who_comes_back_in_time_needs_no_snapshot_and_who_does_not_gets_on
             assert told[1]["data"] == ["a", "b", "c", "d"]
 
 
+@pytest.mark.parametrize("since_then", [[], ["b", "c"]])
+async def test_a_state_from_before_the_history_began_is_one_from_before_all_of_it(since_then):
+    """As one of a database, after the hub was started again, or nobody said anything for long."""
+    hub, board = new_board()
+    await hub.start()
+    board.words, board.position = ["a"], "0ther.17"
+    for word in since_then:
+        await hub.broadcast("doc:1", word)
+    async with Speaker(hub, "/plain") as ana:
+        await ana.say("subscribe", id=1, channel="doc:1")
+        told = await ana.heard()
+        kinds = ["snapshot", *["publication"] * len(since_then), "subscribed"]
+        assert [one["type"] for one in told] == kinds
+        assert [one["data"] for one in told[:-1]] == [["a"], *since_then]
+        await board.add("d")
+        assert (await ana.hear("publication"))["data"] == "d"
+    assert board.asked == 1
+
+
+async def test_a_state_from_before_a_history_of_which_some_is_gone_is_too_old(caplog):
+    hub, board = new_board(history=1)
+    await hub.start()
+    board.position = "0ther.17"
+    for n in range(2):
+        await hub.broadcast("doc:1", n)
+    async with Speaker(hub, "/plain") as ana:
+        await ana.say("subscribe", id=1, channel="doc:1")
+        assert (await ana.heard())[-1]["code"] == "refused"
+    assert "3 snapshots of 'doc:1' were older than its history" in caplog.text
+    assert "Store the state with each publication" in caplog.text
+
+
 async def test_a_snapshot_that_is_always_too_old_is_refused_and_logged(caplog):
     hub, board = new_board(history=1)
     await hub.start()
