@@ -518,6 +518,31 @@ async def test_hellos_that_count_go_on_after_the_engine_came_back_with_an_older_
                 assert [each.client.closed.code for each in (second, third)] == [4005, 4005]
 
 
+async def test_a_state_from_before_the_engine_lost_its_data_lets_in(new_redis_server):
+    """It has the position that was stored with it, of a history that is gone."""
+    engine = new_redis_server()
+    engine.start()
+    hub = new_hub(engine.url)
+    stored = []
+    hub.rule(
+        "doc:{id}", history=50, subscribe=lambda ws: True, snapshot=lambda ws: ("state", *stored)
+    )
+    await hub.start()
+    stored.append(str((await hub.broadcast("doc:1", "in the state")).position))
+    engine.stop()
+    await until(lambda: not hub.health.ready)
+    engine.start()
+    await until_ready(hub)
+    later = await hub.broadcast("doc:1", "later")
+    assert str(later.position).partition(".")[0] != stored[0].partition(".")[0]
+    async with Speaker(hub, "/plain") as ana:
+        await ana.say("subscribe", id=1, channel="doc:1")
+        assert (await ana.hear("snapshot"))["data"] == "state"
+        assert (await ana.hear("publication"))["data"] == "later"
+        assert (await ana.hear("subscribed"))["position"] == str(later.position)
+    await hub.stop()
+
+
 async def test_a_channel_whose_history_can_not_be_read_just_now_is_not_lost(redis_server):
     hub = new_hub(redis_server.url)
     goes = []

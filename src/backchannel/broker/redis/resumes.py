@@ -64,6 +64,7 @@ class RedisResumes:
         """Return what is kept and forget it: an answer that nobody waits for is given back."""
         name = self._keys.resume(key)
         link = self._link(name)
+        # With its text: an answer that comes too late to be waited for can't ask to have it loaded.
         command = ("EVAL", _TAKE, 1, name, turn)
         life, data = link.call("PTTL", name), link.call(*command)
         life.add_done_callback(_heed)
