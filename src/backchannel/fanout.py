@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import Context
-from itertools import repeat
+from itertools import pairwise, repeat
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
@@ -22,7 +22,7 @@ from backchannel.observe import TRACE
 from backchannel.wire import frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from backchannel.connection import Connection
     from backchannel.contracts import Publication
@@ -152,9 +152,10 @@ class Lane:
     __slots__ = ("_frames", "_joined", "_making", "apart", "messages", "numbers", "shared")
 
     def __init__(self, members: Mapping[Connection, None], making: Making):
-        self.shared: dict[Connection, Sharing] = {
-            ws: cast("Sharing", ws._link) for ws in members if not ws._link.apart
-        }
+        self.shared = cast(
+            "dict[Connection, Sharing]",
+            {ws: link for ws in members if not (link := ws._link).apart},
+        )
         self.apart: dict[Connection, None] = {}
         if len(self.shared) < len(members):
             self.apart.update((ws, None) for ws in members if ws._link.apart)
@@ -181,6 +182,16 @@ class Lane:
                 frame = enclose(publication, position)
             made.append(encode(frame, deflates))
         return made
+
+    def by_variant(self) -> Iterator[tuple[int, list[Sharing]]]:
+        """Give the sockets that share the lane, one variant after the other."""
+        sockets = list(self.shared.values())
+        variants = {socket.variant for socket in sockets}
+        for variant in variants:
+            if len(variants) == 1:
+                yield variant, sockets
+            else:
+                yield variant, [socket for socket in sockets if socket.variant == variant]
 
     def joined(self, variant: int) -> bytes:
         """Return the frames in one piece, once no more are added."""
@@ -372,33 +383,58 @@ def _write_all(lanes: list[Lane], due: list[Flushed]) -> Iterator[None]:
 
 def _write_one(lane: Lane) -> Iterator[None]:
     """Write what one lane has to all who share it."""
-    sockets = list(lane.shared.values())
-    batch = _BATCH
-    for start in range(0, len(sockets), batch):
-        some = sockets[start : start + batch]
-        variants = {socket.variant for socket in some}
-        for variant in variants:
-            same = some
-            if len(variants) > 1:
-                same = [socket for socket in some if socket.variant == variant]
-            same[0].write_each(zip(same, repeat(lane.joined(variant))))
-        yield
+    for variant, sockets in lane.by_variant():
+        yield from _write_each(sockets, repeat(lane.joined(variant)))
 
 
 def _write_mixed(lanes: list[Lane]) -> Iterator[None]:
-    """Write what all lanes of a socket have to it in one piece; which they are, the bits tell."""
+    """Write what all lanes of a socket have to it in one piece."""
     lanes = [lane for lane in lanes if lane.numbers]
-    plan: dict[Sharing, int] = {}
+    if all(one.numbers[-1] < other.numbers[0] for one, other in pairwise(lanes)):
+        plan = _one_after_the_other(lanes)
+    else:
+        plan = _interleaved(lanes)
+    yield from _write_each(list(plan), plan.values())
+
+
+def _write_each(sockets: Sequence[Sharing], data: Iterable[bytes]) -> Iterator[None]:
+    """Write its part to each; yields now and then."""
+    batch, data = _BATCH, iter(data)
+    for start in range(0, len(sockets), batch):
+        some = sockets[start : start + batch]
+        some[0].write_each(zip(some, data, strict=False))
+        yield
+
+
+def _one_after_the_other(lanes: list[Lane]) -> dict[Sharing, bytes]:
+    """Return what lanes have for each, none of which begins before the last has ended.
+
+    Those who had the same until then have the same afterwards, and share it.
+    """
+    plan: dict[Sharing, bytes] = {}
+    for lane in lanes:
+        for variant, sockets in lane.by_variant():
+            data = lane.joined(variant)
+            made: dict[bytes, bytes] = {}
+            for socket in sockets:
+                if socket not in plan:
+                    plan[socket] = data
+                elif (before := plan[socket]) in made:
+                    plan[socket] = made[before]
+                else:
+                    plan[socket] = made[before] = before + data
+    return plan
+
+
+def _interleaved(lanes: list[Lane]) -> dict[Sharing, bytes]:
+    """Return what lanes have for each, whatever the order; which lanes it has, the bits tell."""
+    bits: dict[Sharing, int] = {}
     for index, lane in enumerate(lanes):
         bit = 1 << index
         for socket in lane.shared.values():
-            plan[socket] = plan.get(socket, 0) | bit
+            bits[socket] = bits.get(socket, 0) | bit
     mix = [_Mix(lanes, variant) for variant in range(2 * ENCLOSED)]
-    due = [(socket, mix[socket.variant][bits]) for socket, bits in plan.items()]
-    batch = _BATCH
-    for start in range(0, len(due), batch):
-        due[start][0].write_each(due[start : start + batch])
-        yield
+    return {socket: mix[socket.variant][own] for socket, own in bits.items()}
 
 
 class _Mix(dict[int, bytes]):
@@ -406,22 +442,10 @@ class _Mix(dict[int, bytes]):
 
     def __init__(self, lanes: list[Lane], variant: int):
         super().__init__()
-        self._ends = {1 << n: lane.numbers[-1] for n, lane in enumerate(lanes)}
         self._lanes = lanes
         self._variant = variant
 
     def __missing__(self, bits: int) -> bytes:
-        index = bits.bit_length() - 1  # of the lane whose first message is the latest
-        last = 1 << index
-        if (before := bits ^ last) == 0:
-            self[bits] = data = self._lanes[index].joined(self._variant)
-            return data
-        data = self[before]
-        if self._ends[before] < self._lanes[index].numbers[0]:
-            data += self[last]
-        else:  # some of its messages lie between those of the others
-            own = [lane for index, lane in enumerate(self._lanes) if bits >> index & 1]
-            data = b"".join(_merged(own, self._variant))
-        self[bits] = data
-        self._ends[bits] = max(self._ends[before], self._ends[last])
+        own = [lane for index, lane in enumerate(self._lanes) if bits >> index & 1]
+        self[bits] = data = b"".join(_merged(own, self._variant))
         return data

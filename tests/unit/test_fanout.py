@@ -98,7 +98,7 @@ class Client:
             size = data[1]
             masked += bytes([data[0], 0x80 | size, 0, 0, 0, 0]) + data[2 : 2 + size]
             data = data[2 + size :]
-        return Reader(1000).feed(bytes(masked))
+        return Reader(1000, deflate=bool(self.variant & fanout.COMPRESSED)).feed(bytes(masked))
 
 
 class Turns(RuleBasedStateMachine):
@@ -224,8 +224,8 @@ def enclosed(client, channel, message, position):
     return f'{{"type":"publication","channel":"{channel}",{place}"data":"{message}"}}'
 
 
-def said(message):
-    return Publication(Target("channel", "a"), message)
+def said(message, channel="a"):
+    return Publication(Target("channel", channel), message)
 
 
 TestTurns = Turns.TestCase
@@ -357,6 +357,44 @@ async def test_many_messages_to_a_channel_are_one_write_to_each_member():
         assert client.writes == 1
         assert client.read() == [str(number) for number in range(50)]
     assert clients[0].written[0] is clients[1].written[0]  # the very same bytes
+
+
+def two_channels():
+    """Return a fan-out, the list of what it is to call, clients of two kinds, and the channels."""
+    queued = []
+    fan = Fanout(Encoder(40, 12), queued.append)
+    plain, again, compressing = (
+        Client(fan, shares=True, held=False, variant=v) for v in (0, 0, fanout.COMPRESSED)
+    )
+    clients = [plain, again, compressing]
+    for client in clients:
+        client.rejoin()
+        client._channels.update("ab")
+    return fan, queued, clients, dict.fromkeys(clients)
+
+
+@pytest.mark.parametrize("order", ["ab", "aba"])
+def test_who_is_in_the_same_channels_is_written_the_very_same_bytes(order):
+    fan, queued, (plain, again, _), members = two_channels()
+    for channel in order:
+        fan.broadcast(said(channel, channel), members)
+    queued.pop()()
+    assert plain.read() == list(order)
+    assert (plain.writes, again.writes) == (1, 1)
+    assert plain.written[0] is again.written[0]
+
+
+@pytest.mark.parametrize("order", ["ab", "aba"])
+def test_who_had_the_same_before_is_not_given_what_another_kind_of_client_takes(order):
+    """A short message is the same for those who take compressed ones and those who do not."""
+    fan, queued, clients, members = two_channels()
+    plain, _, compressing = clients
+    for channel in order:
+        fan.broadcast(said("short" if channel == "a" else "long " * 20, channel), members)
+    queued.pop()()
+    read = [client.read() for client in clients]
+    assert read == 3 * [["short" if c == "a" else "long " * 20 for c in order]]
+    assert len(compressing.written[0]) < len(plain.written[0])
 
 
 async def test_a_long_flush_is_done_in_slices(monkeypatch):
