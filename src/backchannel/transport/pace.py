@@ -25,8 +25,11 @@ top, and take about as long."""
 CROWD: Final = 32
 """Connections that have not sent their request yet; from more on, a crowd comes in."""
 
-_LULL: Final = 0.5
-"""Seconds without newcomers, after which the crowd is in."""
+RUSH: Final = 50
+"""Newcomers within a lull, however soon each is read; from more on, a crowd comes in."""
+
+_LULL: Final = 1.0
+"""Seconds without a crowd, after which it is in."""
 
 
 class Late(Protocol):
@@ -141,23 +144,31 @@ class Truce:
         patience: seconds that a full collection is put off at most; then it has as long.
     """
 
-    __slots__ = ("_before", "_began", "_loop", "_newcomers", "_patience", "_seen")
+    __slots__ = (
+        "_before", "_began", "_came", "_counts_from", "_loop", "_newcomers", "_patience", "_seen",
+    )  # fmt: skip
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, newcomers: Sized, patience: float = 10.0):
+    def __init__(self, loop: asyncio.AbstractEventLoop, newcomers: Sized, patience: float = 30.0):
         self._loop = loop
         self._newcomers = newcomers
         self._patience = patience
         self._before: tuple[int, int, int] | None = None
         self._began = -math.inf
         self._seen = 0.0
+        self._came = 0
+        self._counts_from = -math.inf
 
     def keep(self) -> None:
-        """Put the full collection off when there is a crowd."""
-        if len(self._newcomers) <= CROWD:
+        """Take note of a newcomer; put the full collection off when there is a crowd of them."""
+        now = self._loop.time()
+        if now - self._counts_from > _LULL:
+            self._counts_from, self._came = now, 0
+        self._came += 1
+        if self._came <= RUSH and len(self._newcomers) <= CROWD:
             return
-        self._seen = self._loop.time()
-        if self._before is None and self._seen - self._began > 2 * self._patience:
-            self._began = self._seen
+        self._seen = now
+        if self._before is None and now - self._began > 2 * self._patience:
+            self._began = now
             self._before = gc.get_threshold()
             gc.set_threshold(*self._before[:2], 1_000_000)
             self._loop.call_later(_LULL, self._look)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from backchannel.transport.pace import CROWD, Deadlines, Door, Truce, Turns, door_of
+from backchannel.transport.pace import CROWD, RUSH, Deadlines, Door, Truce, Turns, door_of
 
 
 class Late:
@@ -160,13 +160,13 @@ def test_the_full_collection_waits_while_a_crowd_comes_in_but_not_for_ever(clock
     assert gc.get_threshold() == before  # no crowd yet
     newcomers.append(0)
     truce.keep()
-    for _ in range(19):
+    for _ in range(59):
         clock.pass_time(0.5)
         truce.keep()
         assert gc.get_threshold() == (*before[:2], 1_000_000)
     clock.pass_time(1)
     assert gc.get_threshold() == before
-    for _ in range(17):  # the collector has as long
+    for _ in range(57):  # the collector has as long
         truce.keep()
         assert gc.get_threshold() == before
         clock.pass_time(0.5)
@@ -180,12 +180,27 @@ def test_the_truce_ends_when_the_crowd_is_in_and_the_next_has_its_own(clock, bef
     truce = Truce(clock, newcomers)
     for _ in range(2):
         truce.keep()
-        clock.pass_time(2)  # nobody more comes, but they are not in yet
+        clock.pass_time(4)  # nobody more comes, but they are not in yet
         assert gc.get_threshold() != before
         crowd, newcomers[:] = list(newcomers), []
-        clock.pass_time(1)
+        clock.pass_time(2)
         assert gc.get_threshold() == before
         newcomers[:] = crowd
+
+
+def test_many_that_come_one_after_the_other_are_a_crowd_too(clock, before):
+    """Each is read in the turn that it came in: never are many of them new."""
+    truce = Truce(clock, [])
+    for _ in range(3 * RUSH):
+        clock.pass_time(1.2 / RUSH)
+        truce.keep()
+    assert gc.get_threshold() == before  # so many come all the time
+    for _ in range(20 * RUSH):
+        clock.pass_time(0.4 / RUSH)
+        truce.keep()
+    assert gc.get_threshold() != before
+    clock.pass_time(2)
+    assert gc.get_threshold() == before
 
 
 async def test_servers_have_doors_of_their_own_and_only_their_process_has_its_collector(loop):
