@@ -217,5 +217,4 @@ async def release_slowly(ws: Connection) -> None:
         await asyncio.sleep(0)  # what was queued is written at the end of the turn
         await link.drained()
     ws._held = None
-    if not link.is_due:
-        link.rejoin()
+    ws.hub.fanout.rejoin(link)

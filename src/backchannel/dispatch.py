@@ -143,7 +143,7 @@ class Dispatch(Caller):
             self._hub.farewells.end()
         words = f"{reason.code} {reason.text!r}" if reason.text else reason.code
         CONNECTION.info("%s ended by the %s: %s", ws, reason.by, words)
-        self._hub.fanout.leaving(ws, ws._channels)
+        self._hub.fanout.ending(ws)
         self._hub.roster.remove(ws)
         if self._hub.rules.presence:
             self._hub.attendance.ended(ws)
@@ -439,8 +439,7 @@ class Dispatch(Caller):
         link = self.ws._link
         for frame in held or ():
             link.push(frame)
-        if not link.is_due:
-            link.rejoin()
+        self._hub.fanout.rejoin(link)
 
     async def _close(self, *, own_wish: bool) -> None:
         """Run what follows the end: on_close, on_unsubscribe, on_last_close."""

@@ -269,7 +269,7 @@ class Entering:
         if ws._speaks:
             ws._entered(name, position)
         self._roster.enter(ws, name)
-        if self._fanout.lanes:
+        if self._fanout.lanes or ws._link.apart:
             self._fanout.entered(ws, name)
         if self._rules.presence:
             self._attendance.changed(ws, name)

@@ -12,6 +12,8 @@ it, whatever path each took.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
+from collections.abc import Mapping
 from contextvars import Context
 from itertools import pairwise, repeat
 from time import perf_counter
@@ -22,14 +24,14 @@ from backchannel.observe import TRACE
 from backchannel.wire import frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from backchannel.connection import Connection
-    from backchannel.contracts import Publication
+    from backchannel.contracts import Link, Publication
     from backchannel.history import Position
     from backchannel.messages import Frame
 
-__all__ = ["COMPRESSED", "ENCLOSED", "Encoder", "Fanout", "Flushed", "Sharing"]
+__all__ = ["COMPRESSED", "ENCLOSED", "Encoder", "Fanout", "Flushed", "Members", "Sharing"]
 
 SLICE: Final = 0.005
 """Seconds that writing may hold the event loop; what is left then comes in the next turn."""
@@ -92,6 +94,10 @@ class Sharing(Flushed, Protocol):
         ...
 
 
+Members = Mapping["Connection", "Link"]
+"""Of a channel, each with its link."""
+
+
 class Encoder:
     """Makes a message's frame once, however many connections get it one after the other.
 
@@ -141,34 +147,65 @@ class Making(NamedTuple):
 class Lane:
     """What one channel got in this turn.
 
+    Most channels have no other members than those who share, so nothing is noted of each: who
+    shares are the members, whoever comes or goes, without those who were found or set apart.
+
+    Args:
+        members: of the channel, each with its link; may change, or be forgotten by the channel.
+        making: how its messages become frames.
+        some_apart: members may be apart already.
+
     Attributes:
-        shared: the members that get these messages, and maybe those of other lanes, but no others;
-            with their sockets.
+        sharing: how many get these messages, and maybe those of other lanes, but no others.
         apart: the other members; each is pushed to by itself.
         messages: what those who share are to get, in order, each with its position in the history.
         numbers: the place of each message among all of the turn.
     """
 
-    __slots__ = ("_frames", "_joined", "_making", "apart", "messages", "numbers", "shared")
+    __slots__ = (
+        "_frames", "_joined", "_making", "_members", "_without", "apart", "messages", "numbers",
+        "sharing",
+    )  # fmt: skip
 
-    def __init__(self, members: Mapping[Connection, None], making: Making):
-        self.shared = cast(
-            "dict[Connection, Sharing]",
-            {ws: link for ws in members if not (link := ws._link).apart},
-        )
+    def __init__(self, members: Members, making: Making, *, some_apart: bool):
+        self._members = members
+        self._without: set[Connection] = set()  # who does not share; it may have left
         self.apart: dict[Connection, None] = {}
-        if len(self.shared) < len(members):
-            self.apart.update((ws, None) for ws in members if ws._link.apart)
+        if some_apart and (apart := [ws for ws, link in members.items() if link.apart]):
+            self._without.update(apart)
+            self.apart.update(dict.fromkeys(apart))
+        self.sharing = len(members) - len(self.apart)
         self.messages: list[tuple[Publication, Position | None]] = []
         self.numbers: list[int] = []
         self._making = making
         self._frames: dict[int, list[bytes]] = {}
         self._joined: dict[int, bytes] = {}
 
+    def shares(self, ws: Connection) -> bool:
+        """Tell whether a connection is a member that shares."""
+        return ws in self._members and ws not in self._without
+
     def set_apart(self, ws: Connection) -> None:
         """Let a member no longer share."""
-        del self.shared[ws]
+        self.sharing -= 1
+        self._without.add(ws)
         self.apart[ws] = None
+
+    def entered(self, ws: Connection) -> None:
+        """Let a new member get what comes from now on."""
+        self.apart[ws] = None
+
+    def left(self, ws: Connection) -> None:
+        """Let a member that no longer shares get no more."""
+        self.apart.pop(ws, None)
+
+    def sockets(self) -> list[Sharing]:
+        """Return the sockets of those who share."""
+        members, without = self._members, self._without
+        if not without:
+            return cast("list[Sharing]", list(members.values()))
+        sharing = [link for ws, link in members.items() if ws not in without]
+        return cast("list[Sharing]", sharing)
 
     def frames(self, variant: int) -> list[bytes]:
         """Return the messages as frames of a variant; each is made once."""
@@ -183,21 +220,15 @@ class Lane:
             made.append(encode(frame, deflates))
         return made
 
-    def by_variant(self) -> Iterator[tuple[int, list[Sharing]]]:
-        """Give the sockets that share the lane, one variant after the other."""
-        sockets = list(self.shared.values())
-        variants = {socket.variant for socket in sockets}
-        for variant in variants:
-            if len(variants) == 1:
-                yield variant, sockets
-            else:
-                yield variant, [socket for socket in sockets if socket.variant == variant]
-
     def joined(self, variant: int) -> bytes:
         """Return the frames in one piece, once no more are added."""
         if (data := self._joined.get(variant)) is None:
             data = self._joined[variant] = b"".join(self.frames(variant))
         return data
+
+
+Part = tuple[Lane, list[Sharing]]
+"""A lane, and the sockets that it is written to."""
 
 
 def _merged(lanes: list[Lane], variant: int) -> list[bytes]:
@@ -227,8 +258,8 @@ class Fanout:
     """
 
     __slots__ = (
-        "_due", "_making", "_number", "_round", "_schedule", "_scheduled", "enclose", "encoder",
-        "is_quiet", "lanes",
+        "_due", "_making", "_number", "_outsiders", "_round", "_schedule", "_scheduled",
+        "enclose", "encoder", "is_quiet", "lanes",
     )  # fmt: skip
 
     def __init__(
@@ -241,6 +272,7 @@ class Fanout:
         self._making = Making(encoder.encode, self.enclose)
         self.lanes: dict[str, Lane] = {}
         self._due: list[Flushed] = []
+        self._outsiders: set[Link | Flushed] = set()  # in channels and apart, with nothing due
         self._number = 0
         self._round: Iterator[None] | None = None
         self._schedule = schedule or _at_the_end_of_the_turn
@@ -250,7 +282,7 @@ class Fanout:
     def broadcast(
         self,
         publication: Publication,
-        members: Mapping[Connection, None],
+        members: Members,
         without: Collection[Connection] = (),
         position: Position | None = None,
     ) -> int:
@@ -258,7 +290,7 @@ class Fanout:
 
         Args:
             publication: it; its target is the channel.
-            members: who is in it.
+            members: who is in it, each with its link.
             without: members that don't get it.
             position: where it stands in the channel's history.
 
@@ -272,13 +304,13 @@ class Fanout:
                 return 0
             lane = self._open(channel, members)
         for ws in without:
-            if ws in lane.shared:
-                self.due(lane.shared[ws])
-        if lane.shared:
+            if lane.shares(ws):
+                self.due(cast("Flushed", ws._link))
+        reached = lane.sharing
+        if reached:
             self._number += 1
             lane.numbers.append(self._number)
             lane.messages.append((publication, position))
-        reached = len(lane.shared)
         for ws in lane.apart:
             if ws not in without:
                 reached += ws._take(publication, position, channel)
@@ -286,8 +318,10 @@ class Fanout:
 
     def entered(self, ws: Connection, channel: str) -> None:
         """Take note of a new member, who gets nothing of what the channel had before."""
+        if ws._link.apart:
+            self._outsiders.add(ws._link)
         if lane := self.lanes.get(channel):
-            lane.apart[ws] = None
+            lane.entered(ws)
 
     def leaving(self, ws: Connection, channels: Iterable[str]) -> None:
         """Take note of a member about to leave, who gets all that the channel had before."""
@@ -295,9 +329,21 @@ class Fanout:
             return
         for channel in channels:
             if lane := self.lanes.get(channel):
-                if ws in lane.shared:
-                    self.due(lane.shared[ws])
-                lane.apart.pop(ws, None)
+                if lane.shares(ws):
+                    self.due(cast("Flushed", ws._link))
+                lane.left(ws)
+
+    def ending(self, ws: Connection) -> None:
+        """Take note of a connection about to leave all that it is in, for good."""
+        self.leaving(ws, ws._channels)
+        self._outsiders.discard(ws._link)
+
+    def rejoin(self, link: Link | Flushed) -> None:
+        """Let a link share lanes from now on, if it is one that does and has nothing due."""
+        if not link.is_due:
+            link.rejoin()
+            if not link.apart:
+                self._outsiders.discard(link)
 
     def due(self, link: Flushed) -> None:
         """Flush a link at the end of this turn, apart from all lanes."""
@@ -312,8 +358,9 @@ class Fanout:
             if self.lanes:
                 self._part(cast("Sharing", link))
 
-    def _open(self, channel: str, members: Mapping[Connection, None]) -> Lane:
-        lane = self.lanes[channel] = Lane(members, self._making)
+    def _open(self, channel: str, members: Members) -> Lane:
+        some_apart = bool(self._due or self._outsiders)
+        lane = self.lanes[channel] = Lane(members, self._making, some_apart=some_apart)
         self.is_quiet = False
         if not self._scheduled:
             self._wake()
@@ -325,7 +372,7 @@ class Fanout:
         shared = [
             lane
             for channel in ws._channels
-            if (lane := lanes.get(channel)) is not None and ws in lane.shared
+            if (lane := lanes.get(channel)) is not None and lane.shares(ws)
         ]
         for lane in shared:
             lane.set_apart(ws)
@@ -349,8 +396,9 @@ class Fanout:
             due, self._due = self._due, []
             for link in due:
                 link.is_due = False
-                link.rejoin()
-            self._round = _write_all(list(lanes.values()), due)
+                self.rejoin(link)
+            parts = [(lane, lane.sockets()) for lane in lanes.values() if lane.numbers]
+            self._round = _write_all(parts, due)
             self.is_quiet = False
         end = perf_counter() + SLICE
         for _ in self._round:
@@ -369,70 +417,76 @@ def _at_the_end_of_the_turn(flush: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_soon(flush, context=_CONTEXT)
 
 
-def _write_all(lanes: list[Lane], due: list[Flushed]) -> Iterator[None]:
+def _write_all(parts: list[Part], due: list[Flushed]) -> Iterator[None]:
     """Write; yields now and then for a look at the clock."""
     for count, link in enumerate(due, 1):
         link.flush()
         if not count % _BATCH:
             yield
-    if len(lanes) == 1:
-        yield from _write_one(lanes[0])
-    elif lanes:
-        yield from _write_mixed(lanes)
+    if len(parts) == 1:
+        lane, sockets = parts[0]
+        for variant, some in _alike(sockets):
+            some[0].write_each(zip(some, repeat(lane.joined(variant))))
+            yield
+    elif parts:
+        yield from _write_mixed(parts)
 
 
-def _write_one(lane: Lane) -> Iterator[None]:
-    """Write what one lane has to all who share it."""
-    for variant, sockets in lane.by_variant():
-        yield from _write_each(sockets, repeat(lane.joined(variant)))
+def _alike(sockets: list[Sharing]) -> Iterator[tuple[int, list[Sharing]]]:
+    """Give some sockets after the other, with the variant that they take."""
+    batch = _BATCH
+    for start in range(0, len(sockets), batch):
+        some = sockets[start : start + batch]
+        variants = {socket.variant for socket in some}
+        for variant in variants:
+            if len(variants) == 1:
+                yield variant, some
+            else:
+                yield variant, [socket for socket in some if socket.variant == variant]
 
 
-def _write_mixed(lanes: list[Lane]) -> Iterator[None]:
+def _write_mixed(parts: list[Part]) -> Iterator[None]:
     """Write what all lanes of a socket have to it in one piece."""
-    lanes = [lane for lane in lanes if lane.numbers]
+    lanes = [lane for lane, _ in parts]
     if all(one.numbers[-1] < other.numbers[0] for one, other in pairwise(lanes)):
-        plan = _one_after_the_other(lanes)
+        plan = _one_after_the_other(parts)
     else:
-        plan = _interleaved(lanes)
-    yield from _write_each(list(plan), plan.values())
-
-
-def _write_each(sockets: Sequence[Sharing], data: Iterable[bytes]) -> Iterator[None]:
-    """Write its part to each; yields now and then."""
-    batch, data = _BATCH, iter(data)
+        plan = _interleaved(parts)
+    sockets, data, batch = list(plan), iter(plan.values()), _BATCH
     for start in range(0, len(sockets), batch):
         some = sockets[start : start + batch]
         some[0].write_each(zip(some, data, strict=False))
         yield
 
 
-def _one_after_the_other(lanes: list[Lane]) -> dict[Sharing, bytes]:
+def _one_after_the_other(parts: list[Part]) -> dict[Sharing, bytes]:
     """Return what lanes have for each, none of which begins before the last has ended.
 
     Those who had the same until then have the same afterwards, and share it.
     """
     plan: dict[Sharing, bytes] = {}
-    for lane in lanes:
-        for variant, sockets in lane.by_variant():
-            data = lane.joined(variant)
-            made: dict[bytes, bytes] = {}
-            for socket in sockets:
+    for lane, sockets in parts:
+        made: dict[int, dict[bytes, bytes]] = defaultdict(dict)
+        for variant, some in _alike(sockets):
+            data, known = lane.joined(variant), made[variant]
+            for socket in some:
                 if socket not in plan:
                     plan[socket] = data
-                elif (before := plan[socket]) in made:
-                    plan[socket] = made[before]
+                elif (before := plan[socket]) in known:
+                    plan[socket] = known[before]
                 else:
-                    plan[socket] = made[before] = before + data
+                    plan[socket] = known[before] = before + data
     return plan
 
 
-def _interleaved(lanes: list[Lane]) -> dict[Sharing, bytes]:
+def _interleaved(parts: list[Part]) -> dict[Sharing, bytes]:
     """Return what lanes have for each, whatever the order; which lanes it has, the bits tell."""
     bits: dict[Sharing, int] = {}
-    for index, lane in enumerate(lanes):
+    for index, (_, sockets) in enumerate(parts):
         bit = 1 << index
-        for socket in lane.shared.values():
+        for socket in sockets:
             bits[socket] = bits.get(socket, 0) | bit
+    lanes = [lane for lane, _ in parts]
     mix = [_Mix(lanes, variant) for variant in range(2 * ENCLOSED)]
     return {socket: mix[socket.variant][own] for socket, own in bits.items()}
 

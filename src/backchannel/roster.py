@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from backchannel.connection import Connection
-    from backchannel.contracts import Publication, Target
+    from backchannel.contracts import Link, Publication, Target
     from backchannel.session.web import Session
 
 __all__ = ["Roster"]
 
-# Dicts, not sets: iteration in order of arrival, the same on each run.
-Members = dict["Connection", None]
+# Dicts, not sets: iteration in order of arrival, the same on each run; and with each connection
+# its link, which is all that writing to a channel has to look at.
+Members = dict["Connection", "Link"]
 
 FEW: Final = 8
 """Channels up to which a connection keeps their names in a tuple, which needs less memory."""
 
 
-class Solo(Mapping["Connection", None]):
+class Solo(Mapping["Connection", "Link"]):
     """Members of an audience of one, as most users and many channels are.
 
     A connection has one, for all audiences in which it is alone.
@@ -31,9 +32,10 @@ class Solo(Mapping["Connection", None]):
     def __init__(self, ws: Connection):
         self.ws = ws
 
-    def __getitem__(self, ws: Connection) -> None:
+    def __getitem__(self, ws: Connection) -> Link:
         if ws is not self.ws:
             raise KeyError(ws)
+        return ws._link
 
     def __contains__(self, ws: object) -> bool:
         return ws is self.ws
@@ -46,7 +48,7 @@ class Solo(Mapping["Connection", None]):
 
 
 Index = dict[str, Solo | Members]
-_NOBODY: Final[Mapping[Connection, None]] = MappingProxyType({})
+_NOBODY: Final[Mapping[Connection, Link]] = MappingProxyType({})
 
 
 class Roster:
@@ -66,7 +68,7 @@ class Roster:
 
     def admit(self, ws: Connection) -> None:
         """Add a connection."""
-        self.everyone[ws] = None
+        self.everyone[ws] = ws._link
         self._by_id[ws.id] = ws
         if ws.user is not None:
             _add(self._users, ws.user, ws)
@@ -115,14 +117,14 @@ class Roster:
         """Return the channels that have members, with how many."""
         return {name: len(members) for name, members in self._channels.items()}
 
-    def members(self, target: Target) -> Mapping[Connection, None]:
+    def members(self, target: Target) -> Mapping[Connection, Link]:
         """Return the connections a target means; empty when there are none."""
         match target.kind:
             case "channel":
                 return self._channels.get(target.key, _NOBODY)
             case "connection":
                 found = self._by_id.get(target.key)
-                return {found: None} if found else _NOBODY
+                return {found: found._link} if found else _NOBODY
             case "user":
                 return self._users.get(target.key, _NOBODY)
             case "session":
@@ -162,7 +164,7 @@ class Roster:
             case "everyone":
                 return True
 
-    def named(self, targets: Iterable[Target]) -> Members:
+    def named(self, targets: Iterable[Target]) -> dict[Connection, None]:
         """Return the connections that some targets mean, each once."""
         return dict.fromkeys(ws for target in targets for ws in self.members(target))
 
@@ -174,9 +176,9 @@ def _add(index: Index, key: str, ws: Connection) -> None:
             alone = ws._alone = Solo(ws)
         index[key] = alone
     elif isinstance(members, Solo):
-        index[key] = {members.ws: None, ws: None}
+        index[key] = {members.ws: members.ws._link, ws: ws._link}
     else:
-        members[ws] = None
+        members[ws] = ws._link
 
 
 def _discard(index: Index, key: str, ws: Connection) -> None:

@@ -8,6 +8,7 @@ import functools
 import gc
 import sys
 import types
+import weakref
 
 import pytest
 from hypothesis import settings
@@ -130,6 +131,7 @@ class Turns(RuleBasedStateMachine):
             if client._held is None:
                 for channel in CHANNELS[:2]:
                     self.roster.enter(client, channel)
+                    self.fan.entered(client, channel)
 
     def message(self):
         self.number += 1
@@ -177,15 +179,14 @@ class Turns(RuleBasedStateMachine):
             held, client._held = client._held, None
             for message in held:
                 client.push(message)
-            if not client.is_due:
-                client.rejoin()
+            self.fan.rejoin(client._link)
 
     @rule(n=who)
     def end(self, n):
         client = self.clients[n]
         if not client.gone and client._held is None:
             client.gone = True
-            self.fan.leaving(client, client._channels)
+            self.fan.ending(client)
             self.roster.remove(client)
 
     @rule(batch=st.sampled_from([1, 2, 64]), seconds=st.sampled_from([0.0, 1.0]))
@@ -330,7 +331,7 @@ def test_an_answer_waits_for_what_its_channel_was_sent_before():
     client = SocketClient(fan, shares=True, held=False)
     client.rejoin()
     client._channels.add("a")
-    members = {client: None}
+    members = {client: client._link}
     client.reads(
         1,
         lambda: client.push("1"),
@@ -346,7 +347,7 @@ def test_an_answer_waits_for_what_its_channel_was_sent_before():
 async def test_many_messages_to_a_channel_are_one_write_to_each_member():
     fan = Fanout(Encoder(1024, 12))
     clients = [Client(fan, shares=True, held=False) for _ in range(3)]
-    members = dict.fromkeys(clients)
+    members = {client: client._link for client in clients}
     for client in clients:
         client.rejoin()
         client._channels.add("a")
@@ -370,7 +371,7 @@ def two_channels():
     for client in clients:
         client.rejoin()
         client._channels.update("ab")
-    return fan, queued, clients, dict.fromkeys(clients)
+    return fan, queued, clients, {client: client._link for client in clients}
 
 
 @pytest.mark.parametrize("order", ["ab", "aba"])
@@ -397,12 +398,65 @@ def test_who_had_the_same_before_is_not_given_what_another_kind_of_client_takes(
     assert len(compressing.written[0]) < len(plain.written[0])
 
 
+@pytest.mark.parametrize("shares", [True, False])
+def test_nothing_is_kept_of_who_was_apart_in_a_channel_and_is_gone(shares):
+    """As those are that have not opened, and all of a portable transport."""
+    queued = []
+    fan = Fanout(Encoder(1024, 12), queued.append)
+    client = Client(fan, shares=shares, held=True)
+    client._channels.add("a")
+    fan.entered(client, "a")
+    fan.broadcast(said("1"), {client: client._link})
+    fan.ending(client)
+    while queued:
+        queued.pop()()
+    gone = weakref.ref(client)
+    client.ws = client._link = None  # it refers to itself
+    del client
+    assert gone() is None
+
+
+class Looked(Client):
+    """Counts how often it was asked whether it is apart."""
+
+    looks = 0
+
+    @property
+    def apart(self):
+        Looked.looks += 1
+        return self.is_apart
+
+    @apart.setter
+    def apart(self, is_apart):
+        self.is_apart = is_apart
+
+
+def test_nobody_is_looked_at_one_by_one_when_all_who_were_apart_have_joined():
+    queued = []
+    fan = Fanout(Encoder(1024, 12), queued.append)
+    clients = [Looked(fan, shares=True, held=True) for _ in range(20)]
+    members = {client: client._link for client in clients}
+    for client in clients:
+        fan.entered(client, "a")
+    for client in clients:  # one has something due, as after its on_open
+        client._held = None
+        if client is clients[0]:
+            client.push("welcome")
+        fan.rejoin(client)
+    queued.pop()()
+    before = Looked.looks
+    assert fan.broadcast(said("1"), members) == 20
+    assert Looked.looks == before
+    queued.pop()()
+    assert [client.read() for client in clients[:2]] == [["welcome", "1"], ["1"]]
+
+
 async def test_a_long_flush_is_done_in_slices(monkeypatch):
     """Others have their turn in between, and what they send comes after."""
     monkeypatch.setattr(fanout, "SLICE", 0.0)
     fan = Fanout(Encoder(1024, 12))
     clients = [Client(fan, shares=True, held=False) for _ in range(1000)]
-    members = dict.fromkeys(clients)
+    members = {client: client._link for client in clients}
     for client in clients:
         client.rejoin()
         client._channels.add("a")

@@ -20,7 +20,7 @@ class Fake:
 
     def __init__(self, name, user=None, session=None):
         self.id, self.user, self.session = name, user, SimpleNamespace(id=session)
-        self._channels, self._alone = set(), None
+        self._channels, self._alone, self._link = set(), None, object()
 
     def __repr__(self):
         return self.id
