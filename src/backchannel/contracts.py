@@ -423,7 +423,7 @@ class Link(Protocol):
 
     Attributes:
         apart: what goes to a whole channel is pushed to it by itself; False only for a socket
-            that can take bytes made for many (``fanout.Sharing``).
+            that can take bytes made for many (``lanes.Sharing``).
         is_due: it has something to send at the end of this turn.
     """
 

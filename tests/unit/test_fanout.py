@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from backchannel import fanout
+from backchannel import fanout, lanes
 from backchannel.config import Settings
 from backchannel.contracts import Publication, Target
 from backchannel.fanout import Encoder, Fanout
@@ -55,7 +55,7 @@ class Client:
         self.writes = 0
 
     def _take(self, publication, position=None, channel=None):
-        enclosed = self.variant & fanout.ENCLOSED
+        enclosed = self.variant & lanes.ENCLOSED
         frame = self.fan.enclose(publication, position) if enclosed else publication.frame
         return self._push(frame, channel)
 
@@ -99,7 +99,7 @@ class Client:
             size = data[1]
             masked += bytes([data[0], 0x80 | size, 0, 0, 0, 0]) + data[2 : 2 + size]
             data = data[2 + size :]
-        return Reader(1000, deflate=bool(self.variant & fanout.COMPRESSED)).feed(bytes(masked))
+        return Reader(1000, deflate=bool(self.variant & lanes.COMPRESSED)).feed(bytes(masked))
 
 
 class Turns(RuleBasedStateMachine):
@@ -192,13 +192,13 @@ class Turns(RuleBasedStateMachine):
     @rule(batch=st.sampled_from([1, 2, 64]), seconds=st.sampled_from([0.0, 1.0]))
     def next_turn(self, batch, seconds):
         callbacks, self.queued[:] = list(self.queued), []
-        outer = fanout._BATCH, fanout.SLICE
-        fanout._BATCH, fanout.SLICE = batch, seconds
+        outer = lanes._BATCH, fanout.SLICE
+        lanes._BATCH, fanout.SLICE = batch, seconds
         try:
             for callback in callbacks:
                 callback()
         finally:
-            fanout._BATCH, fanout.SLICE = outer
+            lanes._BATCH, fanout.SLICE = outer
 
     @invariant()
     def nothing_is_out_of_order(self):
@@ -219,7 +219,7 @@ class Turns(RuleBasedStateMachine):
 
 def enclosed(client, channel, message, position):
     """Return what a client is to read of a message."""
-    if not client.variant & fanout.ENCLOSED:
+    if not client.variant & lanes.ENCLOSED:
         return message
     place = f'"position":"{position}",' if position else ""
     return f'{{"type":"publication","channel":"{channel}",{place}"data":"{message}"}}'
@@ -365,7 +365,7 @@ def two_channels():
     queued = []
     fan = Fanout(Encoder(40, 12), queued.append)
     plain, again, compressing = (
-        Client(fan, shares=True, held=False, variant=v) for v in (0, 0, fanout.COMPRESSED)
+        Client(fan, shares=True, held=False, variant=v) for v in (0, 0, lanes.COMPRESSED)
     )
     clients = [plain, again, compressing]
     for client in clients:

@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from backchannel.connection import CloseReason
-from backchannel.fanout import COMPRESSED, ENCLOSED
+from backchannel.lanes import COMPRESSED, ENCLOSED
 from backchannel.observe import CONNECTION
 from backchannel.wire import frames
 
@@ -93,7 +93,7 @@ class NativeSocket(asyncio.Protocol):
         is_due: it will be flushed at the end of the turn.
         apart: it shares no lanes for now; see ``fanout``.
         deflates: its client takes compressed frames.
-        variant: which making of a message its client takes; see ``fanout.Sharing``.
+        variant: which making of a message its client takes; see ``lanes.Sharing``.
     """
 
     __slots__ = (
