@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from backchannel.change import RUNNING, Frame, current
+from backchannel.change import RUNNING, Frame
 from backchannel.connection import ABSENT, CloseReason
 from backchannel.errors import Reject
 from backchannel.inbox import Call, Rest, nothing
@@ -61,8 +61,10 @@ class Caller(Sequence):
 
     def _is_inside(self) -> bool:
         """The code that runs now was called by one of this connection's callbacks."""
-        frame = current()
-        return self._inline or (frame is not None and frame.dispatch is self)
+        if self._inline:
+            return True
+        frame = RUNNING.get()
+        return frame is not None and frame.active and frame.dispatch is self
 
     def call_now(self, callback: Callback, first: Any, second: Any = ABSENT) -> Any:
         """Call a plain ``def`` with one argument or two, and time it; raises what it raises."""

@@ -21,7 +21,7 @@ from backchannel.turn import OPENINGS
 
 if TYPE_CHECKING:
     from backchannel.catchup import Missed
-    from backchannel.dispatch import Dispatch
+    from backchannel.changing import Changing
     from backchannel.history import Position
     from backchannel.sequence import Sequence
 
@@ -75,7 +75,7 @@ class Change(Later):
 
     def __init__(
         self,
-        dispatch: Dispatch,
+        dispatch: Changing,
         apply: Callable[[], Coroutine[Any, Any, bool]] | None,
         missed: Missed | None = None,
     ):

@@ -27,10 +27,11 @@ def check_channel(name: str, *, casefold: bool = False) -> str:
     """
     if (
         type(name) is str
+        and name
+        and name[0] != "$"
         and name.isascii()
         and name.isprintable()
-        and 1 <= len(name) <= MAX_NAME_BYTES
-        and name[0] != "$"
+        and len(name) <= MAX_NAME_BYTES
         and not casefold
     ):
         return name  # as almost all are: no need to look further
@@ -52,25 +53,21 @@ def check_channel(name: str, *, casefold: bool = False) -> str:
     return name
 
 
-class Channel(Occupancy):
+class Channel(Occupancy, eq=False):
     """A channel's life: open from its first subscriber's coming to its last one's leaving.
 
     It is held by each member, and by whoever is being asked or told about it.
 
-    Attributes:
+    Args:
+        name: its name.
         opener: the endpoint of the first subscriber; its listener hears of opening and closing.
     """
 
-    __slots__ = ("name", "opener")
+    name: str
+    opener: Endpoint
 
-    def __init__(self, name: str, opener: Endpoint):
-        super().__init__()
-        self.name = name
-        self.opener = opener
-
-    @property
     def is_plain(self) -> bool:
-        """Nobody has to wait for anything here: neither for a callback nor for their turn."""
+        """Tell whether nobody has to wait here: neither for a callback nor for their turn."""
         is_free = self._turn is None and self._opening is None
         return is_free and self.opener.callbacks.membership_is_plain
 

@@ -336,7 +336,7 @@ class Connection:
             TypeError, ValueError: no valid channel name, or no position.
         """
         if since is None:
-            return self.hub.change(self, channel, entering=True)
+            return self._dispatch.change(channel, True)
         return self.hub.change_since(self, channel, since)
 
     def unsubscribe(self, channel: str) -> Change:
@@ -348,7 +348,7 @@ class Connection:
         Raises:
             TypeError, ValueError: no valid channel name.
         """
-        return self.hub.change(self, channel, entering=False)
+        return self._dispatch.change(channel, False)
 
     async def call(
         self,

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextvars import Context, copy_context
 from time import perf_counter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from backchannel.audience import Changes
-from backchannel.calling import Caller, Work, awaiting, met_cancelled
+from backchannel.calling import Work, awaiting, met_cancelled
 from backchannel.catchup import release_slowly
-from backchannel.change import RUNNING, SETTLED, Change, Coming, Frame
+from backchannel.change import RUNNING, Change, Frame
+from backchannel.changing import Changing
 from backchannel.codes import fit_reason, meaning_of
 from backchannel.connection import CloseReason, Connection
 from backchannel.errors import InvalidMessage, Reject, TryLater
@@ -40,12 +41,10 @@ _FEW: Final = 16
 """Messages that a connection is sent at once when it has opened; more of them bit by bit."""
 
 
-class Dispatch(Caller):
+class Dispatch(Changing):
     """Runs a connection's callbacks."""
 
-    __slots__ = (
-        "_closed", "_coming", "_opened", "_since", "_to_finish", "entered",
-    )  # fmt: skip
+    __slots__ = ("_closed", "_coming", "_opened", "_since", "entered")
 
     _no_reply = (Sent, Change, Changes)
 
@@ -55,7 +54,6 @@ class Dispatch(Caller):
         self._opened = False
         self._coming: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] | None = None
-        self._to_finish: set[asyncio.Task[Any]] | None = None
         self._since: int | None = None
         ws._dispatch = self
 
@@ -191,68 +189,6 @@ class Dispatch(Caller):
         self._hub.expiry.set(self, self._until(until))
         return True
 
-    def change_now(self, name: str, *, entering: bool) -> Change | None:
-        """Let this connection enter or leave a channel where that needs no turn.
-
-        Args:
-            name: the channel.
-            entering: False leaves it.
-
-        Returns:
-            The change, mostly done; None where it has to take its turn.
-        """
-        inside = self._inline or self._is_inside()
-        if self.ws.reason is not None or (self._is_busy and not inside):
-            return None
-        membership, run = self._hub.membership, self.context.run
-        if not entering:
-            leave = membership.leave_now
-            done: Any = leave(self, name) if inside else run(leave, self, name)
-        elif inside:
-            done = membership.enter_now(self, name)
-        else:
-            done = run(membership.enter_now, self, name, may_wait=True)
-        if done is None or type(done) is bool:
-            return None if done is None else SETTLED[done]
-        if isinstance(done, Coming):
-            self._wait_to_hear(done, change := Change(self, None))
-            return change
-        return self._go_on_with(lambda: done, first=inside)
-
-    def expel(self, name: str) -> Change:
-        """Take this connection out of a channel at once; on_unsubscribe is told in its turn."""
-        if (done := self.change_now(name, entering=False)) is not None:
-            return done
-        membership = self._hub.membership
-        membership.expel(self.ws, name)
-        telling = functools.partial(membership.left, self, name)
-        return self._go_on_with(telling, first=self._is_inside())
-
-    def _go_on_with(self, work: Callable[[], Work], *, first: bool) -> Change:
-        """Do in its turn what has begun and must come to its end."""
-        change = Change(self, work)
-        change.has_begun = True
-        self._queue(change, first=first)
-        return change
-
-    def take(self, change: Change, *, at_once: bool) -> None:
-        """Let this connection enter or leave a channel in its turn.
-
-        Args:
-            change: what to do.
-            at_once: True when it will not have to wait for anything.
-        """
-        if self.ws.reason is not None:
-            change.settle(result=False)
-            return
-        nested = self._is_inside()
-        if at_once and nested and change.run_now():
-            return
-        idle = not nested and not self._is_busy
-        if at_once and idle and self.ws._context.run(change.run_now):
-            return
-        self._queue(change, first=nested)
-
     async def settled(self) -> None:
         """Wait until no callback of this connection runs or waits."""
         while self._is_busy:
@@ -261,15 +197,6 @@ class Dispatch(Caller):
             await asyncio.wait({self._coming})
         if self.ws.reason is not None:
             await asyncio.shield(self.closed)
-
-    async def finish(self, work: Work) -> None:
-        """Do what is not to be cut short when the connection ends: others count on it."""
-        task = self._hub.runtime.keep(work, copy_context())
-        if self._to_finish is None:
-            self._to_finish = set()
-        self._to_finish.add(task)
-        task.add_done_callback(self._to_finish.discard)
-        await asyncio.shield(task)
 
     # ── messages ──────────────────────────────────────────────────────────────────────────────
 

@@ -12,6 +12,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.change import Coming
+from backchannel.channel import Channel
 from backchannel.errors import BrokerUnavailable, Reject
 from backchannel.handshake import refusal
 from backchannel.observe import CONNECTION, TRACE
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from backchannel.attendance import Attendance
     from backchannel.calling import Work
     from backchannel.catchup import CatchUps, Missed
-    from backchannel.channel import Channel, Channels
+    from backchannel.changing import Changing
+    from backchannel.channel import Channels
     from backchannel.cluster import Cluster
     from backchannel.connection import Connection
-    from backchannel.dispatch import Dispatch
     from backchannel.fanout import Fanout
     from backchannel.history import Position
     from backchannel.listener import Callback
@@ -71,7 +72,7 @@ class Entering:
         self.rechecks = 0
 
     def enter_now(
-        self, dispatch: Dispatch, name: str, *, may_wait: bool = False
+        self, dispatch: Changing, name: str, channel: Channel | None, *, may_wait: bool = False
     ) -> bool | Coming | Coroutine[Any, Any, bool] | None:
         """Ask the rule and on_subscribe and enter, where that is plain; return whether it is in.
 
@@ -81,16 +82,20 @@ class Entering:
 
         Args:
             dispatch: the connection's.
-            name: the channel.
+            name: the channel's.
+            channel: it, where somebody holds it.
             may_wait: for the broker; else it is not plain where it would have to.
         """
-        callbacks, channel = dispatch.endpoint.callbacks, self._channels.get(name)
-        if not callbacks.membership_is_plain or (channel is not None and not channel.is_plain):
+        endpoint, ws, seen = dispatch.endpoint, dispatch.ws, self.rechecks
+        if not endpoint.callbacks.membership_is_plain:
             return None
-        is_unheard = self._cluster is not None and (channel is None or not channel.is_open)
+        is_unheard = self._cluster is not None
+        if channel is not None:
+            if not channel.is_plain():
+                return None
+            is_unheard = is_unheard and not channel.is_open
         if is_unheard and not may_wait:
             return None
-        ws, seen = dispatch.ws, self.rechecks
         if name in ws._channels:
             return True
         if self._rules.some and (rule := self._rules.find(name)) is not None:
@@ -102,27 +107,33 @@ class Entering:
                 if name in ws._channels:
                     return True
                 channel = self._channels.get(name)
-                if channel is not None and not channel.is_plain:
+                if channel is not None and not channel.is_plain():
                     return self._admitted_later(dispatch, name, seen)
-        if channel is None or not channel.holders:
-            channel = self._channels.hold(name, dispatch.endpoint)
+        if channel is None:
+            if self._cluster is None:
+                channel = Channel(name, endpoint, holders=1, is_open=True)
+                self._channels[name] = channel
+                return self._enter_open(dispatch, channel, seen)
+            channel = self._channels[name] = Channel(name, endpoint)
+        elif not channel.holders:
+            channel = self._channels.hold(name, endpoint)
         if self._cluster is not None and not channel.is_open:
-            if is_unheard and channel.is_plain:
+            if is_unheard and channel.is_plain():
                 return self._come(self._cluster, dispatch, channel, seen)
             return self._admitted_later(dispatch, name, seen)  # the rule has let somebody in or out
         channel.holders += 1
         channel.is_open = True
         return self._enter_open(dispatch, channel, seen)
 
-    async def enter_in_turn(self, dispatch: Dispatch, name: str) -> bool | None:
+    async def enter_in_turn(self, dispatch: Changing, name: str) -> bool | None:
         """Enter in a task, where that is plain; return whether it is in, None where it is not."""
-        done = self.enter_now(dispatch, name, may_wait=True)
+        done = self.enter_now(dispatch, name, self._channels.get(name), may_wait=True)
         if isinstance(done, Coming):
             return await done.wait()
         return done if done is None or isinstance(done, bool) else await done
 
     def _ask_now(
-        self, dispatch: Dispatch, name: str, asking: Callback, seen: int
+        self, dispatch: Changing, name: str, asking: Callback, seen: int
     ) -> bool | Coroutine[Any, Any, bool] | None:
         """Ask a rule's callback, where that is a def; return whether it admits.
 
@@ -140,7 +151,7 @@ class Entering:
         return name in dispatch.ws._channels or not self._stays_out(dispatch.ws, name, answer)
 
     def _come(
-        self, cluster: Cluster, dispatch: Dispatch, channel: Channel, seen: int
+        self, cluster: Cluster, dispatch: Changing, channel: Channel, seen: int
     ) -> bool | Coming | Coroutine[Any, Any, bool]:
         """Let the broker hear a channel, and then enter."""
         channel.begin_opening()
@@ -153,7 +164,7 @@ class Entering:
 
     def _have_heard(
         self,
-        dispatch: Dispatch,
+        dispatch: Changing,
         channel: Channel,
         seen: int,
         heard: asyncio.Future[Any],
@@ -186,7 +197,7 @@ class Entering:
         self._channels.drop_if_free(channel)
 
     def _enter_open(
-        self, dispatch: Dispatch, channel: Channel, seen: int
+        self, dispatch: Changing, channel: Channel, seen: int
     ) -> bool | Coroutine[Any, Any, bool]:
         """Ask on_subscribe and enter a channel that is open, and held for it."""
         ws, name = dispatch.ws, channel.name
@@ -214,10 +225,13 @@ class Entering:
             channel.is_open = False
             if self._cluster is not None:
                 self._cluster.close(channel.name)
-            self._channels.drop_if_free(channel)
+            if channel._turn is None and channel._opening is None:
+                self._channels.pop(channel.name, None)
+            else:
+                self._channels.drop_if_free(channel)
 
     async def _ask_later(
-        self, dispatch: Dispatch, name: str, asking: Callback, coroutine: Any, seen: int
+        self, dispatch: Changing, name: str, asking: Callback, coroutine: Any, seen: int
     ) -> bool:
         """Await what a rule that is a def returned, then go on as usual."""
         answer = await dispatch.call_safely_with(asking, coroutine)
@@ -225,13 +239,13 @@ class Entering:
             return name in dispatch.ws._channels
         return await self._admitted_later(dispatch, name, seen)
 
-    async def _admitted_later(self, dispatch: Dispatch, name: str, seen: int) -> bool:
+    async def _admitted_later(self, dispatch: Changing, name: str, seen: int) -> bool:
         await self._enter_admitted(dispatch, name, seen)
         return name in dispatch.ws._channels
 
     async def _enter_later(
         self,
-        dispatch: Dispatch,
+        dispatch: Changing,
         channel: Channel,
         callback: Callback | None,
         answer: Any,
@@ -248,7 +262,7 @@ class Entering:
         await self._release(dispatch, channel)
         return name in dispatch.ws._channels
 
-    def _is_let_in(self, dispatch: Dispatch, name: str, answer: object) -> bool:
+    def _is_let_in(self, dispatch: Changing, name: str, answer: object) -> bool:
         """Let a connection in, unless the answer refuses or it is in by another call already."""
         ws = dispatch.ws
         if self._stays_out(ws, name, answer):
@@ -287,17 +301,18 @@ class Entering:
         if TRACE.is_on:
             CONNECTION.debug("%s left %r", ws, name)
 
-    def leave_now(self, dispatch: Dispatch, name: str) -> bool | Coroutine[Any, Any, bool] | None:
+    def leave_now(
+        self, dispatch: Changing, name: str, channel: Channel | None
+    ) -> bool | Coroutine[Any, Any, bool] | None:
         """Leave and tell on_unsubscribe, where that is plain; return whether it was in.
 
         See ``enter_now``.
         """
-        callbacks, channel = dispatch.endpoint.callbacks, self._channels.get(name)
-        if not callbacks.membership_is_plain or (channel is not None and not channel.is_plain):
+        ws, callbacks = dispatch.ws, dispatch.endpoint.callbacks
+        if not callbacks.membership_is_plain or (channel is not None and not channel.is_plain()):
             return None
         if self._cluster is not None and (channel is None or not channel.is_open):
             return None
-        ws = dispatch.ws
         if name not in ws._channels:
             return False
         self._leave(ws, name)
@@ -314,7 +329,7 @@ class Entering:
         return True
 
     async def _left_later(
-        self, dispatch: Dispatch, channel: Channel | None, callback: Callback, telling: Any
+        self, dispatch: Changing, channel: Channel | None, callback: Callback, telling: Any
     ) -> bool:
         told = dispatch.call_safely_with(callback, telling)
         await dispatch.finish(self._tell_and_release(dispatch, told, channel))
@@ -325,7 +340,7 @@ class Entering:
     @abstractmethod
     async def _enter_admitted(
         self,
-        dispatch: Dispatch,
+        dispatch: Changing,
         name: str,
         seen: int,
         missed: Missed | None = None,
@@ -335,15 +350,15 @@ class Entering:
         """Enter as far as the rule is concerned, which was asked after so many rechecks."""
 
     @abstractmethod
-    async def _ask_again(self, dispatch: Dispatch, name: str, seen: int) -> Reject | None:
+    async def _ask_again(self, dispatch: Changing, name: str, seen: int) -> Reject | None:
         """Ask the rule until nobody has asked for a recheck since it was asked."""
 
     @abstractmethod
-    async def _release(self, dispatch: Dispatch, channel: Channel) -> None:
+    async def _release(self, dispatch: Changing, channel: Channel) -> None:
         """Hold a channel no more; the last one closes it."""
 
     @abstractmethod
     async def _tell_and_release(
-        self, dispatch: Dispatch, told: Work, channel: Channel | None
+        self, dispatch: Changing, told: Work, channel: Channel | None
     ) -> None:
         """Tell on_unsubscribe, to its end, and hold the channel no more."""

@@ -7,7 +7,6 @@ import functools
 import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import Context, copy_context
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backchannel.access import Access
@@ -428,22 +427,6 @@ class HubCore(Publishing, Access):
 
     # ── membership ──────────────────────────────────────────────────────────────────
 
-    def change(self, ws: Connection, channel: str, *, entering: bool) -> Change:
-        """Let a connection enter or leave a channel; see ``Connection.subscribe``."""
-        name, dispatch = channel, ws._dispatch
-        if type(name) is not str or name not in self._channels:  # else it was checked
-            name = check_channel(channel, casefold=self.settings.casefold_channels)
-        is_here = get_ident() == self.runtime.thread
-        if is_here and (done := dispatch.change_now(name, entering=entering)) is not None:
-            return done
-        apply = functools.partial(self.membership.apply, dispatch, name, entering=entering)
-        change = Change(dispatch, apply)
-        if is_here:
-            self._take(change, dispatch, name, entering)
-        else:
-            self.runtime.loop.call_soon_threadsafe(self._take, change, dispatch, name, entering)
-        return change
-
     def change_since(self, ws: Connection, channel: str, since: Position | str) -> Change:
         """Let a connection enter a channel with what it missed; see ``Connection.subscribe``."""
         name = check_channel(channel, casefold=self.settings.casefold_channels)
@@ -479,7 +462,7 @@ class HubCore(Publishing, Access):
         changes: list[Change] = []
 
         def begin() -> Receipt:
-            changes.extend(self.change(ws, name, entering=entering) for ws in members())
+            changes.extend(ws._dispatch.change(name, entering) for ws in members())
             return Receipt(len(changes))
 
         started, others = self.runtime.do(begin), None
@@ -488,10 +471,6 @@ class HubCore(Publishing, Access):
             tell = functools.partial(self.cluster.tell, elsewhere, "others", verb, name)
             others = self.runtime.do(tell)
         return Changes(started, changes, others)
-
-    def _take(self, change: Change, dispatch: Dispatch, name: str, entering: bool) -> None:
-        ask = self.membership.enters_at_once if entering else self.membership.is_immediate
-        dispatch.take(change, at_once=ask(dispatch, name))
 
 
 def _fanout(settings: Settings) -> Fanout:

@@ -13,9 +13,9 @@ from backchannel.observe import CONNECTION, HUB
 
 if TYPE_CHECKING:
     from backchannel.calling import Work
+    from backchannel.changing import Changing
     from backchannel.channel import Channel
     from backchannel.connection import Connection
-    from backchannel.dispatch import Dispatch
     from backchannel.listener import Callback
     from backchannel.turn import Step
 
@@ -32,7 +32,7 @@ class Membership(Entering):
 
     __slots__ = ()
 
-    def enters_at_once(self, dispatch: Dispatch, name: str) -> bool:
+    def enters_at_once(self, dispatch: Changing, name: str) -> bool:
         """Tell whether entering would not have to wait for anything."""
         rule = self._rules.find(name) if self._rules.some else None
         if rule is not None and (
@@ -43,7 +43,7 @@ class Membership(Entering):
             return False
         return self.is_immediate(dispatch, name)
 
-    def is_immediate(self, dispatch: Dispatch, name: str) -> bool:
+    def is_immediate(self, dispatch: Changing, name: str) -> bool:
         """Tell whether leaving would not have to wait, nor entering once the rule was asked."""
         if not dispatch.endpoint.callbacks.membership_is_immediate:
             return False
@@ -55,7 +55,7 @@ class Membership(Entering):
         )
 
     async def apply(
-        self, dispatch: Dispatch, name: str, *, entering: bool, missed: Missed | None = None
+        self, dispatch: Changing, name: str, *, entering: bool, missed: Missed | None = None
     ) -> bool:
         """Enter or leave, in a connection's turn; return whether it is in now, or was.
 
@@ -78,7 +78,7 @@ class Membership(Entering):
 
     async def enter(
         self,
-        dispatch: Dispatch,
+        dispatch: Changing,
         name: str,
         missed: Missed | None = None,
         *,
@@ -106,7 +106,7 @@ class Membership(Entering):
 
     async def _enter_admitted(
         self,
-        dispatch: Dispatch,
+        dispatch: Changing,
         name: str,
         seen: int,
         missed: Missed | None = None,
@@ -146,7 +146,7 @@ class Membership(Entering):
         replay = self._rules.replaying(name)
         return Missed(None, replay) if replay else None
 
-    async def enter_again(self, dispatch: Dispatch, name: str) -> None:
+    async def enter_again(self, dispatch: Changing, name: str) -> None:
         """Let someone who is in a channel begin anew, with its snapshot."""
         ws = dispatch.ws
         if name not in ws._channels or (missed := self._missed(ws, name)) is None:
@@ -160,7 +160,7 @@ class Membership(Entering):
             await self.left(dispatch, name)
 
     async def _catch_up(
-        self, dispatch: Dispatch, name: str, seen: int, missed: Missed
+        self, dispatch: Changing, name: str, seen: int, missed: Missed
     ) -> tuple[Reject | None, bool]:
         """Send what was missed and enter; return who refused, and whether it has entered."""
         ws = dispatch.ws
@@ -196,14 +196,14 @@ class Membership(Entering):
             self._cluster is None or self._cluster.is_level(catch_up.channel, catch_up.position)
         )
 
-    async def leave(self, dispatch: Dispatch, name: str) -> bool:
+    async def leave(self, dispatch: Changing, name: str) -> bool:
         """Leave and tell on_unsubscribe; return whether it was in."""
         if name not in dispatch.ws._channels:
             return False
         self._leave(dispatch.ws, name)
         return await self.left(dispatch, name)
 
-    async def left(self, dispatch: Dispatch, name: str) -> bool:
+    async def left(self, dispatch: Changing, name: str) -> bool:
         """Tell on_unsubscribe of a channel that the connection is out of already; return True."""
         told = dispatch.call_safely(dispatch.endpoint.callbacks.on_unsubscribe, dispatch.ws, name)
         leaving = self._tell_and_release(dispatch, told, self._channels.get(name))
@@ -214,7 +214,7 @@ class Membership(Entering):
         return True
 
     async def _tell_and_release(
-        self, dispatch: Dispatch, told: Work, channel: Channel | None
+        self, dispatch: Changing, told: Work, channel: Channel | None
     ) -> None:
         """Tell on_unsubscribe, to its end: books are kept of who is in and who is out."""
         try:
@@ -223,11 +223,11 @@ class Membership(Entering):
             if channel is not None:
                 await self._close_behind(dispatch, channel)
 
-    async def ask_rule(self, dispatch: Dispatch, name: str) -> Reject | None:
+    async def ask_rule(self, dispatch: Changing, name: str) -> Reject | None:
         """Ask the rule that holds for a channel now; return how it refused, None if it did not."""
         return await self.ask(dispatch, self._rules.asking(name), name)
 
-    async def _ask_again(self, dispatch: Dispatch, name: str, seen: int) -> Reject | None:
+    async def _ask_again(self, dispatch: Changing, name: str, seen: int) -> Reject | None:
         """Ask the rule until nobody has asked for a recheck since it was asked."""
         refused = None
         while refused is None and seen != self.rechecks:
@@ -237,7 +237,7 @@ class Membership(Entering):
 
     async def ask(
         self,
-        dispatch: Dispatch,
+        dispatch: Changing,
         callback: Callback | None,
         name: str,
         *,
@@ -266,14 +266,14 @@ class Membership(Entering):
         refused = refusal(answer, default)
         return default if needs_yes and refused is None and answer is not True else refused
 
-    async def _release(self, dispatch: Dispatch, channel: Channel) -> None:
+    async def _release(self, dispatch: Changing, channel: Channel) -> None:
         leaving = self._close_behind(dispatch, channel)
         if self.is_immediate(dispatch, channel.name):
             await leaving
         else:
             await dispatch.finish(leaving)
 
-    async def _close_behind(self, dispatch: Dispatch, channel: Channel) -> None:
+    async def _close_behind(self, dispatch: Changing, channel: Channel) -> None:
         on_close = channel.opener.callbacks.on_channel_close
         closing = None
         if on_close is not None or self._cluster is not None:
@@ -281,17 +281,17 @@ class Membership(Entering):
         await channel.leave(closing)
         self._channels.drop_if_free(channel)
 
-    async def _close(self, dispatch: Dispatch, channel: Channel, on_close: Callback | None) -> None:
+    async def _close(self, dispatch: Changing, channel: Channel, on_close: Callback | None) -> None:
         if self._cluster is not None:
             self._cluster.close(channel.name)
         await dispatch.call_safely(on_close, channel.name)
 
-    def _opening(self, dispatch: Dispatch, channel: Channel) -> Step | None:
+    def _opening(self, dispatch: Changing, channel: Channel) -> Step | None:
         if dispatch.endpoint.callbacks.on_channel_open is None and self._cluster is None:
             return None
         return functools.partial(self._open, dispatch, channel)
 
-    async def _open(self, dispatch: Dispatch, channel: Channel) -> None:
+    async def _open(self, dispatch: Changing, channel: Channel) -> None:
         channel.opener = dispatch.endpoint
         on_open = dispatch.endpoint.callbacks.on_channel_open
         try:

@@ -102,7 +102,9 @@ class Roster:
             names.add(channel)
         elif channel not in names:
             ws._channels = (*names, channel) if len(names) < FEW else {*names, channel}
-        _add(self._channels, channel, ws)
+        alone = ws._alone
+        if alone is None or self._channels.setdefault(channel, alone) is not alone:
+            _add(self._channels, channel, ws)
 
     def leave(self, ws: Connection, channel: str) -> None:
         """Take a connection out of a channel."""
@@ -111,7 +113,10 @@ class Roster:
             names.discard(channel)
         else:
             ws._channels = tuple([name for name in names if name != channel])
-        _discard(self._channels, channel, ws)
+        if self._channels.get(channel, ws) is ws._alone:
+            del self._channels[channel]
+        else:
+            _discard(self._channels, channel, ws)
 
     def counts(self) -> dict[str, int]:
         """Return the channels that have members, with how many."""

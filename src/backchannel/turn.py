@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Final
 
+import msgspec
+
 from backchannel.stepping import step
 
 __all__ = ["Occupancy"]
@@ -20,21 +22,24 @@ _BY_HAND: Final = object()
 """What is opened without a callback that could let somebody in: see ``begin_opening``."""
 
 
-class Occupancy:
+class Occupancy(msgspec.Struct, eq=False, kw_only=True):
     """Something that opens with its first holder and closes with its last.
 
     Opening and closing may wait for callbacks. They never overlap, and whoever comes while one
     runs waits for its end, so that each opening is followed by one closing.
+
+    A Struct, since each channel needs one, and these are made fastest.
+
+    Args:
+        holders: how many hold it.
+        is_open: it was opened, and has not been closed since.
     """
 
-    __slots__ = ("_opening", "_turn", "_waiting", "holders", "is_open")
-
-    def __init__(self) -> None:
-        self.holders = 0
-        self.is_open = False
-        self._turn: asyncio.Lock | None = None  # only while somebody needs it: there are many
-        self._waiting = 0
-        self._opening: object = None
+    holders: int = 0
+    is_open: bool = False
+    _turn: asyncio.Lock | None = None  # only while somebody needs it: there are many
+    _waiting: int = 0
+    _opening: object = None
 
     @property
     def is_calm(self) -> bool:

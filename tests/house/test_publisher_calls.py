@@ -42,7 +42,6 @@ HUBS_ALONE = {
     "info": CONNECTIONS,
     "watch": CONNECTIONS,
     "grace": INTERNAL,
-    "change": INTERNAL,
     "change_all": INTERNAL,
     "change_since": INTERNAL,
     "check_channel": INTERNAL,

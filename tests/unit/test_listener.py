@@ -725,6 +725,59 @@ def test_shared_true_lifts_the_guard_for_the_class_and_its_children():
         assert counter.number == 1
 
 
+def test_what_is_shared_is_set_as_on_any_object():
+    class Shared(Counter):
+        shared = True
+
+    class Child(Shared):
+        pass
+
+    for kind in (Shared, Child):
+        assert (kind.__setattr__, kind.__delattr__) == (object.__setattr__, object.__delattr__)
+
+
+def test_a_child_that_is_not_shared_is_guarded_again():
+    class Shared(Counter):
+        shared = True
+
+    class Alone(Shared):
+        shared = False
+
+    alone = Alone()
+    read_listener(alone)
+    for change in (alone.count, lambda: delattr(alone, "made")):
+        with pytest.raises(AttributeError, match=r"ws\.state"):
+            change()
+
+
+def test_a_class_may_be_made_shared_later():
+    class Late(Counter):
+        pass
+
+    counter = Late()
+    read_listener(counter)
+    Late.shared = True
+    counter.count()
+    assert counter.number == 1
+
+
+class Noting:
+    """A mixin that has something to do whenever an attribute is set."""
+
+    def __setattr__(self, name, value):
+        super().__setattr__("noted", name)
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("bases", [(Listener, Noting), (Noting, Listener)])
+def test_what_an_application_does_when_attributes_are_set_is_done(bases):
+    kind = type("Shared", bases, {"shared": True})
+    listener = type("Child", (kind,), {})()
+    read_listener(listener)
+    listener.number = 1
+    assert (listener.noted, listener.number) == ("number", 1)
+
+
 def test_each_instance_is_sealed_by_itself():
     sealed, free = Counter(), Counter()
     read_listener(sealed)

@@ -771,3 +771,56 @@ async def test_a_plain_on_subscribe_and_the_entry_after_it_are_one_step():
         assert sorted(known) == sorted(other.id for other in clients)
     for client in clients:
         await client.close()
+
+
+# ── the names of channels ─────────────────────────────────────────────────────────────────────
+
+
+class Named(str):
+    """A name as frameworks make them, such as a member of an enumeration."""
+
+    __slots__ = ()
+
+
+class Lazy:
+    """Text that is known later, as of translations: it looks like its name, and is none."""
+
+    def __hash__(self):
+        return hash("cars")
+
+    def __eq__(self, other):
+        return other == "cars"
+
+
+async def test_a_name_of_another_kind_of_str_is_the_same_channel(hub):
+    hub.add("/ws", Listener)
+    async with hub.test_client("/ws") as one, hub.test_client("/ws") as other:
+        assert await one.connection.subscribe("cars") is True
+        assert await other.connection.subscribe(Named("cars")) is True
+        assert hub._channels["cars"].holders == 2
+        assert await other.connection.unsubscribe("cars") is True
+        assert await one.connection.unsubscribe(Named("cars")) is True
+        assert not hub._channels
+
+
+async def test_where_case_is_ignored_one_channel_has_all_spellings():
+    hub = Hub(casefold_channels=True)
+    hub.add("/ws", Listener)
+    async with hub.test_client("/ws") as one, hub.test_client("/ws") as other:
+        assert await one.connection.subscribe("cars") is True
+        assert await other.connection.subscribe("CARS") is True
+        assert hub.channels() == {"cars": 2}
+        assert await one.connection.unsubscribe("Cars") is True
+        assert hub.channels() == {"cars": 1}
+    await hub.stop()
+
+
+@pytest.mark.parametrize("name", [Lazy(), ["cars"], b"cars", None, 7])
+@pytest.mark.parametrize("verb", ["subscribe", "unsubscribe"])
+async def test_what_is_no_str_is_no_name_also_of_a_channel_that_is_held(hub, verb, name):
+    hub.add("/ws", Listener)
+    async with hub.test_client("/ws") as ws:
+        assert await ws.connection.subscribe("cars") is True
+        with pytest.raises(TypeError, match="a channel name is a str, not"):
+            getattr(ws.connection, verb)(name)
+        assert ws.connection.channels == {"cars"}
