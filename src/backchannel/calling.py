@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from backchannel.change import RUNNING, Frame
 from backchannel.connection import ABSENT, CloseReason
 from backchannel.errors import Reject
-from backchannel.inbox import Call, Rest, nothing
+from backchannel.inbox import Rest, nothing
 from backchannel.observe import LISTENER, address, report_slow
 from backchannel.sequence import Sequence
 from backchannel.stepping import NOTHING_YET, Watched, step
@@ -38,7 +38,7 @@ class Caller(Sequence):
         endpoint: its endpoint, with the listener.
     """
 
-    __slots__ = ("_hub", "_inline", "endpoint", "ws")
+    __slots__ = ("_hub", "_inline", "_slow", "endpoint", "ws")
 
     _no_reply: ClassVar[tuple[type, ...]]
     """What a callback may return that is not for the client."""
@@ -48,6 +48,7 @@ class Caller(Sequence):
         self.ws = ws
         self.endpoint = ws._endpoint
         self._hub = hub
+        self._slow = hub.settings.slow_callback  # is asked at each call
         self._inline = False
 
     @abstractmethod
@@ -78,7 +79,7 @@ class Caller(Sequence):
             raise met_cancelled(callback, error) from error
         finally:
             self._inline = outer
-            if (took := perf_counter() - began) > self._hub.settings.slow_callback:
+            if (took := perf_counter() - began) > self._slow:
                 self._report_slow(callback, took)
 
     async def call(self, callback: Callback, *arguments: Any) -> Any:
@@ -107,7 +108,7 @@ class Caller(Sequence):
         """Await a callback's coroutine, which has taken a step already where there is a frame."""
         outer, frame = RUNNING.get(), frame or Frame(self)
         RUNNING.set(frame)
-        limit = self._hub.settings.slow_callback
+        limit = self._slow
         report = functools.partial(self._report_slow, callback)
         try:
             return await Watched(coroutine, limit, report, waits_for)
@@ -130,15 +131,10 @@ class Caller(Sequence):
             await self.failed(callback, error)
             return None
 
-    def _to_wait(self, callback: Callback, content: Any) -> Rest | Call | None:
-        """Return the call of a callback for a message that may wait; it has not begun."""
-        if callback.in_thread:
-            call = functools.partial(self.call, callback, self.ws, content)
-            return Rest(functools.partial(self._finish, callback, call), nothing)
-        try:
-            return Call(callback, callback.function(self.ws, content))
-        except Exception as error:  # noqa: BLE001 - a listener may raise anything
-            return self._failed(callback, error)
+    def _in_thread(self, callback: Callback, content: Any) -> Rest:
+        """Return the call of a callback for a message in a worker thread; it has not begun."""
+        call = functools.partial(self.call, callback, self.ws, content)
+        return Rest(functools.partial(self._finish, callback, call), nothing)
 
     async def _finish(self, callback: Callback, call: Callable[[], Work]) -> None:
         try:
@@ -180,7 +176,7 @@ class Caller(Sequence):
             return False
 
     def _report_slow(self, callback: Callback, seconds: float) -> None:
-        report_slow(callback.name, callback.where, seconds, self._hub.settings.slow_callback)
+        report_slow(callback.name, callback.where, seconds, self._slow)
 
     def tell_lost(self, channel: str | None, position: Position | None = None) -> None:
         """Tell on_lost that this connection missed some; at once where it is idle.

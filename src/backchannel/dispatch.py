@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable
 from contextvars import Context, copy_context
-from time import perf_counter
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
+from backchannel.answering import Answering, handle
 from backchannel.audience import Changes
-from backchannel.calling import Work, awaiting, met_cancelled
+from backchannel.calling import awaiting
 from backchannel.catchup import release_slowly
-from backchannel.change import RUNNING, Change, Frame
+from backchannel.change import Change
 from backchannel.changing import Changing
 from backchannel.codes import fit_reason, meaning_of
 from backchannel.connection import CloseReason, Connection
-from backchannel.errors import InvalidMessage, Reject, TryLater
+from backchannel.errors import Reject, TryLater
 from backchannel.handshake import refusal
 from backchannel.identity import expiry_of
-from backchannel.inbox import Call, Rest, nothing
+from backchannel.inbox import Rest, nothing
 from backchannel.messages import Frame as Message
-from backchannel.messages import text_only
 from backchannel.observe import CONNECTION, LISTENER, TRACE, address, excerpt
 from backchannel.sent import Sent
 from backchannel.stepping import step
@@ -41,7 +38,7 @@ _FEW: Final = 16
 """Messages that a connection is sent at once when it has opened; more of them bit by bit."""
 
 
-class Dispatch(Changing):
+class Dispatch(Answering, Changing):
     """Runs a connection's callbacks."""
 
     __slots__ = ("_closed", "_coming", "_opened", "_since", "entered")
@@ -87,11 +84,25 @@ class Dispatch(Changing):
         else:
             self._work_on(Rest(self._open, nothing))
 
-    def feed(self, message: Message) -> bool:
-        """Take a message from the client.
+    def take_in(self, message: Message) -> bool:
+        """Take a message from the client, and send what is answered at once.
 
         Returns:
             True when so much waits for a running callback that nothing more should be read.
+        """
+        answer = self.feed(message)
+        if isinstance(answer, bool):
+            return answer
+        self.ws._answer(answer)
+        return False
+
+    def feed(self, message: Message) -> str | bool:
+        """Take a message from the client.
+
+        Returns:
+            A text is the answer, which the caller has to send now: so a transport that can write
+            it does that without a detour. True when so much waits for a running callback that
+            nothing more should be read; False otherwise.
         """
         ws = self.ws
         if ws.reason is not None:
@@ -105,7 +116,9 @@ class Dispatch(Changing):
             self._first = message
             self._is_busy = True
             self._runtime.runner.start(self)
-        elif (rest := self.context.run(self._handle, message)) is not None:
+        elif (rest := self.context.run(handle, self, message)) is not None:
+            if isinstance(rest, str):
+                return rest
             self._work_on(rest)
         return False
 
@@ -197,89 +210,6 @@ class Dispatch(Changing):
             await asyncio.wait({self._coming})
         if self.ws.reason is not None:
             await asyncio.shield(self.closed)
-
-    # ── messages ──────────────────────────────────────────────────────────────────────────────
-
-    def _handle(self, message: Message) -> Rest | Call | None:
-        """Handle a message as far as it goes without waiting; return what is left of it."""
-        callbacks = self.endpoint.callbacks
-        callback = callbacks.on_message
-        content: Any = message
-        try:
-            if callbacks.events:
-                callback = self.endpoint.route(message)
-            if callback is None:
-                return None
-            decode = callback.decode
-            if decode is not None and (decode is not text_only or type(message) is not str):
-                content = decode(message)
-        except InvalidMessage as error:
-            return self._invalid(error)
-        if callback.is_async or callback.in_thread:
-            return self._to_wait(callback, content)
-        # What follows is call_now() and _answer(), without the cost of calling them.
-        ws, outer = self.ws, self._inline
-        try:
-            self._inline = True
-            began = perf_counter()
-            try:
-                answer = callback.function(ws, content)
-            finally:
-                self._inline = outer
-                if (took := perf_counter() - began) > self._hub.settings.slow_callback:
-                    self._report_slow(callback, took)
-            if began > TRACE.until:
-                TRACE.look_again(began)
-            if answer is not None:
-                if type(answer) is CoroutineType:
-                    return Call(callback, cast("Work", answer))
-                if type(answer) is str or not isinstance(answer, self._no_reply):
-                    ws._send(answer)
-        except asyncio.CancelledError as error:
-            return self._failed(callback, met_cancelled(callback, error))
-        except Exception as error:  # noqa: BLE001 - a listener may raise anything
-            return self._failed(callback, error)
-        return None
-
-    def _call_async(self, call: Call) -> Awaitable[object] | None:
-        """Take the first step of an async callback for a message; return what is left."""
-        callback, coroutine = call.callback, call.coroutine
-        frame = Frame(self)
-        before = RUNNING.set(frame)
-        began = perf_counter()
-        if began > TRACE.until:
-            TRACE.look_again(began)
-        try:
-            waits_for = coroutine.send(None)
-        except StopIteration as stop:
-            answer = stop.value
-            rest = None if answer is None else self._answer(callback, answer)
-        except asyncio.CancelledError as error:
-            rest = self._failed(callback, met_cancelled(callback, error))
-        except Exception as error:  # noqa: BLE001 - a listener may raise anything
-            rest = self._failed(callback, error)
-        else:
-            going_on = functools.partial(self._in_frame, coroutine, callback, frame, waits_for)
-            return self._finish(callback, going_on)
-        finally:
-            RUNNING.reset(before)
-            if (took := perf_counter() - began) > self._hub.settings.slow_callback:
-                self._report_slow(callback, took)
-        frame.active = False
-        return None if rest is None else step(rest.begin())
-
-    def _invalid(self, error: InvalidMessage) -> Rest | None:
-        CONNECTION.debug("%s invalid message: %s", self.ws, excerpt(error.text))
-        callback = self.endpoint.callbacks.on_invalid
-        if callback is None:
-            return None
-        if not callback.returns_at_once:
-            return Rest(functools.partial(self.call_safely, callback, self.ws, error), nothing)
-        try:
-            self.call_now(callback, self.ws, error)
-        except Exception as raised:  # noqa: BLE001 - a listener may raise anything
-            return self._failed(callback, raised)
-        return None
 
     # ── the beginning and the end ─────────────────────────────────────────────────────────────
 

@@ -244,7 +244,7 @@ class Keeping(Guarded):
         super().__init__(hub, ws)
         self._touch_at = 0.0
 
-    def feed(self, message: Frame) -> bool:
+    def feed(self, message: Frame) -> str | bool:
         """Take a message from the client, and see to it that the session lives on."""
         if monotonic() >= self._touch_at and self.ws.reason is None:
             self._touch_at = self._hub.touches.heard(self.ws.session)
@@ -281,7 +281,7 @@ class Metered(Guarded):
             idle.add(self)
         super().start()
 
-    def feed(self, message: Frame) -> bool:
+    def feed(self, message: Frame) -> str | bool:
         """Take a message from the client, unless it is one too many."""
         if self.ws.reason is not None:
             return False
@@ -356,12 +356,12 @@ class KeepingMetered(Metered):
         super().__init__(hub, ws)
         self._touch_at = 0.0
 
-    def feed(self, message: Frame) -> bool:
+    def feed(self, message: Frame) -> str | bool:
         """Take a message, unless it is one too many, and see to it that the session lives on."""
-        is_full = super().feed(message)
+        answer = super().feed(message)
         if monotonic() >= self._touch_at and self.ws.reason is None:
             self._touch_at = self._hub.touches.heard(self.ws.session)
-        return is_full
+        return answer
 
 
 def _size(message: Frame) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from backchannel.messages import Frame
 
 __all__ = [
+    "BATCH",
     "COMPRESSED",
     "ENCLOSED",
     "Flushed",
@@ -32,7 +33,7 @@ __all__ = [
     "write_all",
 ]
 
-_BATCH: Final = 64
+BATCH: Final = 64
 """Writes between two looks at the clock."""
 
 COMPRESSED: Final = 1
@@ -206,7 +207,7 @@ def write_all(parts: list[Part], due: list[Flushed]) -> Iterator[None]:
     """Write; yields now and then for a look at the clock."""
     for count, link in enumerate(due, 1):
         link.flush()
-        if not count % _BATCH:
+        if not count % BATCH:
             yield
     if len(parts) == 1:
         lane, sockets = parts[0]
@@ -219,7 +220,7 @@ def write_all(parts: list[Part], due: list[Flushed]) -> Iterator[None]:
 
 def _alike(sockets: list[Sharing]) -> Iterator[tuple[int, list[Sharing]]]:
     """Give some sockets after the other, with the variant that they take."""
-    batch = _BATCH
+    batch = BATCH
     for start in range(0, len(sockets), batch):
         some = sockets[start : start + batch]
         variants = {socket.variant for socket in some}
@@ -237,7 +238,7 @@ def _write_mixed(parts: list[Part]) -> Iterator[None]:
         plan = _one_after_the_other(parts)
     else:
         plan = _interleaved(parts)
-    sockets, data, batch = list(plan), iter(plan.values()), _BATCH
+    sockets, data, batch = list(plan), iter(plan.values()), BATCH
     for start in range(0, len(sockets), batch):
         some = sockets[start : start + batch]
         some[0].write_each(zip(some, data, strict=False))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from backchannel.annotations import NO_MESSAGE, UNSAID, read_returns, read_sends, resolve, scope_of
 from backchannel.errors import InvalidMessage, ListenerError
-from backchannel.messages import Decoder, decoder_for
+from backchannel.messages import Decoder, decoder_for, wants_text
 from backchannel.observe import LISTENER
 from backchannel.places import where_defined
 from backchannel.spelling import foreign_names, unknown_callbacks
@@ -231,6 +231,7 @@ class Callbacks:
     membership_is_plain: bool = field(init=False)
     opening_is_immediate: bool = field(init=False)
     messages_wait: bool = field(init=False)
+    for_texts: Callback | None = field(init=False)
 
     def __post_init__(self) -> None:
         """Find out what never has to wait for a callback."""
@@ -241,6 +242,9 @@ class Callbacks:
         message = self.on_message
         waits = not self.events and message is not None and not message.returns_at_once
         object.__setattr__(self, "messages_wait", waits)
+        is_plain = not self.events and message is not None and message.returns_at_once
+        as_sent = message is not None and (message.decode is None or wants_text(message.decode))
+        object.__setattr__(self, "for_texts", message if is_plain and as_sent else None)
         opening = (self.on_first_open, self.on_open, self.on_error)
         immediate = _return_at_once(membership)
         plain = immediate and self.on_channel_open is None and self.on_channel_close is None

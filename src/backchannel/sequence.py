@@ -10,7 +10,7 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import Awaitable
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from backchannel.change import Change, Coming, heed
 from backchannel.inbox import Call, Inbox, Item, Rest
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from backchannel.runtime import Runtime
 
 __all__ = ["Sequence"]
+
+
+_MESSAGE: Final = (str, bytes)
 
 
 class Sequence:
@@ -48,8 +51,16 @@ class Sequence:
         self._idle: asyncio.Future[None] | None = None
 
     @abstractmethod
-    def _handle(self, message: Message) -> Rest | Call | None:
-        """Handle a message as far as it goes without waiting; return what is left of it."""
+    def _handle(self, message: Message) -> Rest | Call | str | None:
+        """Handle a message as far as it goes without waiting.
+
+        Returns:
+            What is left of it; a text is the answer, which can be sent as it is.
+        """
+
+    @abstractmethod
+    def _send_answer(self, text: str) -> None:
+        """Send what ``_handle`` gave back as the answer."""
 
     @abstractmethod
     def _call_async(self, call: Call) -> Awaitable[object] | None:
@@ -110,7 +121,7 @@ class Sequence:
 
     def ended(self) -> None:
         """Be idle, or go on with what came in since: also after a task that was cancelled."""
-        if self._has_more():
+        if self._first is not None or self._inbox:
             self._runtime.runner.start(self)
             return
         self._is_busy = False
@@ -126,9 +137,12 @@ class Sequence:
         return self._inbox.take() if self._inbox else None
 
     def _begin(self, item: Item) -> Awaitable[object] | None:
-        if isinstance(item, (str, bytes)):
+        if isinstance(item, _MESSAGE):
             rest = self._handle(item)
             if rest is None:
+                return None
+            if isinstance(rest, str):
+                self._send_answer(rest)
                 return None
             item = rest
         if isinstance(item, Call):

@@ -27,7 +27,7 @@ from typing import Any
 
 import uvicorn
 
-from backchannel import CloseReason, Connection, Hub, Listener, event, fanout
+from backchannel import CloseReason, Connection, Hub, Listener, event, fanout, lanes
 from backchannel.transport.uvicorn import Protocol
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -252,7 +252,7 @@ def arguments() -> argparse.Namespace:
 asked = arguments()
 told.says_ends = asked.say_ends
 if asked.slices:  # what is rare becomes common: that something happens while a turn is written
-    fanout.SLICE, fanout._BATCH = 0.0, 4  # type: ignore[misc]
+    fanout.SLICE, lanes.BATCH = 0.0, 4  # type: ignore[misc]
 hub = Hub(authenticate=lambda request: request.query.get("user"), **asked.settings)
 hub.add("/fan/{channel}", Fan, share_channels=True)
 hub.add("/plain/{channel}", Plain, share_channels=True)

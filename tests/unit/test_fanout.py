@@ -28,7 +28,9 @@ from backchannel.wire.frames import Reader
 CHANNELS = ["a", "b", "c"]
 channels = st.sampled_from(CHANNELS)
 who = st.integers(0, 3)
-names = ["whisper"] * 4 + ["broadcast"] * 2 + ["subscribe", "unsubscribe", "release", "end"]
+names = (
+    ["whisper"] * 4 + ["broadcast", "answer"] * 2 + ["subscribe", "unsubscribe", "release", "end"]
+)
 further = st.sampled_from([0, 0, 0, 1, 2, 3])
 deeds = st.lists(st.tuples(st.sampled_from(names), further, channels), min_size=1, max_size=5)
 
@@ -192,13 +194,13 @@ class Turns(RuleBasedStateMachine):
     @rule(batch=st.sampled_from([1, 2, 64]), seconds=st.sampled_from([0.0, 1.0]))
     def next_turn(self, batch, seconds):
         callbacks, self.queued[:] = list(self.queued), []
-        outer = lanes._BATCH, fanout.SLICE
-        lanes._BATCH, fanout.SLICE = batch, seconds
+        outer = lanes.BATCH, fanout.SLICE
+        lanes.BATCH, fanout.SLICE = batch, seconds
         try:
             for callback in callbacks:
                 callback()
         finally:
-            lanes._BATCH, fanout.SLICE = outer
+            lanes.BATCH, fanout.SLICE = outer
 
     @invariant()
     def nothing_is_out_of_order(self):
@@ -233,6 +235,11 @@ TestTurns = Turns.TestCase
 TestTurns.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
 
 
+def nothing():
+    """Answer nothing, as a dispatch says that."""
+    return False
+
+
 class SocketClient(Client):
     """A connection with a native socket, its transport and its dispatch in one."""
 
@@ -244,6 +251,7 @@ class SocketClient(Client):
         self.socket.ws = self.socket._dispatch = self
         self.socket.variant = variant
         self.deeds = []
+        self.answer = nothing
 
     is_due = property(lambda self: self.socket.is_due, lambda *_: None)
     apart = property(lambda self: self.socket.apart, lambda *_: None)
@@ -257,11 +265,11 @@ class SocketClient(Client):
     def feed(self, message):
         for deed in self.deeds:
             deed()
-        return False
+        return self.answer()
 
-    def reads(self, count, *deeds):
-        """Let so many messages come at once; what is done for each."""
-        self.deeds = deeds
+    def reads(self, count, *deeds, answer=nothing):
+        """Let so many messages come at once; what is done for each, and answered."""
+        self.deeds, self.answer = deeds, answer
         self.socket.data_received(count * b"\x81\x81\0\0\0\0x")
 
     # as its transport
@@ -284,7 +292,8 @@ class Readings(Turns):
     def done(self, who, deeds):
         """Return deeds to do for a client, mostly: each a rule and what it takes."""
         takes = {"broadcast": ("channel",), "subscribe": ("n", "channel"), "end": ("n",),
-                 "unsubscribe": ("n", "channel"), "whisper": ("n",), "release": ("n",)}  # fmt: skip
+                 "unsubscribe": ("n", "channel"), "whisper": ("n",), "release": ("n",),
+                 "answer": ("n",)}  # fmt: skip
         for name, further, channel in deeds:
             n = (who + further) % 4
             given = {"n": n, "channel": channel}
@@ -293,10 +302,25 @@ class Readings(Turns):
                 arguments["without"] = [n] * (n < 2)
             yield functools.partial(getattr(self, name), **arguments)
 
-    @rule(n=who, deeds=deeds, count=st.integers(1, 2))
-    def message_comes(self, n, deeds, count):
+    def answering(self, n):
+        """Return what a callback answers, unless it has ended its connection."""
+        if self.clients[n].gone:
+            return False
+        message = self.message()
+        self.clients[n].expected.append(message)
+        return message
+
+    @rule(n=who)
+    def answer(self, n):
+        """As an async callback does, some time after its message came."""
+        if message := self.answering(n):
+            self.clients[n].socket.answer(message)
+
+    @rule(n=who, deeds=deeds, count=st.integers(1, 2), answers=st.booleans())
+    def message_comes(self, n, deeds, count, answers):
         if not self.clients[n].gone:
-            self.clients[n].reads(count, *self.done(n, deeds))
+            answer = functools.partial(self.answering, n) if answers else nothing
+            self.clients[n].reads(count, *self.done(n, deeds), answer=answer)
 
 
 TestReadings = Readings.TestCase

@@ -233,7 +233,7 @@ class SpeakingDispatch(Handling):
 
     # ── what comes ────────────────────────────────────────────────────────────────────────────
 
-    def feed(self, message: Message) -> bool:
+    def feed(self, message: Message) -> str | bool:
         """Take a frame from the client; see ``Dispatch.feed``."""
         ws = self.speaker
         if ws.reason is not None:
@@ -254,7 +254,11 @@ class SpeakingDispatch(Handling):
         if len(talk.keys) > 1:
             self._hub.resumes.arrived(ws)
         if kind is frames.Message and frame.id is msgspec.UNSET:
-            return super().feed(content_of(frame.data, data))
+            answer = super().feed(content_of(frame.data, data))
+            if isinstance(answer, bool):
+                return answer
+            ws._send(answer)  # in a frame of the dialect
+            return False
         if TRACE.is_on:
             what = frame.__struct_config__.tag if kind is frames.Renew else excerpt(message)
             CONNECTION.debug("%s received %s", ws, what)

@@ -212,7 +212,7 @@ async def _read(dispatch: Dispatch, link: Outbox, receive: Receive) -> None:
                 text = f"message of {size} bytes is over the limit of {limit}"
                 dispatch.end(CloseReason(1009, text, "server"))
                 return
-            dispatch.feed(frame)
+            dispatch.take_in(frame)
             await dispatch.wait_for_room()
     except asyncio.CancelledError:
         raise

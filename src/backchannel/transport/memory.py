@@ -56,6 +56,10 @@ class MemoryLink:
     async def finished(self) -> None:
         """There is no network to wait for."""
 
+    def answer(self, text: str) -> None:
+        """Queue an answer, as any message."""
+        self.push(text)
+
     def close(self, code: int, reason: str) -> None:
         """Hand the close to the client, after what was pushed."""
         if self.closed is None:
@@ -214,7 +218,7 @@ class MemoryClient:
             text = f"message of {size} bytes is over the limit of {limit}"
             dispatch.end(CloseReason(1009, text, "server"))
             return
-        if dispatch.feed(frame):
+        if dispatch.take_in(frame):
             await dispatch.wait_for_room()
 
     async def receive(self, timeout: float = 1.0) -> Frame:  # noqa: ASYNC109 - it is the API

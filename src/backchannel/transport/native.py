@@ -42,6 +42,9 @@ _NO_DESCRIPTOR: Final = -1
 _UNANSWERED: Final = {1005, 1006, 4001, 4002}
 """Ends after which there is nobody who would take what waits, or answer a close frame."""
 
+_NOTHING_YET: Final = ()
+_SHORT_TEXT: Final = frames.SHORT_TEXT
+
 _WINDOWS: Final = sys.platform == "win32"
 
 
@@ -115,7 +118,8 @@ class NativeSocket(asyncio.Protocol):
         self._reader = frames.Reader(hub.settings.max_message, deflate=deflates)
         self._dispatch: Dispatch | None = None
         self._pending: list[bytes] | None = None
-        self._replies: list[bytes] | None = None  # while it reads
+        # While it reads: what was answered.
+        self._replies: list[bytes] | tuple[()] | None = None
         self._closing = False
         self._hangs_up = False
         self._has_backlog = False
@@ -140,7 +144,7 @@ class NativeSocket(asyncio.Protocol):
         self.ws.hub.heartbeat.add(self)
         dispatch.start()
         for message in taken.early:
-            dispatch.feed(message)
+            dispatch.take_in(message)
         if taken.unread:
             self.data_received(taken.unread)
 
@@ -163,9 +167,13 @@ class NativeSocket(asyncio.Protocol):
         if not self.is_due:
             if (replies := self._replies) is not None and fanout.is_quiet:
                 if self.deflates:
-                    replies.append(fanout.encoder.encode(frame, True))
+                    reply = fanout.encoder.encode(frame, True)
                 else:
-                    replies.append(frames.message_frame(frame))
+                    reply = frames.message_frame(frame)
+                if isinstance(replies, list):
+                    replies.append(reply)
+                else:
+                    self._replies = [reply]
                 return True
             fanout.due(self)
         data = fanout.encoder.encode(frame, self.deflates)
@@ -174,6 +182,34 @@ class NativeSocket(asyncio.Protocol):
         else:
             self._pending.append(data)
         return True
+
+    def answer(self, text: str) -> None:
+        """Send what a callback answered: at once, unless something else waits or goes with it."""
+        if (
+            self.apart
+            or isinstance(self._replies, list)
+            or not self._fanout.is_quiet
+            or self.deflates
+            or self._closing
+        ):
+            self.ws._push(text)  # behind what on_open sent, while that is held
+            return
+        # message_frame() and write(), without the cost of calling them.
+        payload = text.encode()
+        if (size := len(payload)) < 126:
+            data = _SHORT_TEXT[size] + payload
+        else:
+            data = frames.message_frame(text)
+        if (descriptor := self._descriptor) < 0:
+            self._write_buffered(data)
+            return
+        try:
+            written = os.write(descriptor, data)
+        except OSError as error:
+            self._write_failed(data, error)
+        else:
+            if written != len(data):
+                self._write_buffered(data[written:])
 
     def close(self, code: int, reason: str) -> None:
         """Send what waits and the close frame; the client has a while to answer it."""
@@ -300,26 +336,32 @@ class NativeSocket(asyncio.Protocol):
         dispatch = self._dispatch
         if dispatch is None:
             return
-        replies: list[bytes] = []
-        self._replies = replies
+        self._replies = _NOTHING_YET
         try:
-            if (message := self._reader.whole(data)) is not None:
-                is_full = dispatch.feed(message)
+            if (message := self._reader.whole(data)) is None:
+                answer: str | bool = self._read(data, dispatch)
             else:
-                is_full = self._read(data, dispatch)
+                answer = dispatch.feed(message)
+                if isinstance(answer, str):
+                    self.answer(answer)
+            replies = self._replies
         finally:
             self._replies = None
         if replies:
             self.write(replies[0] if len(replies) == 1 else b"".join(replies))
-        if is_full and not self._paused:
+        if answer is True and not self._paused:
             self._pause(dispatch)
 
     def _read(self, data: bytes, dispatch: Dispatch) -> bool:
         """Read anything; tell whether nothing more should be read for now."""
         is_full = False
+        self._replies = []
         for event in self._reader.feed(data):
             if type(event) is str or type(event) is bytes:
-                is_full = dispatch.feed(event)
+                answer = dispatch.feed(event)
+                if isinstance(answer, str):
+                    self.ws._push(answer)
+                is_full = answer is True
             else:
                 self._take_control(event, dispatch)
         return is_full

@@ -16,6 +16,7 @@ from websockets.frames import apply_mask  # type: ignore[attr-defined]
 from backchannel.wire import deflate
 
 __all__ = [
+    "SHORT_TEXT",
     "Close",
     "Event",
     "Ping",
@@ -35,6 +36,9 @@ _WHOLE_TEXT, _WHOLE_BINARY = _FIN | _TEXT, _FIN | _BINARY
 _WHOLE: Final = (_WHOLE_TEXT, _WHOLE_BINARY)
 # Parts of a message that are smaller are joined at once: each object costs more than these bytes.
 _SMALL: Final = 4096
+# A short message in one frame: its second byte and all bytes, its mask, its payload.
+_BRIEF: Final = _MASKED - 6
+_MASK, _AFTER_MASK = slice(2, 6), slice(6, None)
 _NOT_UTF8: Final = "text is not valid UTF-8"
 
 
@@ -84,8 +88,8 @@ def _frame(first: int, payload: bytes) -> bytes:
     return bytes((first, 127)) + size.to_bytes(8, "big") + payload
 
 
-_SHORT_TEXT: Final = tuple(bytes((_FIN | _TEXT, size)) for size in range(126))
-"""The headers of short text messages, made once."""
+SHORT_TEXT: Final = tuple(bytes((_FIN | _TEXT, size)) for size in range(126))
+"""The headers of text messages of up to 125 bytes, made once; by their size."""
 
 
 def message_frame(message: str | bytes) -> bytes:
@@ -94,7 +98,7 @@ def message_frame(message: str | bytes) -> bytes:
         return _frame(_FIN | _BINARY, message)
     payload = message.encode()
     if (size := len(payload)) < 126:
-        return _SHORT_TEXT[size] + payload
+        return SHORT_TEXT[size] + payload
     return _frame(_FIN | _TEXT, payload)
 
 
@@ -201,7 +205,7 @@ class Reader:
         deflate: True if permessage-deflate was agreed on.
     """
 
-    __slots__ = ("_deflate", "_is_idle", "_max", "_message", "_tail")
+    __slots__ = ("_brief", "_deflate", "_max", "_message", "_tail")
 
     def __init__(self, max_message: int, *, deflate: bool = False):
         self._max = max_message
@@ -209,7 +213,9 @@ class Reader:
         # Of a header or control frame that has not come whole; None when nothing more is read.
         self._tail: bytes | None = b""
         self._message: _Message | None = None
-        self._is_idle = True  # nothing has begun that is not whole
+        # Bytes that a short message in one frame is shorter than; 0 while something has begun
+        # that is not whole.
+        self._brief = self._idle_brief()
 
     def whole(self, data: bytes) -> str | bytes | None:
         """Return the message that the bytes are: all of one, in one frame, and nothing else.
@@ -217,21 +223,29 @@ class Reader:
         That is how most come. None for all else: then nothing was read, and ``feed`` is to.
         """
         end = len(data)
-        if 6 < end < 132:
-            at = 6
-            is_one = data[1] == end - 6 + _MASKED
+        brief = self._brief
+        if 6 < end < brief:
+            if data[1] != end + _BRIEF:
+                return None
+            payload = apply_mask(data[_AFTER_MASK], data[_MASK])
+        elif (
+            brief
+            and 133 < end <= self._max + 8
+            and data[1] == _MASKED | 126
+            and data[2] << 8 | data[3] == end - 8
+        ):
+            payload = apply_mask(data[8:], data[4:8])
         else:
-            at = 8
-            is_one = end > 133 and data[1] == _MASKED | 126 and data[2] << 8 | data[3] == end - 8
-        if not is_one or not self._is_idle or end - at > self._max:
             return None
-        first = data[0]
-        if first == _WHOLE_TEXT:
+        if (first := data[0]) == _WHOLE_TEXT:
             try:
-                return apply_mask(data[at:], data[at - 4 : at]).decode()
+                return payload.decode()
             except UnicodeDecodeError:
                 return None  # feed() says what is wrong with it
-        return apply_mask(data[at:], data[at - 4 : at]) if first == _WHOLE_BINARY else None
+        return payload if first == _WHOLE_BINARY else None
+
+    def _idle_brief(self) -> int:
+        return min(6 + 126, 7 + self._max)
 
     def feed(self, data: bytes) -> list[Event]:
         """Read bytes as they came; return what is complete now, in order.
@@ -241,7 +255,8 @@ class Reader:
         if (message := self.whole(data)) is not None:
             return [message]
         events = self._read(data)
-        self._is_idle = self._message is None and self._tail == b""
+        is_idle = self._message is None and self._tail == b""
+        self._brief = self._idle_brief() if is_idle else 0
         return events
 
     def _read(self, data: bytes) -> list[Event]:

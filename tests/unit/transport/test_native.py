@@ -12,6 +12,7 @@ from taken import take_over
 
 from backchannel import Listener, fanout
 from backchannel.observe import TRACE
+from backchannel.wire import frames
 
 MEMBERS = 200  # more than are written to between two looks at the clock
 
@@ -129,3 +130,109 @@ async def test_messages_are_logged_a_second_after_that_was_turned_on(
     told = [line for line in caplog.messages if " send " in line]
     assert len(told) == 1
     assert told[0].endswith("send 'after'")
+
+
+async def read_bytes(end, count):
+    """Read so many bytes."""
+    data, loop = b"", asyncio.get_running_loop()
+    while len(data) < count:
+        data += await asyncio.wait_for(loop.sock_recv(end, 1 << 20), 5)
+    return data
+
+
+def answering(kind, answer):
+    """Return a listener's function that answers so, as ``def`` or ``async def``."""
+
+    def plain(ws, message: str):
+        return answer(ws)
+
+    async def waiting(ws, message: str):
+        return answer(ws)
+
+    return plain if kind == "def" else waiting
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+@pytest.mark.parametrize(
+    "said", ["", "x", "x" * 125, "x" * 126, "x" * 70_000, "grüße", b"bytes", ["JSON"]]
+)
+async def test_an_answer_is_the_frame_that_sending_it_makes(hub, kind, said):
+    """Short texts have a way of their own, alone in what was read and not."""
+    expected = frames.message_frame('["JSON"]' if isinstance(said, list) else said)
+    hub.add("/ws/returns", answering(kind, lambda ws: said))
+    hub.add("/ws/sends", answering(kind, lambda ws: ws.send(said)))
+    for path in ("/ws/returns", "/ws/sends"):
+        async with clients(hub, path, 1) as (end,):
+            for count in (1, 3):
+                end.send(count * text(b"?"))
+                assert await read_bytes(end, count * len(expected)) == count * expected
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_an_answer_comes_after_what_its_callback_sent(hub, kind):
+    def answer(ws):
+        ws.send("1")
+        ws.broadcast("2", channel="all")
+        ws.send("3")
+        return "4"
+
+    hub.add("/ws/{channel}", answering(kind, answer))
+    async with clients(hub, "/ws/all", 1) as (end,):
+        for count in (1, 3):
+            end.send(count * text(b"?"))
+            expected = count * b"\x81\x011\x81\x012\x81\x013\x81\x014"
+            assert await read_bytes(end, len(expected)) == expected
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_an_answer_comes_after_all_that_on_open_sent(hub, kind):
+    """Much of that is sent bit by bit, while messages are handled already."""
+
+    class Talks(Listener):
+        def on_open(self, ws):
+            for _ in range(20):
+                ws.send("x" * 30_000)
+
+        on_message = staticmethod(answering(kind, lambda ws: "answer"))
+
+    hub.add("/ws/talks", Talks)
+    async with clients(hub, "/ws/talks", 1) as (end,):
+        end.send(text(b"?"))
+        await asyncio.sleep(0)
+        answer = b"\x81\x06answer"
+        data = await read_bytes(end, 20 * 30_004 + len(answer))
+        assert data.index(b"answer") == len(data) - 6
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_an_answer_of_who_closed_is_not_sent(hub, kind):
+    def answer(ws):
+        ws.close(4000)
+        return "too late"
+
+    hub.add("/ws/closes", answering(kind, answer))
+    async with clients(hub, "/ws/closes", 1) as (end,):
+        end.send(2 * text(b"?"))
+        assert await read_bytes(end, 4) == b"\x88\x02\x0f\xa0"
+        end.send(b"\x88\x80\0\0\0\0")
+        assert await read(end) == []
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_an_answer_that_is_no_utf_8_is_told_on_error(hub, kind, caplog):
+    """The log has where it failed, and not what it was, which may be what a terminal can't show."""
+    told = []
+
+    class Wrong(Listener):
+        on_message = staticmethod(answering(kind, lambda ws: "secret \ud800"))
+
+        def on_error(self, ws, error):
+            told.append(type(error).__name__)
+
+    hub.add("/ws/wrong", Wrong)
+    async with clients(hub, "/ws/wrong", 1) as (end,):
+        end.send(text(b"?"))
+        await until(lambda: told)
+    assert told == ["UnsendableMessage"]
+    assert "raised UnsendableMessage" in caplog.text
+    assert "secret" not in caplog.text

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from taken import take_over
 
-from backchannel import Hub, Listener, fanout
+from backchannel import Hub, Listener, fanout, lanes
 
 LOOPS = pytest.mark.parametrize(
     "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
@@ -139,12 +139,12 @@ class People:
 
 @contextlib.contextmanager
 def a_turn_for_each_write():
-    outer = fanout._BATCH, fanout.SLICE
-    fanout._BATCH, fanout.SLICE = 1, 0.0
+    outer = lanes.BATCH, fanout.SLICE
+    lanes.BATCH, fanout.SLICE = 1, 0.0
     try:
         yield
     finally:
-        fanout._BATCH, fanout.SLICE = outer
+        lanes.BATCH, fanout.SLICE = outer
 
 
 def in_loop(make_loop, test):
