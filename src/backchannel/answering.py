@@ -111,14 +111,11 @@ class Answering(Caller):
         frame.active = False
         # Only now: a StopIteration that is being handled would show the answer in a traceback.
         if answer is not None:
-            if type(answer) is str and answer.isascii():
-                self.ws._answer(answer)
-            else:
-                rest = self._answer(callback, answer)
+            rest = self._answer(callback, answer)
         return None if rest is None else step(rest.begin())
 
     def _send_answer(self, text: str) -> None:
-        self.ws._answer(text)
+        self.ws._send(text)
 
     def _invalid(self, error: InvalidMessage) -> Rest | None:
         CONNECTION.debug("%s invalid message: %s", self.ws, excerpt(error.text))

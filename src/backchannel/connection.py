@@ -406,15 +406,6 @@ class Connection:
             return self._link.push(frame)
         return self._push(frame)
 
-    def _answer(self, text: str) -> None:
-        """Send what a callback answered: text of ASCII, which needs no look at what it is."""
-        if TRACE.is_on:
-            CONNECTION.debug("%s send %s", self, excerpt(text))
-        if self.reason is None and self._held is None:
-            self._link.answer(text)
-        else:
-            self._push(text)
-
     def _take(
         self,
         publication: Publication,

@@ -446,14 +446,6 @@ class Link(Protocol):
         """
         ...
 
-    def answer(self, text: str) -> None:
-        """Queue the answer to a message; one that leaves at once does so after what was pushed.
-
-        Args:
-            text: the message.
-        """
-        ...
-
     def close(self, code: int, reason: str) -> None:
         """Close after what was pushed before; later calls do nothing."""
         ...

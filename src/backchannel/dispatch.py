@@ -93,7 +93,7 @@ class Dispatch(Answering, Changing):
         answer = self.feed(message)
         if isinstance(answer, bool):
             return answer
-        self.ws._answer(answer)
+        self.ws._push(answer)
         return False
 
     def feed(self, message: Message) -> str | bool:

@@ -312,7 +312,7 @@ class Readings(Turns):
 
     @rule(n=who)
     def answer(self, n):
-        """As an async callback does, some time after its message came."""
+        """Outside the reading too: whenever it is done, nothing overtakes."""
         if message := self.answering(n):
             self.clients[n].socket.answer(message)
 

@@ -143,9 +143,6 @@ class SpeakingConnection(Connection):
             CONNECTION.debug("%s send %s", self, excerpt(frame))
         return self._push(in_message(frame, is_json=form_of(message) == "json"))
 
-    def _answer(self, text: str) -> None:
-        self._send(text)
-
     def _take(
         self,
         publication: Publication,

@@ -56,10 +56,6 @@ class MemoryLink:
     async def finished(self) -> None:
         """There is no network to wait for."""
 
-    def answer(self, text: str) -> None:
-        """Queue an answer, as any message."""
-        self.push(text)
-
     def close(self, code: int, reason: str) -> None:
         """Hand the close to the client, after what was pushed."""
         if self.closed is None:
