@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from pathlib import Path
@@ -195,3 +196,49 @@ async def test_a_refused_ticket_is_logged_without_it(caplog, hub):
     (line,) = lines_of(caplog, logging.INFO, "backchannel.handshake")
     assert "with 401 by its ticket: 'The ticket is not valid" in line
     assert "bct_" not in line
+
+
+# ── what has to be awaited is no answer by itself ─────────────────────────────────────────────
+
+NO_ANSWER = {
+    "subscribe": (lambda hub, ws: ws.subscribe("boats"), "`if await ws.subscribe(…):`"),
+    "subscribe to where it is": (lambda hub, ws: ws.subscribe("cars"), "await it first"),
+    "unsubscribe": (lambda hub, ws: ws.unsubscribe("boats"), "await it first"),
+    "others": (lambda hub, ws: hub.everyone.subscribe("boats"), ".subscribe(…)).reached:`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "said"), NO_ANSWER.values(), ids=NO_ANSWER)
+async def test_what_was_not_awaited_is_neither_true_nor_false(hub, call, said):
+    seen = asyncio.Queue()
+
+    class Door(Room):
+        async def on_message(self, ws, message):
+            result = call(hub, ws)
+            try:
+                seen.put_nowait(bool(result))
+            except TypeError as error:
+                seen.put_nowait(str(error))
+            await result
+
+    hub.add("/ws/{channel}", Door)
+    async with hub.test_client("/ws/cars", user="ana") as ws, asyncio.timeout(5):
+        await ws.send("go")
+        assert said in await seen.get()
+
+
+async def test_what_was_awaited_says_so(hub):
+    said = []
+
+    class Door(Room):
+        async def on_message(self, ws, message):
+            said.append(await ws.subscribe("boats"))
+            said.append((await hub.everyone.unsubscribe("boats")).reached)
+            said.append((await hub.broadcast("boats", "hi")).reached)
+            return "done"
+
+    hub.add("/ws/{channel}", Door)
+    async with hub.test_client("/ws/cars") as ws:
+        await ws.send("go")
+        assert await ws.receive(timeout=5) == "done"
+    assert said == [True, 1, 0]
