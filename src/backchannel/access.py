@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Never, TypeVar
 
 from backchannel.attendance import check_callback
 from backchannel.channel import check_channel
+from backchannel.listener import MISSING
 from backchannel.observe import CONNECTION, HUB
 from backchannel.places import written_at
 from backchannel.rules import astray, check_call, read_rule
@@ -142,7 +143,7 @@ class Access:
                 " and ".join(told),
             )
 
-    def on_join(self, callback: MemberCallback) -> MemberCallback:
+    def on_join(self, callback: MemberCallback = MISSING) -> MemberCallback:
         """Call ``callback(channel, user)`` when a user has come into a channel; a decorator.
 
         That is when the first of the user's devices has entered it, on whatever node, of a channel
@@ -155,16 +156,16 @@ class Access:
         Raises:
             ListenerError: it can't be called with a channel and a user.
         """
-        self.attendance.on_join = check_callback(callback, "on_join")
+        self.attendance.on_join = check_callback(callback, "on_join", "channel", "user")
         return callback
 
-    def on_leave(self, callback: MemberCallback) -> MemberCallback:
+    def on_leave(self, callback: MemberCallback = MISSING) -> MemberCallback:
         """Call ``callback(channel, user)`` when a user has left a channel; a decorator.
 
         That is when the last of the user's devices has left it, and none has come back for
         ``presence_moment`` seconds. See ``on_join``.
         """
-        self.attendance.on_leave = check_callback(callback, "on_leave")
+        self.attendance.on_leave = check_callback(callback, "on_leave", "channel", "user")
         return callback
 
     async def may_publish(self, ws: Connection, channel: str) -> bool:

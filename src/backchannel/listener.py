@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
-from backchannel.annotations import NO_MESSAGE, UNSAID, read_returns, read_sends, resolve, scope_of
+from backchannel.annotations import (
+    NO_MESSAGE,
+    UNSAID,
+    read_returns,
+    read_sends,
+    resolve,
+    scope_of,
+    why_unknown,
+)
 from backchannel.errors import InvalidMessage, ListenerError
 from backchannel.messages import Decoder, decoder_for
 from backchannel.observe import LISTENER
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     from backchannel.request import Request
 
 __all__ = [
+    "MISSING",
     "Callback",
     "Callbacks",
     "Listener",
@@ -33,6 +42,12 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+MISSING: Any = None
+"""What a decorator is above where it was called with empty parentheses."""
+
+_MESSAGES: Final = {"message", "msg", "data", "payload", "body", "event"}
+"""Names that nobody gives to a connection."""
 
 
 class Listener:
@@ -127,19 +142,23 @@ class Listener:
             )
 
 
-def event(name: str) -> Callable[[F], F]:
+def event(name: str = MISSING) -> Callable[[F], F]:
     """Route messages whose ``"type"`` field is ``name`` to a listener's method.
 
     The method takes ``(self, ws, message)`` or just ``(self, ws)``; the message's annotation
     decides what it gets, as with on_message, and what it returns goes to the sender.
 
     Raises:
-        TypeError: the name is not a str, or the method takes another type already.
+        TypeError: the name is not a str, the method takes another type already, or it is none.
     """
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError('@event takes the message type, as in @event("typing")')
 
     def mark(function: F) -> F:
+        if isinstance(function, type) or not hasattr(function, "__dict__"):
+            raise TypeError(
+                f"@event({name!r}) goes above a method (self, ws, message), not {function!r}"
+            )
         if (other := getattr(function, "_backchannel_event", None)) is not None:
             raise TypeError(
                 f"a method takes one type: it has @event({other!r}) and @event({name!r})"
@@ -150,12 +169,16 @@ def event(name: str) -> Callable[[F], F]:
     return mark
 
 
-def threaded(function: F) -> F:
+def threaded(function: F = MISSING) -> F:
     """Run a blocking ``def`` callback in a worker thread, with the context variables copied.
 
     Raises:
-        TypeError: it is ``async def``, which needs no thread.
+        TypeError: it is ``async def``, which needs no thread, or no function.
     """
+    if not callable(function):
+        raise TypeError(
+            "@threaded takes a function: put @threaded, without parentheses, above a blocking def"
+        )
     if inspect.iscoroutinefunction(function):
         raise TypeError(f"@threaded is for a blocking def; {function.__qualname__} is async def")
     function._backchannel_threaded = True  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
@@ -354,12 +377,29 @@ def _read_events(listener: Listener, names: Mapping[str, Any]) -> dict[str, Call
         label = f"{kind.__name__}.{attribute}"
         if len(_positional(function)) == 1:
             callback = _with_decoder(read_callback(function, label, "ws"), names, kind)
+            _check_is_ws(callback, names, kind)
             bare = _without_message(callback.function)
             found[name] = _replaced(callback, function=bare, takes=NO_MESSAGE)
         else:
             callback = read_callback(function, label, "ws, message")
             found[name] = _with_decoder(callback, names, kind)
     return found
+
+
+def _check_is_ws(callback: Callback, names: Mapping[str, Any], kind: type[Listener]) -> None:
+    """Refuse an event method whose only parameter is meant to be the message."""
+    only = _positional(callback.function)[0]
+    *_, function = _layers(callback.function)
+    try:
+        says = resolve(only.annotation, scope_of(function, names, kind), callback.name)
+    except ListenerError:  # a name that is imported for type checkers only, as Connection may be
+        says = Any
+    is_unsaid = says is only.empty or says is Any or says is object or says is None
+    if only.name in _MESSAGES if is_unsaid else not why_unknown(says):
+        raise ListenerError(
+            f"{callback.name} ({callback.where}) has no ws: it must take (ws, message), or (ws) "
+            f"alone, but takes ({only})"
+        )
 
 
 def _without_message(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -447,7 +487,11 @@ def _replaced(callback: Callback, **changes: Any) -> Callback:
 
 def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # read_callback says so
+        return []
+    return [parameter for parameter in parameters if parameter.kind in kinds]
 
 
 def _layers(function: Any) -> Iterator[Any]:
