@@ -540,11 +540,14 @@ type ConnectTabs = <M = Messages>(
   options?: Options & { name?: string },
 ) => Client<M>;
 
-export const connect = ((url: string | URL, options: Options & { name?: string } = {}) => {
+export const connect = ((
+  url: string | URL,
+  { name: called, ...options }: Options & { name?: string } = {},
+) => {
   const located = locate(url);
   // Both want a secure context: https, or localhost.
   if (!globalThis.navigator?.locks || !globalThis.BroadcastChannel) return connectAlone(url, options);
-  const name = `backchannel ${options.name ?? located.href}`;
+  const name = `backchannel ${called ?? located.href}`;
   let tab: Tab;
   // Asked before the front is there: then it answers nothing yet.
   let front: Front | undefined;
