@@ -293,6 +293,9 @@ class Tab implements Connection {
     const { type, id, channel, position, error } = frame;
     const { _inside, _positions } = this._session;
     const isOut = type === "unsubscribed";
+    // The leader greets with the channels that somebody is in. Where it does not know yet that this
+    // tab enters one, its answer to that follows, and says the same.
+    if (type === "subscribed" && !byAll && this._entering.has(channel)) return;
     if (type === "state") this._state = frame;
     if (type === "subscribed") {
       _inside.add(channel);
