@@ -406,6 +406,17 @@ async def test_no_client_can_forge_a_line(run, folder):
     assert not [line for line in printed.splitlines() if line.startswith("2030")]
 
 
+async def test_a_client_at_a_path_that_there_is_not_is_told_of(run):
+    server = run("chat.py")
+    with pytest.raises(InvalidStatus) as caught:
+        await server.connect("/ws/eccho").__aenter__()
+    assert caught.value.response.status_code == 404
+    server.process.wait_for_output(
+        r"INFO +backchannel.handshake: refused '/ws/eccho' from \S+ with 404: no endpoint has this "
+        r"URL; the nearest are /ws/echo,"
+    )
+
+
 async def test_a_close_without_a_reason_leaves_nothing_at_the_end_of_its_line(run):
     server = run("chat.py")
     async with server.connect("/ws/echo") as client:
