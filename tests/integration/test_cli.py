@@ -168,6 +168,41 @@ async def test_prints_what_is_served_and_serves_it(run):
             assert await client.recv() == "hello"
 
 
+NESTED = """
+from starlette.routing import Mount, Router
+app = Router([Mount('/deep', routes=[Mount('/live', hub)])])
+"""
+
+APPS_AROUND = {
+    "FastAPI": ("/live", "from fastapi import FastAPI\napp = FastAPI()\napp.mount('/live', hub)\n"),
+    "Starlette": ("/deep/live", NESTED),
+    "wrapped": ("", "async def site(scope, receive, send): ...\napp = hub.wrap(site)\n"),
+}
+
+
+@pytest.mark.parametrize(("mount", "app"), APPS_AROUND.values(), ids=APPS_AROUND)
+async def test_what_is_shown_is_what_a_client_has_to_dial(run, folder, mount, app):
+    (folder / "around.py").write_text(CHAT + app)
+    server = run("around.py")
+    printed = server.printed()
+    base = f"localhost:{server.port}{mount}"
+    shown = re.findall(r"(?:page|endpoint) +(\S+)", printed)
+    assert shown == [f"http://{base}/", f"ws://{base}/ws/echo",
+                     f"ws://{base}/ws/chat/{{channel}}", f"ws://{base}/ws/thread"]  # fmt: skip
+    assert "below where the app mounts its hub" not in printed
+    assert "Chat</title>" in (await server.get(f"{mount}/")).text
+    async with server.connect(f"{mount}/ws/echo") as client:
+        await client.send("hello")
+        assert await client.recv() == "hello"
+
+
+async def test_where_the_app_does_not_tell_where_its_hub_is_that_is_said(run, folder):
+    (folder / "live.py").write_text(APP.replace("live = hub.wrap(site)\n", ""))
+    printed = run("live.py").printed()
+    assert re.search(r"endpoint +ws://localhost:\d+/ws/echo ", printed)
+    assert "(endpoints are shown as they are below where the app mounts its hub)" in printed
+
+
 @pytest.mark.parametrize("name", ["hub", "other", "app"])
 async def test_file_and_name(run, folder, name):
     (folder / "several.py").write_text(
