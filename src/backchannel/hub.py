@@ -100,6 +100,7 @@ class HubCore(Publishing, Access):
         self.touches = Touches(functools.partial(self.runtime.keep, context=Context()))
         self.is_stopping = False
         self._leaving: Leaving | None = None
+        self._without_history: set[str] = set()
         self._watches = False
         self._starting = asyncio.Lock()
         broker.bind(self.cluster)
