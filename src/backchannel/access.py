@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from backchannel.contracts import Target
     from backchannel.endpoint import Endpoints
     from backchannel.membership import Membership
+    from backchannel.presence import Presence
     from backchannel.roster import Roster
     from backchannel.rules import KeepsPresence, Rules
     from backchannel.runtime import Runtime
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Access"]
 
 MemberCallback = TypeVar("MemberCallback", bound=Callable[[str, str], Any])
+UserCallback = TypeVar("UserCallback", bound=Callable[[str], Any])
 
 AT_ONCE: Final = 16
 """Connections that a recheck asks about at the same time, where rules have to wait."""
@@ -55,6 +57,7 @@ class Access:
     endpoints: Endpoints
     cluster: Cluster
     attendance: Attendance
+    presence: Presence
 
     def rule(
         self,
@@ -166,6 +169,24 @@ class Access:
         ``presence_moment`` seconds. See ``on_join``.
         """
         self.attendance.on_leave = check_callback(callback, "on_leave", "channel", "user")
+        return callback
+
+    def on_user_online(self, callback: UserCallback = MISSING) -> UserCallback:
+        """Call ``callback(user)`` when a user's first device has come; a decorator.
+
+        Raises:
+            ListenerError: it can't be called with a user.
+        """
+        self.presence.on_online = check_callback(callback, "on_user_online", "user")
+        return callback
+
+    def on_user_offline(self, callback: UserCallback = MISSING) -> UserCallback:
+        """Call ``callback(user)`` when a user's last device has gone; a decorator.
+
+        Raises:
+            ListenerError: it can't be called with a user.
+        """
+        self.presence.on_offline = check_callback(callback, "on_user_offline", "user")
         return callback
 
     async def may_publish(self, ws: Connection, channel: str) -> bool:

@@ -11,7 +11,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from backchannel.access import Access
-from backchannel.attendance import Attendance, check_callback
+from backchannel.attendance import Attendance
 from backchannel.audience import Changes, Info
 from backchannel.catchup import CatchUps, Missed
 from backchannel.change import Change
@@ -29,7 +29,7 @@ from backchannel.guard import Guard
 from backchannel.history import Position
 from backchannel.identity import holder_of
 from backchannel.leaving import Leaving
-from backchannel.listener import MISSING, read_listener
+from backchannel.listener import read_listener
 from backchannel.membership import Membership
 from backchannel.observe import HUB, LISTENER
 from backchannel.places import names_of_caller
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 __all__ = ["HubCore"]
 
 T = TypeVar("T")
-UserCallback = TypeVar("UserCallback", bound=Callable[[str], Any])
 
 
 class HubCore(Publishing, Access):
@@ -257,24 +256,6 @@ class HubCore(Publishing, Access):
             RuntimeError: called outside the hub's event loop.
         """
         return self.runtime.spawn(work, "hub task", copy_context())
-
-    def on_user_online(self, callback: UserCallback = MISSING) -> UserCallback:
-        """Call ``callback(user)`` when a user's first device has come; a decorator.
-
-        Raises:
-            ListenerError: it can't be called with a user.
-        """
-        self.presence.on_online = check_callback(callback, "on_user_online", "user")
-        return callback
-
-    def on_user_offline(self, callback: UserCallback = MISSING) -> UserCallback:
-        """Call ``callback(user)`` when a user's last device has gone; a decorator.
-
-        Raises:
-            ListenerError: it can't be called with a user.
-        """
-        self.presence.on_offline = check_callback(callback, "on_user_offline", "user")
-        return callback
 
     @property
     def health(self) -> Health:

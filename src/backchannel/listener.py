@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from backchannel.annotations import (
     NO_MESSAGE,
     UNSAID,
+    means_message,
     read_returns,
     read_sends,
     resolve,
     scope_of,
-    why_unknown,
 )
 from backchannel.errors import InvalidMessage, ListenerError
 from backchannel.messages import Decoder, decoder_for
 from backchannel.observe import LISTENER
-from backchannel.places import where_defined
+from backchannel.places import layers, place_of, placed, where_defined
 from backchannel.spelling import foreign_names, unknown_callbacks
 
 if TYPE_CHECKING:
@@ -45,9 +44,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 MISSING: Any = None
 """What a decorator is above where it was called with empty parentheses."""
-
-_MESSAGES: Final = {"message", "msg", "data", "payload", "body", "event"}
-"""Names that nobody gives to a connection."""
 
 
 class Listener:
@@ -377,29 +373,19 @@ def _read_events(listener: Listener, names: Mapping[str, Any]) -> dict[str, Call
         label = f"{kind.__name__}.{attribute}"
         if len(_positional(function)) == 1:
             callback = _with_decoder(read_callback(function, label, "ws"), names, kind)
-            _check_is_ws(callback, names, kind)
+            *_, bare_function = layers(function)
+            (only,) = _positional(function)
+            if means_message(only, scope_of(bare_function, names, kind)):
+                raise ListenerError(
+                    f"{label} ({callback.where}) has no ws: it must take (ws, message), or (ws) "
+                    f"alone, but takes ({only})"
+                )
             bare = _without_message(callback.function)
             found[name] = _replaced(callback, function=bare, takes=NO_MESSAGE)
         else:
             callback = read_callback(function, label, "ws, message")
             found[name] = _with_decoder(callback, names, kind)
     return found
-
-
-def _check_is_ws(callback: Callback, names: Mapping[str, Any], kind: type[Listener]) -> None:
-    """Refuse an event method whose only parameter is meant to be the message."""
-    only = _positional(callback.function)[0]
-    *_, function = _layers(callback.function)
-    try:
-        says = resolve(only.annotation, scope_of(function, names, kind), callback.name)
-    except ListenerError:  # a name that is imported for type checkers only, as Connection may be
-        says = Any
-    is_unsaid = says is only.empty or says is Any or says is object or says is None
-    if only.name in _MESSAGES if is_unsaid else not why_unknown(says):
-        raise ListenerError(
-            f"{callback.name} ({callback.where}) has no ws: it must take (ws, message), or (ws) "
-            f"alone, but takes ({only})"
-        )
 
 
 def _without_message(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -434,8 +420,8 @@ def read_callback(
     """
     wanted = [name for name in parameters.split(", ") if name]
     by_name = dict.fromkeys(named)
-    layers = list(_layers(function))
-    label = _placed(name, layers[-1])
+    made_of = list(layers(function))
+    label = placed(name, made_of[-1])
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
@@ -451,17 +437,17 @@ def read_callback(
             f"{label} has a yield, so that calling it would do nothing: send each part with "
             "ws.send(…), within ws.spawn(…) if it takes long"
         )
-    is_async = any(inspect.iscoroutinefunction(layer) for layer in layers)
-    in_thread = any(getattr(layer, "_backchannel_threaded", False) is True for layer in layers)
+    is_async = any(inspect.iscoroutinefunction(layer) for layer in made_of)
+    in_thread = any(getattr(layer, "_backchannel_threaded", False) is True for layer in made_of)
     if is_async and in_thread:
         raise ListenerError(f"{label} is both @threaded and async: @threaded is for a blocking def")
     return Callback(
         name=name,
-        where=where_defined(layers[-1]),
+        where=where_defined(made_of[-1]),
         function=function,
         is_async=is_async,
         in_thread=in_thread,
-        about=getattr(layers[-1], "__doc__", None) or "",
+        about=getattr(made_of[-1], "__doc__", None) or "",
     )
 
 
@@ -469,7 +455,7 @@ def _with_decoder(
     callback: Callback, names: Mapping[str, Any], kind: type[Listener] | None = None
 ) -> Callback:
     """Add what its annotations say, as far as there are any."""
-    *_, function = _layers(callback.function)
+    *_, function = layers(callback.function)
     scope = scope_of(function, names, kind)
     callback = _replaced(callback, returns=read_returns(callback.function, scope))
     message = next(iter(_positional(callback.function)[1:]), None)
@@ -494,44 +480,16 @@ def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return [parameter for parameter in parameters if parameter.kind in kinds]
 
 
-def _layers(function: Any) -> Iterator[Any]:
-    """Yield a callable and what it is made around, one after the other; the function comes last."""
-    while True:
-        yield function
-        if isinstance(function, functools.partial):
-            function = typing.cast("Any", function.func)  # pyright: ignore[reportUnknownMemberType]
-        elif isinstance(function, types.MethodType):
-            function = function.__func__
-        elif (wrapped := getattr(function, "__wrapped__", None)) is not None:
-            function = wrapped
-        elif inspect.isfunction(call := getattr(function.__class__, "__call__", None)):  # noqa: B004
-            function = call
-        else:
-            return
-
-
 def _check_spelling(kind: type[Listener]) -> None:
     events = {name for name in dir(kind) if _event_of(kind, name) is not None}
     for name, meant in unknown_callbacks(kind, {*_PARAMETERS, *events}):
         hint = f"did you mean {meant}?" if meant else f"there are {', '.join(_PARAMETERS)}."
         raise ListenerError(
-            f"{_place(kind, name)} is no callback; {hint} What handles one type of message wants "
+            f"{place_of(kind, name)} is no callback; {hint} What handles one type of message wants "
             "@event; a helper of your own, a name without on_ or with a leading underscore."
         )
 
 
 def _warn_of_foreign_names(kind: type[Listener]) -> None:
     for name, meant in foreign_names(kind):
-        LISTENER.warning("%s is never called; did you mean %s?", _place(kind, name), meant)
-
-
-def _place(kind: type, name: str) -> str:
-    """Return a method's name with file and line."""
-    *_, function = _layers(getattr(kind, name))
-    return _placed(f"{kind.__name__}.{name}", function)
-
-
-def _placed(name: str, function: object) -> str:
-    """Return a name with file and line, if these are known."""
-    where = where_defined(function)
-    return name if where == "?" else f"{name} ({where})"
+        LISTENER.warning("%s is never called; did you mean %s?", place_of(kind, name), meant)
