@@ -10,6 +10,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
+import { minify } from "terser";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
 const target = join(here, "../../src/backchannel/static");
@@ -28,7 +29,14 @@ const common = {
 async function compile(entry, more) {
   const options = { ...common, entryPoints: [join(here, "src", entry)], ...more };
   const { outputFiles, mangleCache } = await build(options);
-  return { text: outputFiles[0].text, mangleCache };
+  // esbuild puts it together and shortens names in all files alike; this makes 2 % less of it.
+  const { code } = await minify(outputFiles[0].text, {
+    module: true,
+    ecma: 2022,
+    compress: { passes: 3, pure_getters: true, sequences: false },
+    format: { comments: /^!/ },
+  });
+  return { text: `${code}\n`, mangleCache };
 }
 
 const besideIt = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Never, TypeVar
 
 from backchannel.attendance import check_callback
 from backchannel.channel import check_channel
+from backchannel.listener import MISSING
 from backchannel.observe import CONNECTION, HUB
 from backchannel.places import written_at
 from backchannel.rules import astray, check_call, read_rule
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from backchannel.contracts import Target
     from backchannel.endpoint import Endpoints
     from backchannel.membership import Membership
+    from backchannel.presence import Presence
     from backchannel.roster import Roster
     from backchannel.rules import KeepsPresence, Rules
     from backchannel.runtime import Runtime
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Access"]
 
 MemberCallback = TypeVar("MemberCallback", bound=Callable[[str, str], Any])
+UserCallback = TypeVar("UserCallback", bound=Callable[[str], Any])
 
 AT_ONCE: Final = 16
 """Connections that a recheck asks about at the same time, where rules have to wait."""
@@ -54,6 +57,7 @@ class Access:
     endpoints: Endpoints
     cluster: Cluster
     attendance: Attendance
+    presence: Presence
 
     def rule(
         self,
@@ -142,7 +146,7 @@ class Access:
                 " and ".join(told),
             )
 
-    def on_join(self, callback: MemberCallback) -> MemberCallback:
+    def on_join(self, callback: MemberCallback = MISSING) -> MemberCallback:
         """Call ``callback(channel, user)`` when a user has come into a channel; a decorator.
 
         That is when the first of the user's devices has entered it, on whatever node, of a channel
@@ -155,16 +159,34 @@ class Access:
         Raises:
             ListenerError: it can't be called with a channel and a user.
         """
-        self.attendance.on_join = check_callback(callback, "on_join")
+        self.attendance.on_join = check_callback(callback, "on_join", "channel", "user")
         return callback
 
-    def on_leave(self, callback: MemberCallback) -> MemberCallback:
+    def on_leave(self, callback: MemberCallback = MISSING) -> MemberCallback:
         """Call ``callback(channel, user)`` when a user has left a channel; a decorator.
 
         That is when the last of the user's devices has left it, and none has come back for
         ``presence_moment`` seconds. See ``on_join``.
         """
-        self.attendance.on_leave = check_callback(callback, "on_leave")
+        self.attendance.on_leave = check_callback(callback, "on_leave", "channel", "user")
+        return callback
+
+    def on_user_online(self, callback: UserCallback = MISSING) -> UserCallback:
+        """Call ``callback(user)`` when a user's first device has come; a decorator.
+
+        Raises:
+            ListenerError: it can't be called with a user.
+        """
+        self.presence.on_online = check_callback(callback, "on_user_online", "user")
+        return callback
+
+    def on_user_offline(self, callback: UserCallback = MISSING) -> UserCallback:
+        """Call ``callback(user)`` when a user's last device has gone; a decorator.
+
+        Raises:
+            ListenerError: it can't be called with a user.
+        """
+        self.presence.on_offline = check_callback(callback, "on_user_offline", "user")
         return callback
 
     async def may_publish(self, ws: Connection, channel: str) -> bool:

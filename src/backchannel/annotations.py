@@ -17,6 +17,7 @@ __all__ = [
     "NO_MESSAGE",
     "UNSAID",
     "Unresolved",
+    "means_message",
     "read_returns",
     "read_sends",
     "resolve",
@@ -29,6 +30,10 @@ UNSAID: Final = object()
 
 NO_MESSAGE: Final = object()
 """There is no message to annotate."""
+
+
+_MESSAGES: Final = {"message", "msg", "data", "payload", "body", "event"}
+"""Names that nobody gives to a connection."""
 
 
 class Unresolved(NamedTuple):
@@ -118,6 +123,22 @@ def read_sends(sends: Any, label: str) -> tuple[Any, ...] | None:
                 "dataclass, TypedDict or pydantic model"
             )
     return members
+
+
+def means_message(parameter: inspect.Parameter, scope: dict[str, Any]) -> bool:
+    """Tell whether the only parameter of an event method, which is ``ws``, is meant for a message.
+
+    Args:
+        parameter: it.
+        scope: the names that its annotation may use.
+    """
+    try:
+        says = resolve(parameter.annotation, scope, parameter.name)
+    except ListenerError:  # a name that is imported for type checkers only, as Connection may be
+        says = Any
+    if says is parameter.empty or says is Any or says is object or says is None:
+        return parameter.name in _MESSAGES
+    return not why_unknown(says)
 
 
 def why_unknown(annotation: Any) -> str:

@@ -17,7 +17,6 @@ from backchannel.broker.memory import MemoryBroker
 from backchannel.config import Settings
 from backchannel.connection import ABSENT
 from backchannel.endpoint import Endpoint, check_options
-from backchannel.errors import Reject
 from backchannel.handshake import going_away
 from backchannel.heartbeat import Heartbeat
 from backchannel.hub import HubCore
@@ -150,7 +149,7 @@ class Hub(HubCore):
         found = self.endpoints.match(path_segments(scope))
         if found is None:
             await receive()
-            await asgi.refuse(scope, send, Reject(404, http.not_found(self, scope)))
+            await asgi.refuse(scope, send, http.refuse_unknown(self, scope))
             return
         endpoint, params = found
         await self._live(endpoint, params, scope, receive, send)
@@ -213,7 +212,7 @@ class Hub(HubCore):
             if "can only handle ASGI/HTTP" not in str(error):  # Django's words for it
                 raise
             await receive()
-            await asgi.refuse(scope, send, Reject(404, http.not_found(self, scope)))
+            await asgi.refuse(scope, send, http.refuse_unknown(self, scope))
 
     def _is_ours(self, scope: Scope) -> bool:
         if self.endpoints.match(path_segments(scope)):

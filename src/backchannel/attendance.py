@@ -14,6 +14,7 @@ from backchannel.contracts import Broker, Target
 from backchannel.dialect import frames
 from backchannel.errors import ListenerError
 from backchannel.info import User, attending, packed
+from backchannel.listener import MISSING
 from backchannel.observe import LISTENER
 from backchannel.presence import tell
 
@@ -169,20 +170,29 @@ class Attendance:
         return self.on_join if joined else self.on_leave
 
 
-def check_callback(callback: Any, name: str) -> MemberCallback:
-    """Return what is to be called with a channel and a user.
+def check_callback(callback: Any, name: str, *takes: str) -> Any:
+    """Return what a decorator of the hub is put above.
+
+    Args:
+        callback: it.
+        name: the decorator, such as ``"on_join"``.
+        takes: what it is called with.
 
     Raises:
         ListenerError: it can't be.
     """
+    given = ", ".join(takes)
     if not callable(callback):
-        raise ListenerError(f"hub.{name} takes a function, not {callback!r}")
+        but = "" if callback is MISSING else f", not {callback!r}"
+        raise ListenerError(
+            f"hub.{name} takes a function{but}: put @hub.{name}, without parentheses, above a "
+            f"function that takes ({given})"
+        )
     try:
-        inspect.signature(callback).bind("channel", "user")
+        inspect.signature(callback).bind(*takes)
     except (TypeError, ValueError) as error:
         label = getattr(callback, "__name__", repr(callback))
         raise ListenerError(
-            f"hub.{name} calls {label}(channel, user), which it can't be called with: {error}"
+            f"hub.{name} calls {label}({given}), which it can't be called with: {error}"
         ) from error
-    called: MemberCallback = callback
-    return called
+    return callback

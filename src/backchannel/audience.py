@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from backchannel.addressing import Addressed, Addressees, check_reading
 from backchannel.codes import check_close
@@ -210,6 +210,17 @@ class Changes:
         if self._others is not None:
             done += self._others.result(timeout).reached or 0
         return Sent(Receipt(done))
+
+    def __bool__(self) -> NoReturn:
+        """Refuse: without ``await`` it would always be true.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "what became of it is not known yet: await it first and look at .reached, as in `if "
+            "(await hub.user(…).subscribe(…)).reached:`, or call .result(timeout) in a thread"
+        )
 
     def __await__(self) -> Generator[Any, Any, Sent]:
         """Wait until each has been asked."""

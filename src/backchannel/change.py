@@ -11,7 +11,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
@@ -190,7 +190,7 @@ class Change(Later):
         waiting = asyncio.ensure_future(self._settled())
         try:
             while frame.active and not waiting.done():
-                if change := frame.dispatch.inbox.take_change():
+                if (change := frame.dispatch.inbox.take_change()) is not None:
                     await change._nested(frame)
                     continue
                 either: set[asyncio.Future[Any]] = {waiting, frame.dispatch.inbox.news()}
@@ -211,6 +211,17 @@ class Change(Later):
             self._waiting.append(waiting)
             await waiting
         return bool(self._outcome)
+
+    def __bool__(self) -> NoReturn:
+        """Refuse: without ``await`` it would always be true.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "what became of it is not known yet: await it first, as in `if await "
+            "ws.subscribe(…):`, or call .result(timeout) in a thread"
+        )
 
     def __await__(self) -> Generator[Any, Any, bool]:
         """Wait until it is done; inside a callback of the same connection it is done right here."""

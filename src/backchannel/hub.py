@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 __all__ = ["HubCore"]
 
 T = TypeVar("T")
-UserCallback = TypeVar("UserCallback", bound=Callable[[str], Any])
 
 
 class HubCore(Publishing, Access):
@@ -99,6 +98,7 @@ class HubCore(Publishing, Access):
         self.touches = Touches(functools.partial(self.runtime.keep, context=Context()))
         self.is_stopping = False
         self._leaving: Leaving | None = None
+        self._without_history: set[str] = set()
         self._watches = False
         self._starting = asyncio.Lock()
         broker.bind(self.cluster)
@@ -255,16 +255,6 @@ class HubCore(Publishing, Access):
             RuntimeError: called outside the hub's event loop.
         """
         return self.runtime.spawn(work, "hub task", copy_context())
-
-    def on_user_online(self, callback: UserCallback) -> UserCallback:
-        """Call ``callback(user)`` when a user's first device has come; a decorator."""
-        self.presence.on_online = callback
-        return callback
-
-    def on_user_offline(self, callback: UserCallback) -> UserCallback:
-        """Call ``callback(user)`` when a user's last device has gone; a decorator."""
-        self.presence.on_offline = callback
-        return callback
 
     @property
     def health(self) -> Health:

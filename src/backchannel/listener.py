@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
-from backchannel.annotations import NO_MESSAGE, UNSAID, read_returns, read_sends, resolve, scope_of
+from backchannel.annotations import (
+    NO_MESSAGE,
+    UNSAID,
+    means_message,
+    read_returns,
+    read_sends,
+    resolve,
+    scope_of,
+)
 from backchannel.errors import InvalidMessage, ListenerError
 from backchannel.messages import Decoder, decoder_for, wants_text
 from backchannel.observe import LISTENER
-from backchannel.places import where_defined
+from backchannel.places import layers, place_of, placed, where_defined
 from backchannel.spelling import foreign_names, unknown_callbacks
 
 if TYPE_CHECKING:
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from backchannel.request import Request
 
 __all__ = [
+    "MISSING",
     "Callback",
     "Callbacks",
     "Listener",
@@ -33,6 +41,9 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+MISSING: Any = None
+"""What a decorator is above where it was called with empty parentheses."""
 
 
 class Listener:
@@ -134,19 +145,23 @@ class Listener:
             )
 
 
-def event(name: str) -> Callable[[F], F]:
+def event(name: str = MISSING) -> Callable[[F], F]:
     """Route messages whose ``"type"`` field is ``name`` to a listener's method.
 
     The method takes ``(self, ws, message)`` or just ``(self, ws)``; the message's annotation
     decides what it gets, as with on_message, and what it returns goes to the sender.
 
     Raises:
-        TypeError: the name is not a str, or the method takes another type already.
+        TypeError: the name is not a str, the method takes another type already, or it is none.
     """
     if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError('@event takes the message type, as in @event("typing")')
 
     def mark(function: F) -> F:
+        if isinstance(function, type) or not hasattr(function, "__dict__"):
+            raise TypeError(
+                f"@event({name!r}) goes above a method (self, ws, message), not {function!r}"
+            )
         if (other := getattr(function, "_backchannel_event", None)) is not None:
             raise TypeError(
                 f"a method takes one type: it has @event({other!r}) and @event({name!r})"
@@ -157,12 +172,16 @@ def event(name: str) -> Callable[[F], F]:
     return mark
 
 
-def threaded(function: F) -> F:
+def threaded(function: F = MISSING) -> F:
     """Run a blocking ``def`` callback in a worker thread, with the context variables copied.
 
     Raises:
-        TypeError: it is ``async def``, which needs no thread.
+        TypeError: it is ``async def``, which needs no thread, or no function.
     """
+    if not callable(function):
+        raise TypeError(
+            "@threaded takes a function: put @threaded, without parentheses, above a blocking def"
+        )
     if inspect.iscoroutinefunction(function):
         raise TypeError(f"@threaded is for a blocking def; {function.__qualname__} is async def")
     function._backchannel_threaded = True  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
@@ -365,6 +384,13 @@ def _read_events(listener: Listener, names: Mapping[str, Any]) -> dict[str, Call
         label = f"{kind.__name__}.{attribute}"
         if len(_positional(function)) == 1:
             callback = _with_decoder(read_callback(function, label, "ws"), names, kind)
+            *_, bare_function = layers(function)
+            (only,) = _positional(function)
+            if means_message(only, scope_of(bare_function, names, kind)):
+                raise ListenerError(
+                    f"{label} ({callback.where}) has no ws: it must take (ws, message), or (ws) "
+                    f"alone, but takes ({only})"
+                )
             bare = _without_message(callback.function)
             found[name] = _replaced(callback, function=bare, takes=NO_MESSAGE)
         else:
@@ -405,8 +431,8 @@ def read_callback(
     """
     wanted = [name for name in parameters.split(", ") if name]
     by_name = dict.fromkeys(named)
-    layers = list(_layers(function))
-    label = _placed(name, layers[-1])
+    made_of = list(layers(function))
+    label = placed(name, made_of[-1])
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
@@ -422,17 +448,17 @@ def read_callback(
             f"{label} has a yield, so that calling it would do nothing: send each part with "
             "ws.send(…), within ws.spawn(…) if it takes long"
         )
-    is_async = any(inspect.iscoroutinefunction(layer) for layer in layers)
-    in_thread = any(getattr(layer, "_backchannel_threaded", False) is True for layer in layers)
+    is_async = any(inspect.iscoroutinefunction(layer) for layer in made_of)
+    in_thread = any(getattr(layer, "_backchannel_threaded", False) is True for layer in made_of)
     if is_async and in_thread:
         raise ListenerError(f"{label} is both @threaded and async: @threaded is for a blocking def")
     return Callback(
         name=name,
-        where=where_defined(layers[-1]),
+        where=where_defined(made_of[-1]),
         function=function,
         is_async=is_async,
         in_thread=in_thread,
-        about=getattr(layers[-1], "__doc__", None) or "",
+        about=getattr(made_of[-1], "__doc__", None) or "",
     )
 
 
@@ -440,7 +466,7 @@ def _with_decoder(
     callback: Callback, names: Mapping[str, Any], kind: type[Listener] | None = None
 ) -> Callback:
     """Add what its annotations say, as far as there are any."""
-    *_, function = _layers(callback.function)
+    *_, function = layers(callback.function)
     scope = scope_of(function, names, kind)
     callback = _replaced(callback, returns=read_returns(callback.function, scope))
     message = next(iter(_positional(callback.function)[1:]), None)
@@ -458,23 +484,11 @@ def _replaced(callback: Callback, **changes: Any) -> Callback:
 
 def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p for p in inspect.signature(function).parameters.values() if p.kind in kinds]
-
-
-def _layers(function: Any) -> Iterator[Any]:
-    """Yield a callable and what it is made around, one after the other; the function comes last."""
-    while True:
-        yield function
-        if isinstance(function, functools.partial):
-            function = typing.cast("Any", function.func)  # pyright: ignore[reportUnknownMemberType]
-        elif isinstance(function, types.MethodType):
-            function = function.__func__
-        elif (wrapped := getattr(function, "__wrapped__", None)) is not None:
-            function = wrapped
-        elif inspect.isfunction(call := getattr(function.__class__, "__call__", None)):  # noqa: B004
-            function = call
-        else:
-            return
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # read_callback says so
+        return []
+    return [parameter for parameter in parameters if parameter.kind in kinds]
 
 
 def _check_spelling(kind: type[Listener]) -> None:
@@ -482,23 +496,11 @@ def _check_spelling(kind: type[Listener]) -> None:
     for name, meant in unknown_callbacks(kind, {*_PARAMETERS, *events}):
         hint = f"did you mean {meant}?" if meant else f"there are {', '.join(_PARAMETERS)}."
         raise ListenerError(
-            f"{_place(kind, name)} is no callback; {hint} What handles one type of message wants "
+            f"{place_of(kind, name)} is no callback; {hint} What handles one type of message wants "
             "@event; a helper of your own, a name without on_ or with a leading underscore."
         )
 
 
 def _warn_of_foreign_names(kind: type[Listener]) -> None:
     for name, meant in foreign_names(kind):
-        LISTENER.warning("%s is never called; did you mean %s?", _place(kind, name), meant)
-
-
-def _place(kind: type, name: str) -> str:
-    """Return a method's name with file and line."""
-    *_, function = _layers(getattr(kind, name))
-    return _placed(f"{kind.__name__}.{name}", function)
-
-
-def _placed(name: str, function: object) -> str:
-    """Return a name with file and line, if these are known."""
-    where = where_defined(function)
-    return name if where == "?" else f"{name} ({where})"
+        LISTENER.warning("%s is never called; did you mean %s?", place_of(kind, name), meant)

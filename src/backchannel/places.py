@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import types
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["names_of_caller", "where_defined", "written_at"]
+__all__ = ["layers", "names_of_caller", "place_of", "placed", "where_defined", "written_at"]
 
 
 def where_defined(thing: Any) -> str:
@@ -38,3 +40,31 @@ def names_of_caller(depth: int) -> Mapping[str, Any]:
     """Return the locals where an endpoint is defined, for annotations that name local classes."""
     frame = sys._getframe(depth)
     return {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
+
+
+def layers(function: Any) -> Iterator[Any]:
+    """Yield a callable and what it is made around, one after the other; the function comes last."""
+    while True:
+        yield function
+        if isinstance(function, functools.partial):
+            function = typing.cast("Any", function.func)  # pyright: ignore[reportUnknownMemberType]
+        elif isinstance(function, types.MethodType):
+            function = function.__func__
+        elif (wrapped := getattr(function, "__wrapped__", None)) is not None:
+            function = wrapped
+        elif inspect.isfunction(call := getattr(function.__class__, "__call__", None)):  # noqa: B004
+            function = call
+        else:
+            return
+
+
+def place_of(kind: type, name: str) -> str:
+    """Return a method's name with file and line."""
+    *_, function = layers(getattr(kind, name))
+    return placed(f"{kind.__name__}.{name}", function)
+
+
+def placed(name: str, function: object) -> str:
+    """Return a name with file and line, if these are known."""
+    where = where_defined(function)
+    return name if where == "?" else f"{name} ({where})"

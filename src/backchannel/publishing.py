@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from contextvars import Context
 from logging import DEBUG
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from backchannel.addressing import (
     Addressees,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from backchannel.catchup import CatchUps
     from backchannel.cluster import Cluster
     from backchannel.config import Settings
+    from backchannel.endpoint import Endpoints
     from backchannel.fanout import Fanout
     from backchannel.hub import HubCore
     from backchannel.messages import Frame
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from backchannel.sent import Outcome, Sent
 
 __all__ = ["Publishing"]
+
+WARNINGS: Final = 100
+"""Channels and patterns of which it is said that no history is kept."""
 
 
 class Publishing:
@@ -54,7 +58,9 @@ class Publishing:
     runtime: Runtime
     cluster: Cluster
     _broker: Broker
+    endpoints: Endpoints
     _catch_ups: CatchUps
+    _without_history: set[str]
 
     def channel(self, name: str) -> Audience:
         """Return everyone in a channel.
@@ -185,7 +191,25 @@ class Publishing:
     ) -> History:
         """Read a channel's history; see ``Audience.history``."""
         page = await self._broker.history(channel, since, limit)
+        if page.top.offset == 0 and self.rules.keeping(channel) is None:
+            self._warn_of_no_history(channel)
         return History.of(page, lambda one: reader is not None and self.roster.is_for(one, reader))
+
+    def _warn_of_no_history(self, channel: str) -> None:
+        """Warn of reading what nobody keeps: once for all channels of a rule or an endpoint."""
+        rule = self.rules.find(channel)
+        patterns = [one.pattern for one in self.endpoints.all() if one.pattern is not None]
+        near = next((one.text for one in patterns if one.matches(channel)), channel)
+        if (known := near if rule is None else rule.pattern.text) in self._without_history:
+            return
+        if len(self._without_history) < WARNINGS:  # clients may choose names
+            self._without_history.add(known)
+            HUB.warning(
+                "the history of channel %r is empty: %s", channel,
+                f"no rule keeps any, as hub.rule({near!r}, history=100) would"
+                if rule is None
+                else f"rule {rule} keeps none, as with history=100 it would",
+            )  # fmt: skip
 
     def check_channel(self, name: str) -> str:
         """Return a valid channel name as this hub keeps it; see ``channel.check_channel``."""

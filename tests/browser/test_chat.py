@@ -166,6 +166,31 @@ async def test_three_people_talk_whisper_and_leave(come):
     assert not [frame for frame in cleo.frames if "Are you there" in frame]
 
 
+async def test_a_page_that_is_loaded_anew_knows_the_name_and_another_window_does_not(come, server):
+    ana = await come("Ana", "boats")
+    await ana.page.reload()
+    await expect(ana.page.get_by_label("Your name")).to_have_value("Ana")
+    await expect(ana.page.get_by_label("Channel", exact=True)).to_have_value("boats")
+    await ana.button("Join").click()
+    await expect(ana.state).to_have_text("Connected")
+    await ana.sees_people("Ana · you")
+    await ana.sees("Welcome to #boats, Ana.")
+    window = await ana.page.context.new_page()
+    await window.goto(server.url)
+    await expect(window.get_by_label("Your name")).to_have_value("")
+    await expect(window.get_by_label("Channel", exact=True)).to_have_value("cars")
+
+
+async def test_a_browser_that_lets_pages_keep_nothing_has_the_chat_too(come, server):
+    ana = await come()
+    await ana.page.add_init_script(
+        "Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('no'); } })"
+    )
+    await ana.page.goto(server.url)
+    await ana.knock("Ana")
+    await ana.sees("Welcome to #cars, Ana.")
+
+
 async def test_one_page_is_in_several_channels(come):
     ana, ben = await come("Ana"), await come("Ben")
     await ana.add_channel(" #Music ")

@@ -335,3 +335,23 @@ async def test_another_tab_begins_after_the_position_that_it_kept(new_tab):
         }
     }"""
     assert await (await new_tab()).evaluate(code, since) == [2, 3]
+
+
+@pytest.mark.parametrize("when", ["at once", "when it is open", "after a while"])
+async def test_a_tab_that_enters_where_another_one_is_hears_so_once(new_tab, when):
+    first, second = [await new_tab() for _ in range(2)]
+    await first.evaluate("client.subscribe('room:1').ready")
+    code = """async (when) => {
+        const { connect } = await import('/backchannel/tabs.js');
+        const early = connect('/ws/main');
+        const told = [];
+        if (when !== 'at once') await new Promise((then) => early.on('open', then));
+        if (when === 'after a while') await early.deliver('a fence');
+        const room = early.subscribe('room:1');
+        room.on('subscribed', () => told.push(room.isIn));
+        await room.ready;
+        await early.deliver('a fence');
+        await early.deliver('another');
+        return told;
+    }"""
+    assert await second.evaluate(code, when) == [True]

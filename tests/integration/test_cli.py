@@ -168,6 +168,41 @@ async def test_prints_what_is_served_and_serves_it(run):
             assert await client.recv() == "hello"
 
 
+NESTED = """
+from starlette.routing import Mount, Router
+app = Router([Mount('/deep', routes=[Mount('/live', hub)])])
+"""
+
+APPS_AROUND = {
+    "FastAPI": ("/live", "from fastapi import FastAPI\napp = FastAPI()\napp.mount('/live', hub)\n"),
+    "Starlette": ("/deep/live", NESTED),
+    "wrapped": ("", "async def site(scope, receive, send): ...\napp = hub.wrap(site)\n"),
+}
+
+
+@pytest.mark.parametrize(("mount", "app"), APPS_AROUND.values(), ids=APPS_AROUND)
+async def test_what_is_shown_is_what_a_client_has_to_dial(run, folder, mount, app):
+    (folder / "around.py").write_text(CHAT + app)
+    server = run("around.py")
+    printed = server.printed()
+    base = f"localhost:{server.port}{mount}"
+    shown = re.findall(r"(?:page|endpoint) +(\S+)", printed)
+    assert shown == [f"http://{base}/", f"ws://{base}/ws/echo",
+                     f"ws://{base}/ws/chat/{{channel}}", f"ws://{base}/ws/thread"]  # fmt: skip
+    assert "below where the app mounts its hub" not in printed
+    assert "Chat</title>" in (await server.get(f"{mount}/")).text
+    async with server.connect(f"{mount}/ws/echo") as client:
+        await client.send("hello")
+        assert await client.recv() == "hello"
+
+
+async def test_where_the_app_does_not_tell_where_its_hub_is_that_is_said(run, folder):
+    (folder / "live.py").write_text(APP.replace("live = hub.wrap(site)\n", ""))
+    printed = run("live.py").printed()
+    assert re.search(r"endpoint +ws://localhost:\d+/ws/echo ", printed)
+    assert "(endpoints are shown as they are below where the app mounts its hub)" in printed
+
+
 @pytest.mark.parametrize("name", ["hub", "other", "app"])
 async def test_file_and_name(run, folder, name):
     (folder / "several.py").write_text(
@@ -404,6 +439,17 @@ async def test_no_client_can_forge_a_line(run, folder):
     printed = server.printed()
     assert printed.count("forged") >= 7
     assert not [line for line in printed.splitlines() if line.startswith("2030")]
+
+
+async def test_a_client_at_a_path_that_there_is_not_is_told_of(run):
+    server = run("chat.py")
+    with pytest.raises(InvalidStatus) as caught:
+        await server.connect("/ws/eccho").__aenter__()
+    assert caught.value.response.status_code == 404
+    server.process.wait_for_output(
+        r"INFO +backchannel.handshake: refused '/ws/eccho' from \S+ with 404: no endpoint has this "
+        r"URL; the nearest are /ws/echo,"
+    )
 
 
 async def test_a_close_without_a_reason_leaves_nothing_at_the_end_of_its_line(run):

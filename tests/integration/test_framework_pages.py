@@ -270,6 +270,22 @@ async def test_who_may_come_in(people, app, kind):
         assert (await ended(socket))[0] == 1008
 
 
+@pytest.mark.parametrize("app", APPS)
+async def test_the_client_is_where_the_page_says(people, app):
+    page = (PAGES / f"{FOLDERS.get(app, app)}.md").read_text()
+    said = re.search(r'`import \{ connect \} from "(\S+)"`, then `connect\("(\S+)"\)`', page)
+    (ana,) = await people(app, "native", "ana")
+    script = await ana.server.get(said[1])
+    assert script.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert "connect" in script.text
+    async with ana.server.connect(
+        said[2],
+        additional_headers={"Cookie": ana.cookie},
+        subprotocols=["backchannel.v1.json"],
+    ) as socket:
+        assert socket.subprotocol == "backchannel.v1.json"
+
+
 @pytest.mark.parametrize("app", [app for app in APPS if app not in {"starlette", "flask-session"}])
 async def test_in_production_the_cookie_goes_over_https_only(people, app):
     """By one server: the app writes its cookies, whatever server it runs in."""

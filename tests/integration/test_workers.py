@@ -259,6 +259,9 @@ async def assert_replaces_all(server):
         old = set(clients)
     async with on_two_workers(server) as clients:
         assert not old & set(clients)
+    said = r"INFO +backchannel.hub: reloaded: workers ([\d, ]+) serve in place of ([\d, ]+)\n"
+    line = await asyncio.to_thread(server.process.wait_for_output, said)
+    assert [set(map(int, pids.split(", "))) for pids in line.groups()] == [set(clients), old]
 
 
 async def test_sighup_replaces_the_workers(run, redis_server):
@@ -275,6 +278,7 @@ async def test_sighup_without_the_broker_keeps_the_workers(run, engine):
         server.process.signal(signal.SIGHUP)
         kept = r"worker \d+ stays: what was to replace it does not serve"
         await asyncio.to_thread(server.process.wait_for_output, kept)
+        assert "reloaded" not in server.printed()
         for client in clients.values():
             await asyncio.wait_for(await client.ping(), PATIENCE)
         engine.start()

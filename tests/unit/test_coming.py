@@ -264,7 +264,7 @@ async def test_a_rule_is_asked_again_where_someone_asked_for_a_recheck_meanwhile
 
 
 async def test_what_a_rule_wishes_for_comes_after_what_it_was_asked_about(hub, broker, diary):
-    hub.rule("cars", subscribe=lambda ws, channel: ws.subscribe("boats") and True)
+    hub.rule("cars", subscribe=lambda ws, channel: bool([ws.subscribe("boats")]))
     ws = await connected(hub, plain(diary))
     change = ws.connection.subscribe("cars")
     await turns()
@@ -376,7 +376,7 @@ async def test_a_callback_enters_in_its_turn_too(hub, broker, diary, kind):
             diary.append(f"asked {channel}")
 
     if kind == "def":
-        Entering.on_message = lambda self, ws, message: ws.subscribe(message) and None
+        Entering.on_message = lambda self, ws, message: ws.subscribe(message)
     else:
 
         async def on_message(self, ws, message):

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from shared import lines_of
 
 from backchannel import Hub, Listener, Reject, Request, threaded
 from backchannel.testing import HandshakeRefused
@@ -409,6 +410,56 @@ async def test_an_unknown_path_answers_404_and_names_the_nearest(hub):
     answer = await refused(hub, "/ws/chat")
     assert answer.status == 404
     assert "/ws/chat/{channel}" in answer.text
+
+
+async def knock(hub, path, mount=""):
+    """Ask for a WebSocket as an ASGI server does, below a mount; return what it is to answer."""
+    sent = []
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(event):
+        sent.append(event)
+
+    scope = {
+        "type": "websocket", "path": mount + path, "root_path": mount, "headers": [],
+        "query_string": b"token=secret", "client": ("127.0.0.1", 5123),
+        "extensions": {"websocket.http.response": {}},
+    }  # fmt: skip
+    await hub(scope, receive, send)
+    return sent
+
+
+@pytest.mark.parametrize("mount", ["", "/live"])
+async def test_an_unknown_path_is_logged_with_those_that_are_known(hub, caplog, mount):
+    hub.add("/ws/chat/{channel}", Room)
+    hub.add("/ws/echo", lambda ws, message: None)
+    with caplog.at_level(logging.INFO, "backchannel"):
+        sent = await knock(hub, "/ws/eccho", mount)
+    assert sent[0]["status"] == 404
+    (line,) = lines_of(caplog, logging.INFO, "backchannel.handshake")
+    assert line == (
+        f"refused '{mount}/ws/eccho' from 127.0.0.1:5123 with 404: no endpoint has this URL; the "
+        f"nearest are {mount}/ws/echo, {mount}/ws/chat/{{channel}}"
+    )
+
+
+async def test_an_unknown_path_is_logged_for_the_test_client_too(hub, caplog):
+    hub.add("/ws/echo", Room)
+    with caplog.at_level(logging.INFO, "backchannel"):
+        await refused(hub, "/ws/eccho?token=secret")
+    (line,) = lines_of(caplog, logging.INFO, "backchannel.handshake")
+    assert re.fullmatch(r"refused '/ws/eccho' from \S+ with 404: no endpoint .* are /ws/echo", line)
+
+
+async def test_an_unknown_path_can_make_up_no_line_and_a_hub_without_endpoints_says_so(hub, caplog):
+    with caplog.at_level(logging.INFO, "backchannel"):
+        await knock(hub, "/ws/\nERROR made up/" + "x" * 500)
+    (line,) = lines_of(caplog, logging.INFO, "backchannel.handshake")
+    assert "\n" not in line
+    assert len(line) < 400
+    assert line.endswith("with 404: no endpoint has this URL; this hub has none yet")
 
 
 @pytest.mark.parametrize("name", ["%24presence", "a" * 256, "%0a"])

@@ -686,7 +686,7 @@ def test_the_books_balance_whatever_happens(acts, style, seed):
     if style == "def":
         Chat.on_subscribe = lambda self, ws, channel: chance.random() > 0.3
         Chat.on_unsubscribe = lambda self, ws, channel: None
-        Chat.on_message = lambda self, ws, message: ws.subscribe(message) and None
+        Chat.on_message = lambda self, ws, message: ws.subscribe(message)
 
     async def scenario():
         clients = {}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 from shared import Room, lines_of
 
-from backchannel import Hub, Reject
+from backchannel import Connection, Hub, Listener, Reject, event, threaded
 from backchannel.auth import JWT
+from backchannel.errors import ListenerError
 from backchannel.testing import HandshakeRefused
 
 
@@ -195,3 +199,136 @@ async def test_a_refused_ticket_is_logged_without_it(caplog, hub):
     (line,) = lines_of(caplog, logging.INFO, "backchannel.handshake")
     assert "with 401 by its ticket: 'The ticket is not valid" in line
     assert "bct_" not in line
+
+
+# ── what has to be awaited is no answer by itself ─────────────────────────────────────────────
+
+NO_ANSWER = {
+    "subscribe": (lambda hub, ws: ws.subscribe("boats"), "`if await ws.subscribe(…):`"),
+    "subscribe to where it is": (lambda hub, ws: ws.subscribe("cars"), "await it first"),
+    "unsubscribe": (lambda hub, ws: ws.unsubscribe("boats"), "await it first"),
+    "others": (lambda hub, ws: hub.everyone.subscribe("boats"), ".subscribe(…)).reached:`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "said"), NO_ANSWER.values(), ids=NO_ANSWER)
+async def test_what_was_not_awaited_is_neither_true_nor_false(hub, call, said):
+    seen = asyncio.Queue()
+
+    class Door(Room):
+        async def on_message(self, ws, message):
+            result = call(hub, ws)
+            try:
+                seen.put_nowait(bool(result))
+            except TypeError as error:
+                seen.put_nowait(str(error))
+            await result
+
+    hub.add("/ws/{channel}", Door)
+    async with hub.test_client("/ws/cars", user="ana") as ws, asyncio.timeout(5):
+        await ws.send("go")
+        assert said in await seen.get()
+
+
+async def test_what_was_awaited_says_so(hub):
+    said = []
+
+    class Door(Room):
+        async def on_message(self, ws, message):
+            said.append(await ws.subscribe("boats"))
+            said.append((await hub.everyone.unsubscribe("boats")).reached)
+            said.append((await hub.broadcast("boats", "hi")).reached)
+            return "done"
+
+    hub.add("/ws/{channel}", Door)
+    async with hub.test_client("/ws/cars") as ws:
+        await ws.send("go")
+        assert await ws.receive(timeout=5) == "done"
+    assert said == [True, 1, 0]
+
+
+# ── decorators that are written another way ───────────────────────────────────────────────────
+
+MEMBERS = ["on_join", "on_leave"]
+USERS = ["on_user_online", "on_user_offline"]
+
+
+@pytest.mark.parametrize("name", [*MEMBERS, *USERS])
+@pytest.mark.parametrize("given", [(), ("greet",), (None,), (3,)])
+def test_a_decorator_without_a_function_says_how_it_is_written(hub, name, given):
+    takes = "channel, user" if name in MEMBERS else "user"
+    with pytest.raises(ListenerError, match=rf"^hub\.{name} takes a function") as error:
+        getattr(hub, name)(*given)
+    said = f"put @hub.{name}, without parentheses, above a function that takes ({takes})"
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_a_callback_of_users_that_takes_something_else_is_refused(hub, name):
+    with pytest.raises(ListenerError, match=rf"hub\.{name} calls greet\(user\), which it can't"):
+
+        @getattr(hub, name)
+        def greet(): ...
+
+
+@pytest.mark.parametrize("given", [(), ("blocking",), (None,), (3,)])
+def test_threaded_without_a_function_says_how_it_is_written(given):
+    with pytest.raises(TypeError, match="put @threaded, without parentheses, above a blocking def"):
+        threaded(*given)
+
+
+def test_event_without_a_type_says_how_it_is_written():
+    with pytest.raises(TypeError, match=r"@event takes the message type, as in @event\(.typing.\)"):
+        event()
+
+
+@pytest.mark.parametrize("target", [3, None, "typing", Room, ("a", "b")])
+def test_event_above_something_else_says_where_it_goes(target):
+    with pytest.raises(
+        TypeError, match=r"^@event\('say'\) goes above a method \(self, ws, message\)"
+    ):
+        event("say")(target)
+
+
+@dataclass
+class Said:
+    text: str
+
+
+def by_dict(self, message: dict): ...
+def by_struct(self, said: Said): ...
+def by_text(self, text: "str"): ...  # noqa: UP037 - as with `from __future__ import annotations`
+def by_name(self, message): ...
+def by_another(self, data): ...
+
+
+@pytest.mark.parametrize("method", [by_dict, by_struct, by_text, by_name, by_another])
+def test_an_event_method_without_ws_is_refused_where_it_is_bound(hub, method):
+    chat = type("Chat", (Listener,), {"say": event("say")(method)})
+    with pytest.raises(ListenerError) as error:
+        hub.add("/ws", chat)
+    assert str(error.value).startswith("Chat.say (")
+    assert Path(__file__).name in str(error.value)
+    assert "has no ws: it must take (ws, message), or (ws) alone" in str(error.value)
+
+
+def by_connection(self, connection: Connection): ...
+def by_nothing(self, _): ...
+def by_socket(self, socket): ...
+def by_any(self, client: Any): ...
+def by_unknown(self, ws: Unheard): ...  # noqa: F821 - imported for type checkers only
+
+
+@pytest.mark.parametrize("method", [by_connection, by_nothing, by_socket, by_any, by_unknown])
+def test_an_event_method_may_call_its_ws_as_it_likes(hub, method):
+    hub.add("/ws", type("Chat", (Listener,), {"say": event("say")(method)}))
+    assert set(hub.endpoints.get("/ws").callbacks.events) == {"say"}
+
+
+@pytest.mark.parametrize("name", ["say", "on_message", "on_lost"])
+def test_a_method_without_self_is_named(hub, name):
+    def method(): ...
+
+    chat = type("Chat", (Listener,), {name: event("say")(method) if name == "say" else method})
+    with pytest.raises(ListenerError, match=rf"Chat\.{name} \(.*signature can't be read"):
+        hub.add("/ws", chat)

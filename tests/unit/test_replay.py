@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
+from shared import lines_of
 
 from backchannel import Hub, Listener
 from backchannel.broker import memory
@@ -51,6 +53,37 @@ async def test_a_rule_keeps_the_newest_publications_of_each_of_its_channels(hub)
     assert texts(await hub.channel("chat:1").history(limit=2)) == ["one 5", "one 6"]
     assert texts(await hub.channel("chat:2").history()) == ['{"two":true}']
     assert texts(await hub.channel("lobby").history()) == []
+
+
+async def test_a_history_that_no_rule_keeps_is_empty_and_warned_of_once_a_pattern(caplog):
+    hub = Hub()
+    hub.rule("chat:{room}", subscribe=lambda ws: True)
+    hub.rule("kept:{room}", history=5)
+    hub.add("/ws/{room}", Listener, channel="room:{room}")
+    await hub.start()
+    for name in ("chat:1", "chat:2", "room:1", "room:2", "lobby", "lobby", "kept:1"):
+        assert texts(await hub.channel(name).history()) == []
+    lines = lines_of(caplog, logging.WARNING, "backchannel.hub")
+    assert [line.split(": ")[0] for line in lines] == [
+        "the history of channel 'chat:1' is empty",
+        "the history of channel 'room:1' is empty",
+        "the history of channel 'lobby' is empty",
+    ]
+    assert "rule 'chat:{room}' (" in lines[0]
+    assert "test_replay.py" in lines[0]
+    assert "keeps none, as with history=100 it would" in lines[0]
+    assert "no rule keeps any, as hub.rule('room:{room}', history=100) would" in lines[1]
+    assert "hub.rule('lobby', history=100)" in lines[2]
+    await hub.stop()
+
+
+async def test_names_that_clients_choose_fill_neither_log_nor_memory_with_such_warnings(caplog):
+    hub = Hub()
+    await hub.start()
+    for number in range(150):
+        await hub.channel(f"name{number}").history()
+    assert len(lines_of(caplog, logging.WARNING, "backchannel.hub")) == 100
+    await hub.stop()
 
 
 async def test_a_publication_tells_its_position(hub):

@@ -6,7 +6,9 @@ import asyncio
 import itertools
 import logging
 import re
+from typing import Any
 
+import msgspec
 import pytest
 from speaking import Speaker
 
@@ -569,6 +571,41 @@ async def test_a_call_is_answered_by_the_event_method_of_its_name():
             assert (error["code"], error["field"], error["text"]) == (
                 "invalid", "$.data", "expected text",
             )  # fmt: skip
+
+
+class Point(msgspec.Struct):
+    x: int
+
+
+TEXTS = ["5", "[1]", '{"x":1}', "null", '"hi"', "hi", ""]
+
+
+@pytest.mark.parametrize("annotation", [int, list, dict, Point, int | None, Point | list])
+async def test_text_is_no_json_for_a_call_whose_method_takes_something_else(annotation):
+    async with Speaker(new_hub(taking(annotation))) as ana:
+        for number, text in enumerate(TEXTS, 1):
+            await ana.say("call", id=number, event="take", data=text)
+            error = await ana.hear("error")
+            assert (error["id"], error["code"], error["field"]) == (number, "invalid", "$.data")
+            assert "got `str`" in error["text"], text
+
+
+@pytest.mark.parametrize("annotation", [str, str | None, str | int, str | list, Any, str | bytes])
+async def test_text_is_text_for_a_call_whose_method_takes_that_among_others(annotation):
+    async with Speaker(new_hub(taking(annotation))) as ana:
+        for number, text in enumerate(TEXTS, 1):
+            await ana.say("call", id=number, event="take", data=text)
+            assert await ana.hear() == {"type": "reply", "id": number, "data": {"took": text}}
+
+
+def taking(annotation):
+    """Return a listener that answers what it was called with."""
+
+    def take(self, ws, message):
+        return {"took": message}
+
+    take.__annotations__["message"] = annotation
+    return type("Taking", (Listener,), {"take": event("take")(take)})
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancelled"])

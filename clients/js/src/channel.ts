@@ -1,24 +1,33 @@
 import type { Connection } from "./engine.js";
 import { BackchannelError } from "./errors.js";
 import { type Frame, named, toBody } from "./frames.js";
-import type { Present, Publication, Subscription, SubscriptionEvents } from "./types.js";
+import type { Present, Publication, Subscription } from "./types.js";
 
 const MOST = 10_000;
 
 type Handlers = Record<string, Set<(event: any) => void> | undefined>;
 
-/** Functions to call, by what happened. */
+/** @throws TypeError where a word is none of those that there are: it would do nothing. */
+export const check = (word: string, all: string): void => {
+  if (!all.split(" ").includes(word)) throw new TypeError(`"${word}" is none of: ${all}`);
+};
+
+/** Calls functions, by what happened. */
 export class Emitter {
   private _handlers: Handlers = {};
 
-  _on(event: string, handler: (event: any) => void): () => void {
+  /** @param _events all that may happen, with spaces between them. */
+  constructor(private _events: string) {}
+
+  on(event: string, handler: (event: any) => void): () => void {
+    check(event, this._events);
     const handlers = (this._handlers[event] ??= new Set());
     handlers.add(handler);
     return () => void handlers.delete(handler);
   }
 
   _call(event: string, value: unknown): void {
-    for (const handler of [...(this._handlers[event] ?? [])]) {
+    for (const handler of new Set(this._handlers[event])) {
       try {
         handler(value);
       } catch (error) {
@@ -54,12 +63,11 @@ interface Reader {
   _end: End | undefined;
 }
 
-export class Channel implements Subscription {
+export class Channel extends Emitter implements Subscription {
   isIn = false;
   ready!: Promise<void>;
   /** Where the client is out of it. */
   private _out: End | undefined = {};
-  private _emitter = new Emitter();
   private _readers = new Set<Reader>();
   private _entered!: () => void;
   private _refused!: (error: Error) => void;
@@ -68,6 +76,7 @@ export class Channel implements Subscription {
     readonly channel: string,
     private _connection: Connection,
   ) {
+    super("publication lost snapshot join leave subscribed unsubscribed");
     this._renew();
   }
 
@@ -83,20 +92,13 @@ export class Channel implements Subscription {
     this.ready.catch(() => {});
   }
 
-  on<E extends keyof SubscriptionEvents<any>>(
-    event: E,
-    handler: (event: SubscriptionEvents<any>[E]) => void,
-  ): () => void {
-    return this._emitter._on(event, handler);
-  }
-
   publish(data: unknown, { retry }: { retry?: boolean } = {}): Promise<string | undefined> {
     return publish(this._connection, this.channel, data, retry);
   }
 
   async presence(): Promise<Present[]> {
-    const { channel } = this;
-    return (await this._connection._ask({ type: "presence", id: 0, channel })).users;
+    const frame = { type: "presence", id: 0, channel: this.channel };
+    return (await this._connection._ask(frame)).users;
   }
 
   async unsubscribe(): Promise<void> {
@@ -123,7 +125,7 @@ export class Channel implements Subscription {
         reader._wake();
       }
     }
-    this._emitter._call(type, event);
+    this._call(type, event);
   }
 
   /** Nothing comes any more. */

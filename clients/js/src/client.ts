@@ -1,4 +1,4 @@
-import { Channel, Emitter, publish } from "./channel.js";
+import { Channel, check, Emitter, publish } from "./channel.js";
 import { type Connection, Engine, errorOf } from "./engine.js";
 import { BackchannelError } from "./errors.js";
 import { type Frame, named, toBody } from "./frames.js";
@@ -7,11 +7,10 @@ import type { Client, Connect, Options, StateChange } from "./types.js";
 type Handler = (data: any, more: { signal: AbortSignal }) => unknown;
 
 /** What an application has in its hands, in front of whatever connection it uses. */
-export class Front implements Client<any> {
+export class Front extends Emitter implements Client<any> {
   last: StateChange = { state: "connecting" };
   _connection: Connection;
   _answers = new Map<string, Handler>();
-  private _emitter = new Emitter();
   private _channels = new Map<string, Channel>();
   private _answering = new Map<number, AbortController>();
 
@@ -24,6 +23,9 @@ export class Front implements Client<any> {
     connect: (emit: (frame: Frame) => void) => Connection,
     private _changed: () => void = () => {},
   ) {
+    super("state connecting open waiting closed message publication lost dropped error");
+    const known = "token ticket queue patience onLost WebSocket";
+    for (const name in options) check(name, known);
     this._connection = connect((frame) => this._take(frame));
     if (options.onLost) this.on("lost", options.onLost);
   }
@@ -32,13 +34,9 @@ export class Front implements Client<any> {
     return this.last.state;
   }
 
-  on(event: string, handler: (event: any) => void): () => void {
-    return this._emitter._on(event, handler);
-  }
-
   send(data: unknown): void {
     this._connection._tell({ type: "message" }, toBody(data), (error) =>
-      this._emitter._call("dropped", { data, error }),
+      this._call("dropped", { data, error }),
     );
   }
 
@@ -97,11 +95,11 @@ export class Front implements Client<any> {
     if (type === "state") this._become(rest as StateChange);
     else if (type === "call") this._answer(frame);
     else if (type === "cancel") this._answering.get(frame.id!)?.abort();
-    else if (type === "error") this._emitter._call("error", errorOf(frame));
-    else if (type === "message") this._emitter._call("message", frame.data);
+    else if (type === "error") this._call("error", errorOf(frame));
+    else if (type === "message") this._call("message", frame.data);
     else {
       if (channel != null) this.channel(channel)._take(frame);
-      if (/^(publication|lost)$/.test(type)) this._emitter._call(type, { channel, ...rest });
+      if (/^(publication|lost)$/.test(type)) this._call(type, { channel, ...rest });
     }
   }
 
@@ -118,8 +116,8 @@ export class Front implements Client<any> {
     // Calls end with their connection, and another one begins with none.
     for (const each of this._answering.values()) each.abort();
     this._answering.clear();
-    this._emitter._call(change.state, change);
-    this._emitter._call("state", change);
+    this._call(change.state, change);
+    this._call("state", change);
   }
 
   private async _answer({ id, event, data }: Frame): Promise<void> {
@@ -147,14 +145,14 @@ export class Front implements Client<any> {
 }
 
 export function locate(url: string | URL): URL {
-  const { location } = globalThis;
-  const found = new URL(url, location?.href);
-  found.protocol = found.protocol.replace(/^http/, "ws");
-  found.hash = "";
-  if (!/^wss?:$/.test(found.protocol)) {
-    throw new TypeError(`${url} is no address of a WebSocket: ws:, wss: or relative to the page`);
+  const text: unknown = (url as URL | undefined)?.href ?? url;
+  if (text && typeof text === "string") {
+    const found = new URL(text, globalThis.location?.href);
+    found.protocol = found.protocol.replace(/^http/, "ws");
+    found.hash = "";
+    if (/^wss?:$/.test(found.protocol)) return found;
   }
-  return found;
+  throw new TypeError(`${url} is no address of a WebSocket: ws:, wss: or relative to the page`);
 }
 
 export const connect = ((url: string | URL, options: Options = {}) => {

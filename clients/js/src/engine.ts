@@ -252,7 +252,7 @@ export class Engine implements Connection {
     for (const channel of _wanted) if (!channels.includes(channel)) this._subscribe(channel);
     for (const entry of this._queue._takeAll()) this._transmit(entry);
     // The server keeps the old token until it hears that the new one has come.
-    this._doubt(this._patience);
+    this._doubt();
     // Where the server goes on from a position, it says itself what is lost. For the others that
     // is said once the client is in: a state that is loaded then is none too old.
     this._unsure = new Set(before.filter((name) => !resumed && !_positions.has(name)));
@@ -307,7 +307,7 @@ export class Engine implements Connection {
 
   private _credentials(offered: Awaited<ReturnType<NonNullable<Options["token"]>>> | undefined) {
     const { token, expires_in } =
-      offered && typeof offered === "object" ? offered : { token: offered, expires_in: undefined };
+      typeof offered === "object" ? (offered ?? {}) : { token: offered };
     this._expiresIn = expires_in;
     return token ? ["backchannel.jwt", token] : [];
   }
@@ -348,7 +348,7 @@ export class Engine implements Connection {
       return;
     }
     if (code === 1013) this._failed++;
-    const jitter = Math.random() * Math.min(20, 0.5 * 2 ** this._failed++) * 1000;
+    const jitter = Math.random() * Math.min(20_000, 500 * 2 ** this._failed++);
     const wait = this._notBefore > now ? this._notBefore - now : jitter;
     this._start("retry", wait, () => this._attempt());
     this._set({ state: "waiting", seconds: wait / 1000, attempt: this._failed, code, text });
@@ -391,7 +391,7 @@ export class Engine implements Connection {
   private _start(name: Timer, ms: number, then: () => void): void {
     this._stop(name);
     this._timers[name] = later(ms, () => {
-      delete this._timers[name];
+      this._stop(name);
       then();
     });
   }
@@ -404,11 +404,11 @@ export class Engine implements Connection {
   /** Doubts a connection on which nothing was heard for so long; timers may have stood still. */
   private _beat(): void {
     const left = this._heardAt + this._ping - Date.now();
-    if (left <= 0) this._doubt(this._patience);
+    if (left <= 0) this._doubt();
     this._start("beat", left > 0 ? left : this._ping, () => this._beat());
   }
 
-  private _doubt(patience: number): void {
+  private _doubt(patience = this._patience): void {
     if (this._timers.doubt) return;
     this._reply({ type: "ping" });
     this._start("doubt", patience, () => this._cut(1006, "a ping was not answered"));
@@ -416,8 +416,7 @@ export class Engine implements Connection {
 
   /** The network, or the page, is back, or goes. */
   _wake = (event?: { type: string }): void => {
-    const hidden = globalThis.document?.visibilityState === "hidden";
-    if (hidden && event?.type === "visibilitychange") return;
+    if (globalThis.document?.hidden && event?.type === "visibilitychange") return;
     // Someone is looking, or the network is another one: a quarter of the patience has to do.
     if (this._isOpen()) this._doubt(this._patience / 4);
     else if (
@@ -431,9 +430,10 @@ export class Engine implements Connection {
   };
 
   private _listen(how: "addEventListener" | "removeEventListener"): void {
-    const { document } = globalThis;
-    for (const name of ["online", "offline", "pageshow"]) globalThis[how]?.(name, this._wake);
-    document?.[how]("visibilitychange", this._wake);
+    // The last one bubbles up from the document.
+    for (const name of ["online", "offline", "pageshow", "visibilitychange"]) {
+      globalThis[how]?.(name, this._wake);
+    }
   }
 
   private _renewIn(seconds: number | null | undefined): void {

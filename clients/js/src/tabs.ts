@@ -293,6 +293,9 @@ class Tab implements Connection {
     const { type, id, channel, position, error } = frame;
     const { _inside, _positions } = this._session;
     const isOut = type === "unsubscribed";
+    // The leader greets with the channels that somebody is in. Where it does not know yet that this
+    // tab enters one, its answer to that follows, and says the same.
+    if (type === "subscribed" && !byAll && this._entering.has(channel)) return;
     if (type === "state") this._state = frame;
     if (type === "subscribed") {
       _inside.add(channel);
@@ -540,11 +543,14 @@ type ConnectTabs = <M = Messages>(
   options?: Options & { name?: string },
 ) => Client<M>;
 
-export const connect = ((url: string | URL, options: Options & { name?: string } = {}) => {
+export const connect = ((
+  url: string | URL,
+  { name: called, ...options }: Options & { name?: string } = {},
+) => {
   const located = locate(url);
   // Both want a secure context: https, or localhost.
   if (!globalThis.navigator?.locks || !globalThis.BroadcastChannel) return connectAlone(url, options);
-  const name = `backchannel ${options.name ?? located.href}`;
+  const name = `backchannel ${called ?? located.href}`;
   let tab: Tab;
   // Asked before the front is there: then it answers nothing yet.
   let front: Front | undefined;

@@ -232,6 +232,46 @@ test("closed before it connected, it never does", async (t) => {
 test("an address that is none is an error at once", () => {
   assert.throws(() => connect("ftp://localhost/x"), /ftp:\/\/localhost\/x is no address of a WebSocket/);
   assert.throws(() => connect("/ws/relative"), TypeError); // there is no page here
+  for (const url of [undefined, null, "", 8888, {}, ["ws://localhost/x"]]) {
+    assert.throws(() => connect(url), { name: "TypeError", message: /is no address of a WebSocket/ });
+  }
+});
+
+test("a page's own location is an address", async (t) => {
+  // What is no address would be one on a page, where it is relative to that.
+  const { server, client } = await pair(t);
+  client.close();
+  globalThis.location = new URL(server.url);
+  t.after(() => delete globalThis.location);
+  assert.throws(() => connect(), /undefined is no address of a WebSocket/);
+  const other = connect(location);
+  t.after(() => other.close());
+  assert.equal((await opened(other)).state, "open");
+});
+
+test("an option that there is not is an error at once, and nothing is connected", async (t) => {
+  const { server, client } = await pair(t);
+  await opened(client);
+  assert.throws(() => connect(server.url, { onlost: () => {} }), {
+    name: "TypeError",
+    message: '"onlost" is none of: token ticket queue patience onLost WebSocket',
+  });
+  await client.deliver("the server is there");
+  assert.equal(server.connections.length, 1);
+});
+
+test("an event that there is not is an error at once", async (t) => {
+  const { client } = await pair(t);
+  assert.throws(() => client.on("mesage", () => {}), {
+    name: "TypeError",
+    message: /^"mesage" is none of: state connecting open waiting closed message /,
+  });
+  const news = client.subscribe("news");
+  assert.throws(() => news.on("message", () => {}), {
+    name: "TypeError",
+    message: '"message" is none of: publication lost snapshot join leave subscribed unsubscribed',
+  });
+  assert.throws(() => client.on(), TypeError);
 });
 
 test("a handler that throws stops nobody else", async (t) => {

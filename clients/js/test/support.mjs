@@ -53,8 +53,7 @@ export function dice(t, value) {
 /** Stands in for the page: `fire("online")`, and whether it can be seen. */
 export function page(t) {
   const target = new EventTarget();
-  const doc = new EventTarget();
-  doc.visibilityState = "visible";
+  const doc = { hidden: false };
   globalThis.addEventListener = target.addEventListener.bind(target);
   globalThis.removeEventListener = target.removeEventListener.bind(target);
   globalThis.document = doc;
@@ -64,8 +63,8 @@ export function page(t) {
   return {
     fire: (name) => target.dispatchEvent(new Event(name)),
     show: (how) => {
-      doc.visibilityState = how;
-      doc.dispatchEvent(new Event("visibilitychange"));
+      doc.hidden = how === "hidden";
+      target.dispatchEvent(new Event("visibilitychange")); // to which it bubbles
     },
   };
 }

@@ -7,12 +7,14 @@ import inspect
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
 from types import CellType, FunctionType, ModuleType
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from backchannel.app import Hub
 
-__all__ = ["Inside", "is_asgi_app", "look_inside"]
+__all__ = ["Inside", "is_asgi_app", "look_inside", "mounted_at"]
 
 MOST: Final = 20_000
 """Objects that are looked at: an app may hold anything, such as a cache."""
@@ -34,6 +36,16 @@ class Inside:
     seen: frozenset[int]
 
 
+_MOUNTS: Final = {
+    ("starlette.routing", "Mount"): attrgetter("app"),
+    ("litestar.routes.asgi", "ASGIRoute"): attrgetter("route_handler.fn"),
+}
+"""What frameworks mount an app by, and where that has the app; its ``path`` is where it is."""
+
+_WRAPPED: Final = f"{Hub.wrap.__qualname__}.<locals>.wrapped"
+"""The app that ``hub.wrap`` returns."""
+
+
 def is_asgi_app(value: object) -> bool:
     """Tell whether something takes an ASGI app's arguments, by their names."""
     if isinstance(value, type) or not callable(value):
@@ -53,18 +65,60 @@ def look_inside(app: object) -> Inside:
     Args:
         app: the app; nothing of it is called.
     """
-    hubs: dict[Hub, None] = {}
+    seen = _all_in(app)
+    hubs = tuple(cast("Hub", one) for one in seen.values() if issubclass(type(one), Hub))
+    return Inside(hubs, frozenset(seen))
+
+
+def mounted_at(app: object, hub: Hub) -> str | None:
+    """Return the path below which an app serves a hub, such as ``/live``; empty at its root.
+
+    Args:
+        app: the app; nothing of it is called.
+        hub: a hub in it.
+
+    Returns:
+        None where the app does not tell, or serves it at several paths.
+    """
+    if app is hub:
+        return ""
+    found: dict[object, _Mount] = {}
+    is_wrapped = False
+    for one in _all_in(app).values():
+        kind = type(one)
+        if (has := _MOUNTS.get((kind.__module__, kind.__name__))) is not None:
+            inside = _all_in(inner := has(one))
+            path: str = cast("Any", one).path.rstrip("/")
+            if id(hub) in inside:
+                found[path, id(inner)] = _Mount(path, id(one), inside)  # Litestar has two for one
+        elif isinstance(one, FunctionType) and one.__qualname__ == _WRAPPED:
+            is_wrapped = is_wrapped or any(hub is known for known in _known_to(one))
+    if not found:
+        return "" if is_wrapped else None
+    mounts = sorted(found.values(), key=lambda mount: len(mount.inside), reverse=True)
+    is_one_way = all(inner.id in outer.inside for outer, inner in pairwise(mounts))
+    return "".join(mount.path for mount in mounts) if is_one_way and not is_wrapped else None
+
+
+class _Mount(NamedTuple):
+    path: str
+    id: int
+    inside: dict[int, object]
+
+
+def _all_in(app: object) -> dict[int, object]:
+    """Return the objects that an app leads to, by their ids, itself the first one."""
     seen = {id(app): app}  # kept alive: an id is used again
-    todo = deque([app])
+    todo = deque([] if isinstance(app, Hub) else [app])
     while todo and len(seen) < MOST:
         for one in _next(todo.popleft()):
             kind = type(one)  # isinstance would ask what a lazy object stands for, and so make it
-            if issubclass(kind, Hub):
-                hubs[cast("Hub", one)] = None
-            elif id(one) not in seen and not issubclass(kind, _LEFT):
-                seen[id(one)] = one
+            if id(one) in seen or (issubclass(kind, _LEFT) and not issubclass(kind, Hub)):
+                continue
+            seen[id(one)] = one
+            if not issubclass(kind, Hub):
                 todo.append(one)
-    return Inside(tuple(hubs), frozenset(seen))
+    return seen
 
 
 def _next(one: Any) -> Iterator[object]:

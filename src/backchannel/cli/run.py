@@ -27,6 +27,7 @@ from uvicorn.supervisors.statreload import StatReload
 from backchannel import __version__
 from backchannel.blocking import forbid_blocking_calls
 from backchannel.cli.load import Found, find, split_target
+from backchannel.cli.mounts import mounted_at
 from backchannel.cli.sockets import bind, listen
 from backchannel.errors import BackchannelError, BrokerUnavailable
 from backchannel.transport.health import HealthPages
@@ -316,10 +317,9 @@ async def start_all(hubs: Sequence[Hub]) -> None:
 def show_what_is_served(found: Found, options: Options, sockets: list[socket.socket]) -> None:
     """Say what is served where, and open it in a browser if that was asked for."""
     base = _base_url(options.host, sockets[0].getsockname()[1])
-    pages = [base + page.path for hub in found.hubs for page in hub.pages]
-    click.echo(_banner(found, base, pages))
+    click.echo(_banner(found, base))
     if options.open_browser:
-        webbrowser.open(pages[0] if pages else base)
+        webbrowser.open(next(iter(_pages(found, base)), base))
 
 
 def set_up_logging(options: Options) -> None:
@@ -350,21 +350,29 @@ def _base_url(host: str, port: int) -> str:
     return f"http://{name}:{port}"
 
 
-def _banner(found: Found, base: str, pages: list[str]) -> str:
-    rows = [(click.style("page", bold=True), page, "") for page in pages]
+def _banner(found: Found, base: str) -> str:
+    rows = [(click.style("page", bold=True), page, "") for page in _pages(found, base)]
     for hub in found.hubs:
+        root = base.replace("http", "ws", 1) + (mounted_at(found.app, hub) or "")
         for endpoint in hub.endpoints:
-            url = base.replace("http", "ws", 1) + endpoint.template.text
             by = f"{endpoint.callbacks.name}, {endpoint.callbacks.where}"
-            rows.append((click.style("endpoint", bold=True), url, by))
+            rows.append((click.style("endpoint", bold=True), root + endpoint.template.text, by))
     width = max((len(url) for _, url, _ in rows), default=0)
     where = "" if rows else f" at {base}"
     lines = [f"Backchannel {__version__} serves {found.label}{where}", *[""] * bool(rows)]
     for kind, url, by in rows:
         lines.append(f"  {kind}{' ' * (10 - len(click.unstyle(kind)))}{url.ljust(width)}  {by}")
-    if found.app not in found.hubs and found.hubs:
+    if any(list(hub.endpoints) and mounted_at(found.app, hub) is None for hub in found.hubs):
         lines.append("  (endpoints are shown as they are below where the app mounts its hub)")
     return "\n".join([*lines, *_notes(found), "", "Ctrl-C to stop.", ""])
+
+
+def _pages(found: Found, base: str) -> list[str]:
+    return [
+        f"{base}{mounted_at(found.app, hub) or ''}{page.path}"
+        for hub in found.hubs
+        for page in hub.pages
+    ]
 
 
 def _notes(found: Found) -> list[str]:

@@ -195,6 +195,7 @@ class Supervisor(multiprocess.Multiprocess):
 
     def restart_all(self) -> None:
         """Replace one worker after the other, each when the new one serves; none where it can't."""
+        replaced = [str(process.pid) for process in self.processes]
         for place, old in enumerate(self.processes):
             new = Worker(self._options, HubServer, self.config, self.sockets)
             new.start()
@@ -211,6 +212,10 @@ class Supervisor(multiprocess.Multiprocess):
             if old.process.is_alive():
                 self.processes.append(old)  # to be waited for with the others
                 return
+        HUB.info(
+            "reloaded: workers %s serve in place of %s",
+            ", ".join(str(process.pid) for process in self.processes), ", ".join(replaced),
+        )  # fmt: skip
 
     def _comes_to_serve(self, worker: Worker) -> bool:
         """Wait for it, for longer than the 5 s of uvicorn: an application may be slow to import."""

@@ -172,11 +172,14 @@ class Handling(Dispatch):
             InvalidMessage: not what the method's annotation admits.
         """
         content: Any = content_of(frame.data, data)
-        is_text = frame.data is not msgspec.UNSET and bytes(frame.data)[:1] == b'"'
+        raw = b"" if frame.data is msgspec.UNSET else bytes(frame.data)
+        is_text = raw[:1] == b'"'
         if wants_text(callback.decode) and not is_text and data is None:
             raise InvalidMessage("expected text", field="$")
         if not is_text:
             content = tagged(content, self.endpoint.tag, frame.event)
+        elif callback.decode is not None and not wants_text(callback.decode):
+            content = raw.decode()  # text that looks like JSON is still text
         return content if callback.decode is None else callback.decode(content)
 
     def _reply(self, id_: int, answer: Any) -> None:

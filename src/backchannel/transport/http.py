@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
+from logging import INFO
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from backchannel.errors import Reject
+from backchannel.observe import HANDSHAKE, address, excerpt
 from backchannel.request import Request, path_segments
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from backchannel.hub import HubCore
     from backchannel.transport.asgi import Scope, Send
 
-__all__ = ["Page", "Pages", "answer", "not_found", "respond", "shown_path"]
+__all__ = ["Page", "Pages", "answer", "refuse_unknown", "respond", "shown_path"]
 
 
 class Page:
@@ -92,20 +95,37 @@ async def answer(hub: HubCore, pages: Pages, scope: Scope, send: Send) -> None:
             head=method == "HEAD",
         )
     else:
-        await respond(send, 404, not_found(hub, scope), head=method == "HEAD")
+        await respond(send, 404, _not_found(hub, scope), head=method == "HEAD")
 
 
-def not_found(hub: HubCore, scope: Scope) -> str:
+def refuse_unknown(hub: HubCore, scope: Scope) -> Reject:
+    """Refuse a WebSocket at a path that no endpoint has, and say so in the log."""
+    if HANDSHAKE.isEnabledFor(INFO):
+        client = Request(scope, path="", params={}, proxies=hub.settings.networks()).client
+        near = ", ".join(_near(hub, scope))
+        HANDSHAKE.info(
+            "refused %s from %s with 404: no endpoint has this URL; %s",
+            excerpt(_public_path(scope)), address(client),
+            f"the nearest are {near}" if near else "this hub has none yet",
+        )  # fmt: skip
+    return Reject(404, _not_found(hub, scope))
+
+
+def _not_found(hub: HubCore, scope: Scope) -> str:
     """Say that nothing is here; name the nearest endpoints to a developer, to nobody else."""
-    path, mount = shown_path(scope), _mount(scope)
     text = f"Nothing is served at {_public_path(scope)}.\n"
-    request = Request(scope, path=path, params={})
+    request = Request(scope, path=shown_path(scope), params={})
     if not (hub.settings.debug or request.is_local):
         return text
-    near = [mount + template for template in hub.endpoints.near_misses(path)]
-    if not near:
+    if not (near := _near(hub, scope)):
         return text + "This hub has no endpoints yet.\n"
     return text + "The nearest WebSocket endpoints are: " + ", ".join(near) + "\n"
+
+
+def _near(hub: HubCore, scope: Scope) -> list[str]:
+    """Return the endpoints whose URLs look most like a request's, as clients have them."""
+    mount = _mount(scope)
+    return [mount + template for template in hub.endpoints.near_misses(shown_path(scope))]
 
 
 def shown_path(scope: Scope) -> str:

@@ -22,6 +22,7 @@ from backchannel.request import Request, path_segments
 from backchannel.session.web import Session
 from backchannel.speech.connection import SpeakingConnection
 from backchannel.transport.asgi import choose_channel
+from backchannel.transport.http import refuse_unknown
 
 if TYPE_CHECKING:
     from backchannel.app import Hub
@@ -145,6 +146,7 @@ class MemoryClient:
             await hub.start()
         found = hub.endpoints.match(path_segments(scope))
         if found is None:
+            refuse_unknown(hub, scope)
             near = ", ".join(hub.endpoints.near_misses(scope["path"])) or "none"
             raise HandshakeRefused(404, f"no endpoint at {scope['path']}; nearest: {near}")
         endpoint, params = found

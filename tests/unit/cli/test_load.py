@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from backchannel.cli.load import find
+from backchannel.cli.mounts import mounted_at
 
 
 @pytest.fixture
@@ -73,6 +74,59 @@ def test_the_app_that_has_the_hub_in_it_is_served(found, text):
     assert "backchannel run place.py:" in it.note
     assert len(it.hubs) == 1
     assert it.app not in it.hubs
+
+
+MOUNTS = {
+    "Starlette, mounted": "/deep/live",
+    "FastAPI, mounted": "/live",
+    "Litestar, mounted": "/live",
+    "wrapped": "",
+    "middleware around it": "/live",
+    "a function that calls it": None,
+    "an object that calls it": None,
+    "a hub of another name": "",
+    "at two places": None,
+    "at the root": "",
+    "beside another mount": "/live",
+    "beside another mount, wrapped": "",
+    "below a router": "/api/live",
+}
+
+MORE = {
+    "at two places": (
+        "from fastapi import FastAPI\napp = FastAPI()\n"
+        "app.mount('/one', hub)\napp.mount('/two', hub)\n"
+    ),
+    "at the root": "from fastapi import FastAPI\napp = FastAPI()\napp.mount('/', hub)\n",
+    "beside another mount": (
+        "from fastapi import FastAPI\napp = FastAPI(lifespan=hub.lifespan)\n"
+        "app.mount('/static', FastAPI())\napp.mount('/live', hub)\n"
+    ),
+    "beside another mount, wrapped": (
+        "from fastapi import FastAPI\nsite = FastAPI()\nsite.mount('/static', FastAPI())\n"
+        "app = hub.wrap(site)\n"
+    ),
+    "below a router": (
+        "from litestar import Litestar, Router, asgi\n"
+        "from litestar.types import Receive, Scope, Send\n"
+        "@asgi('/live', is_mount=True, copy_scope=True)\n"
+        "async def live(scope: Scope, receive: Receive, send: Send) -> None:\n"
+        "    await hub(scope, receive, send)\n"
+        "app = Litestar([Router('/api', route_handlers=[live])])\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOUNTS)
+def test_where_an_app_has_its_hub_is_known_as_far_as_the_app_tells(found, name):
+    it = found({**APPS, **MORE}[name])
+    (hub,) = it.hubs
+    assert mounted_at(it.app, hub) == MOUNTS[name]
+
+
+def test_a_hub_alone_is_at_its_own_root(found):
+    it = found("")
+    assert mounted_at(it.app, it.hubs[0]) == ""
 
 
 ALONE = {
