@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from backchannel.access import Access
 from backchannel.broker.memory import MemoryBroker
+from backchannel.callbacks import read_listener
 from backchannel.config import Settings
 from backchannel.connection import ABSENT
 from backchannel.endpoint import Endpoint, check_options
 from backchannel.handshake import going_away
 from backchannel.heartbeat import Heartbeat
 from backchannel.hub import HubCore
-from backchannel.listener import read_listener
 from backchannel.publishing import Publishing
 from backchannel.request import path_segments
 from backchannel.session.server import ServerSessions

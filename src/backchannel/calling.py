@@ -20,10 +20,10 @@ from backchannel.stepping import NOTHING_YET, Watched, step
 from backchannel.threads import call_in_thread
 
 if TYPE_CHECKING:
+    from backchannel.callbacks import Callback
     from backchannel.connection import Connection
     from backchannel.history import Position
     from backchannel.hub import HubCore
-    from backchannel.listener import Callback
 
 __all__ = ["Caller", "Work", "awaiting", "met_cancelled"]
 

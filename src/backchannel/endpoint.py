@@ -9,11 +9,11 @@ from dataclasses import fields
 from typing import Any, Final
 
 from backchannel.backlog import SLOW_CLIENT, SlowClient
+from backchannel.callbacks import Callback, Callbacks
 from backchannel.config import Settings, check_authenticate
 from backchannel.dialect.frames import NAME, PREFIX
 from backchannel.errors import InvalidMessage, Reject, TemplateError
 from backchannel.heartbeat import Heartbeat
-from backchannel.listener import Callback, Callbacks
 from backchannel.messages import Decoder, Frame, tag_reader
 from backchannel.template import NamePattern, Router, Template, near_misses
 from backchannel.turn import Occupancy

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from backchannel.attendance import Attendance
+    from backchannel.callbacks import Callback
     from backchannel.calling import Work
     from backchannel.catchup import CatchUps, Missed
     from backchannel.changing import Changing
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from backchannel.connection import Connection
     from backchannel.fanout import Fanout
     from backchannel.history import Position
-    from backchannel.listener import Callback
     from backchannel.roster import Roster
     from backchannel.rules import Rules
 

@@ -24,9 +24,9 @@ from backchannel.tickets import key_of, tickets_in
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from backchannel.callbacks import Callback, Callbacks
     from backchannel.config import Settings
     from backchannel.endpoint import Endpoint
-    from backchannel.listener import Callback, Callbacks
     from backchannel.stores import TicketStore
 
 __all__ = ["check_origin", "going_away", "refusal", "shake_hands"]

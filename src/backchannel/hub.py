@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from backchannel.access import Access
 from backchannel.attendance import Attendance
 from backchannel.audience import Changes, Info
+from backchannel.callbacks import read_listener
 from backchannel.catchup import CatchUps, Missed
 from backchannel.change import Change
 from backchannel.channel import Channels, check_channel
@@ -28,7 +29,6 @@ from backchannel.guard import Guard
 from backchannel.history import Position
 from backchannel.identity import holder_of
 from backchannel.leaving import Leaving
-from backchannel.listener import read_listener
 from backchannel.membership import Membership
 from backchannel.observe import HUB, LISTENER
 from backchannel.places import names_of_caller

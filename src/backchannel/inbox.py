@@ -13,7 +13,7 @@ from backchannel.change import Change
 from backchannel.messages import Frame
 
 if TYPE_CHECKING:
-    from backchannel.listener import Callback
+    from backchannel.callbacks import Callback
 
 __all__ = ["Call", "Inbox", "Item", "Rest", "nothing"]
 

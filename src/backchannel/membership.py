@@ -12,11 +12,11 @@ from backchannel.handshake import refusal
 from backchannel.observe import CONNECTION, HUB
 
 if TYPE_CHECKING:
+    from backchannel.callbacks import Callback
     from backchannel.calling import Work
     from backchannel.changing import Changing
     from backchannel.channel import Channel
     from backchannel.connection import Connection
-    from backchannel.listener import Callback
     from backchannel.turn import Step
 
 __all__ = ["Membership"]

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
+from backchannel.callbacks import Callback, read_callback
 from backchannel.channel import check_channel
 from backchannel.errors import ListenerError, TemplateError
 from backchannel.history import Retention
-from backchannel.listener import Callback, read_callback
 from backchannel.template import NamePattern
 
 __all__ = ["KeepsPresence", "Rule", "Rules", "astray", "check_call", "read_rule"]

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backchannel.callbacks import read_listener
 from backchannel.endpoint import Endpoint, Endpoints
 from backchannel.errors import ListenerError, TemplateError
-from backchannel.listener import Listener, read_listener
+from backchannel.listener import Listener
 from backchannel.template import Template
 
 

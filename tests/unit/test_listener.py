@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from backchannel import Listener, event, threaded
+from backchannel.callbacks import _PARAMETERS, Callbacks, read_listener
 from backchannel.errors import InvalidMessage, ListenerError
-from backchannel.listener import _PARAMETERS, Callbacks, read_listener
 from backchannel.places import where_defined
 
 CALLBACKS = list(_PARAMETERS)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from backchannel.annotations import NO_MESSAGE, UNSAID, Unresolved
+from backchannel.callbacks import Callback, Callbacks
 from backchannel.endpoint import Endpoint
 from backchannel.errors import ListenerError, Reject
-from backchannel.listener import Callback, Callbacks, Listener
+from backchannel.listener import Listener
 from backchannel.messages import union_members
 from backchannel.schema.types import Schema, Side, Wanted, json_schemas, named
 from backchannel.sent import Sent

@@ -32,8 +32,8 @@ from backchannel.observe import CONNECTION, excerpt
 from backchannel.sent import Outcome
 
 if TYPE_CHECKING:
+    from backchannel.callbacks import Callback
     from backchannel.inbox import Rest
-    from backchannel.listener import Callback
     from backchannel.messages import Frame
     from backchannel.speech.connection import SpeakingConnection
 
