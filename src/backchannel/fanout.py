@@ -35,6 +35,9 @@ __all__ = ["Encoder", "Fanout"]
 SLICE: Final = 0.005
 """Seconds that writing may hold the event loop; what is left then comes in the next turn."""
 
+ANSWERS: Final = 64
+"""Answers that are written together, before the turn ends if so many have come."""
+
 _CONTEXT: Final = Context()
 
 
@@ -89,7 +92,7 @@ class Fanout:
     """
 
     __slots__ = (
-        "_due", "_making", "_number", "_outsiders", "_round", "_schedule", "_scheduled",
+        "_answers", "_due", "_making", "_number", "_outsiders", "_round", "_schedule", "_scheduled",
         "enclose", "encoder", "is_quiet", "lanes",
     )  # fmt: skip
 
@@ -102,6 +105,7 @@ class Fanout:
         self.enclose = Envelopes().of
         self._making = Making(encoder.encode, self.enclose)
         self.lanes: dict[str, Lane] = {}
+        self._answers: list[tuple[Sharing, bytes]] = []
         self._due: list[Flushed] = []
         self._outsiders: set[Link | Flushed] = set()  # in channels and apart, with nothing due
         self._number = 0
@@ -176,6 +180,24 @@ class Fanout:
             if not link.apart:
                 self._outsiders.discard(link)
 
+    def answer(self, socket: Sharing, data: bytes) -> None:
+        """Write frames that answer a message, before all that comes after them in this turn.
+
+        They go with the answers of others, so that reading does not take turns with writing, but
+        do not wait for many.
+
+        Args:
+            socket: whose client is answered; for which nothing waits, since this is quiet and it
+                is not due.
+            data: the frames.
+        """
+        answers = self._answers
+        answers.append((socket, data))
+        if len(answers) >= ANSWERS:
+            self._write_answers()
+        elif not self._scheduled:
+            self._wake()
+
     def due(self, link: Flushed) -> None:
         """Flush a link at the end of this turn, apart from all lanes."""
         if link.is_due:
@@ -231,6 +253,8 @@ class Fanout:
             parts = [(lane, lane.sockets()) for lane in lanes.values() if lane.numbers]
             self._round = write_all(parts, due)
             self.is_quiet = False
+            if self._answers:
+                self._write_answers()
         end = perf_counter() + SLICE
         for _ in self._round:
             if perf_counter() > end:
@@ -241,6 +265,10 @@ class Fanout:
         self.is_quiet = not self.lanes
         if self.lanes or self._due:
             self._wake()
+
+    def _write_answers(self) -> None:
+        answers, self._answers = self._answers, []
+        answers[0][0].write_each(answers)
 
 
 def _at_the_end_of_the_turn(flush: Callable[[], None]) -> None:

@@ -327,13 +327,14 @@ TestReadings = Readings.TestCase
 TestReadings.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
 
 
-def test_answers_to_what_is_read_at_once_are_one_write_at_once():
+def test_answers_to_what_is_read_at_once_are_one_write():
     queued = []
     fan = Fanout(Encoder(1024, 12), queued.append)
     client = SocketClient(fan, shares=True, held=False)
     client.rejoin()
     answers = iter("abcd")
     client.reads(2, lambda: client.push(next(answers)), lambda: client.push(next(answers)))
+    queued.pop()()
     assert (client.read(), client.writes, queued) == (["a", "b", "c", "d"], 1, [])
 
 
@@ -362,10 +363,21 @@ def test_an_answer_waits_for_what_its_channel_was_sent_before():
         lambda: fan.broadcast(said("2"), members),
         lambda: client.push("3"),
     )
-    assert client.read() == ["1"]
     client.reads(1, lambda: client.push("4"))
     queued.pop()()
     assert (client.read(), client.writes, queued) == (["1", "2", "3", "4"], 2, [])
+
+
+def test_many_answers_do_not_wait_for_the_end_of_the_turn():
+    queued = []
+    fan = Fanout(Encoder(1024, 12), queued.append)
+    clients = [SocketClient(fan, shares=True, held=False) for _ in range(fanout.ANSWERS + 1)]
+    for client in clients:
+        client.rejoin()
+        client.reads(1, answer=lambda: "yes")
+    assert [client.read() for client in clients] == fanout.ANSWERS * [["yes"]] + [[]]
+    queued.pop()()
+    assert (clients[-1].read(), queued) == (["yes"], [])
 
 
 async def test_many_messages_to_a_channel_are_one_write_to_each_member():

@@ -3,7 +3,7 @@
 A frame is made once for all its receivers. What a turn of the event loop has for a client is
 joined and written at the end of the turn, with one system call and nothing in between, whenever
 the kernel takes it; what it does not take goes to ``transport.write``, which knows how to wait.
-What answers a message need not wait for the end of the turn, unless something else waits.
+What answers a message goes before all that, unless something else waits.
 
 Hazards, each with its rule: a descriptor that was closed may be somebody else's by now, so it is
 forgotten first thing when the connection is lost or closed, and nobody has a copy; bytes written
@@ -156,10 +156,10 @@ class NativeSocket(asyncio.Protocol):
     # ── as the connection's link ──────────────────────────────────────────────────────────────
 
     def push(self, frame: Frame, channel: str | None = None) -> bool:  # noqa: ARG002
-        """Queue a message: for the end of the turn, or of the reading.
+        """Queue a message: for the end of the turn, or as an answer to what is read.
 
-        So soon it may leave where nothing can wait that was sent to this client earlier: it has
-        no queue, and no channel's messages are to be written.
+        That goes first, as it may where nothing can wait that was sent to this client earlier: it
+        has no queue, and no channel's messages are to be written.
         """
         if self._closing:
             return False
@@ -184,7 +184,7 @@ class NativeSocket(asyncio.Protocol):
         return True
 
     def answer(self, text: str) -> None:
-        """Send what a callback answered: at once, unless something else waits or goes with it."""
+        """Send what a callback answered: first of all, unless something waits or goes with it."""
         if (
             self.apart
             or isinstance(self._replies, list)
@@ -194,22 +194,13 @@ class NativeSocket(asyncio.Protocol):
         ):
             self.ws._push(text)  # behind what on_open sent, while that is held
             return
-        # message_frame() and write(), without the cost of calling them.
+        # message_frame(), without the cost of calling it.
         payload = text.encode()
         if (size := len(payload)) < 126:
             data = _SHORT_TEXT[size] + payload
         else:
             data = frames.message_frame(text)
-        if (descriptor := self._descriptor) < 0:
-            self._write_buffered(data)
-            return
-        try:
-            written = os.write(descriptor, data)
-        except OSError as error:
-            self._write_failed(data, error)
-        else:
-            if written != len(data):
-                self._write_buffered(data[written:])
+        self._fanout.answer(self, data)
 
     def close(self, code: int, reason: str) -> None:
         """Send what waits and the close frame; the client has a while to answer it."""
@@ -332,7 +323,7 @@ class NativeSocket(asyncio.Protocol):
     # ── as the transport's protocol ───────────────────────────────────────────────────────────
 
     def data_received(self, data: bytes) -> None:
-        """Read what came, and write what is answered at once."""
+        """Read what came, and have written what is answered at once."""
         dispatch = self._dispatch
         if dispatch is None:
             return
@@ -348,7 +339,7 @@ class NativeSocket(asyncio.Protocol):
         finally:
             self._replies = None
         if replies:
-            self.write(replies[0] if len(replies) == 1 else b"".join(replies))
+            self._fanout.answer(self, replies[0] if len(replies) == 1 else b"".join(replies))
         if answer is True and not self._paused:
             self._pause(dispatch)
 
