@@ -104,7 +104,7 @@ def memberships(each: int) -> Scenario:
     """A thousand connections in so many channels of their own each."""
     load = f"crowd --path /ws/join/{each} --clients 1000 --timeout 60 --ask count"
     title = f"{each * 1000:,} channels with one subscriber each, on 1,000 connections"
-    return Scenario(title, "membership", load, (NATIVE,), rounds=3)
+    return Scenario(title, "membership", load, (NATIVE,))
 
 
 def across(title: str, kind: str, load: str) -> Scenario:
@@ -171,7 +171,6 @@ SCENARIOS = {
         ("limit-send", *OURS, *FAST, "socketio-node"),
         # Fewer, since some servers end after five seconds what has not shaken hands.
         before=(("plain", f"{CROWD} 5000 --plain"),),
-        rounds=1,
     ),
     "memory-v1": Scenario(
         "Idle memory of 15,000 connections that speak v1, with sessions that can be resumed",

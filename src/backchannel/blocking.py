@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING
 
-from backchannel import dispatch
+from backchannel import answering, calling, dispatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,12 +29,13 @@ def forbid_blocking_calls() -> Callable[[], None] | None:
         from blockbuster import BlockBuster, BlockBusterFunction  # noqa: PLC0415 - an extra
     except ImportError:
         return None
-    # Whatever a callback calls has dispatch.py below it on the stack; the server's own work does
-    # not, so that only callbacks are watched.
-    buster = BlockBuster(scanned_modules=[dispatch])
+    # Whatever a callback calls has one of these below it on the stack; the server's own work has
+    # none, so that only callbacks are watched.
+    callers = [answering, calling, dispatch]
+    buster = BlockBuster(scanned_modules=callers)
     watched = [f for name, f in buster.functions.items() if name.startswith(_FORBIDDEN)]
     watched += [
-        BlockBusterFunction(subprocess.Popen, name, scanned_modules=[dispatch])
+        BlockBusterFunction(subprocess.Popen, name, scanned_modules=callers)
         for name in ("wait", "communicate")
     ]
     for function in watched:
