@@ -97,9 +97,11 @@ class Listener:
         super().__init_subclass__(**options)
         for name in ("__setattr__", "__delattr__"):
             guarded, free = getattr(Listener, name), getattr(object, name)
-            if getattr(cls, name) in (guarded, free):  # else it is the application's own
-                is_free = cls.shared and getattr(super(), name) is free
-                setattr(cls, name, free if is_free else guarded)
+            is_free = cls.shared and getattr(super(), name) is free
+            wanted, other = (free, guarded) if is_free else (guarded, free)
+            # Else it is right, or the application's own; a frozen dataclass wants to set its own.
+            if getattr(cls, name) is other:
+                setattr(cls, name, wanted)
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse what would be shared between connections by accident."""

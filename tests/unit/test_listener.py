@@ -778,6 +778,25 @@ def test_what_an_application_does_when_attributes_are_set_is_done(bases):
     assert (listener.noted, listener.number) == ("number", 1)
 
 
+def test_a_listener_may_be_a_frozen_dataclass():
+    class Shared(Listener):
+        shared = True
+
+    for base in (Listener, Shared):
+
+        @dataclasses.dataclass(frozen=True)
+        class Greeter(base):
+            greeting: str = "hello"
+
+            def on_open(self, ws):
+                ws.send(self.greeting)
+
+        greeter = Greeter("hi")
+        assert read_listener(greeter).on_open is not None
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            greeter.greeting = "bye"
+
+
 def test_each_instance_is_sealed_by_itself():
     sealed, free = Counter(), Counter()
     read_listener(sealed)
