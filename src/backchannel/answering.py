@@ -20,6 +20,7 @@ from backchannel.observe import CONNECTION, TRACE, excerpt
 from backchannel.stepping import step
 
 if TYPE_CHECKING:
+    from backchannel.callbacks import Callback
     from backchannel.calling import Work
     from backchannel.messages import Frame as Message
 
@@ -83,9 +84,30 @@ class Answering(Caller):
             return self._failed(callback, error)
         return None
 
+    def begin(self) -> Awaitable[object] | None:
+        """Do what waits: a text for an async callback without the detours of all else."""
+        text = self._first
+        if type(text) is not str or (callback := self.endpoint.callbacks.async_for_texts) is None:
+            return super().begin()
+        self._first = None
+        try:
+            coroutine = callback.function(self.ws, text)
+        except Exception as error:  # noqa: BLE001 - a listener may raise anything
+            rest = self._failed(callback, error)
+            left = None if rest is None else step(rest.begin())
+        else:
+            left = self._step(callback, coroutine)
+        if left is not None:
+            return self._work(left)
+        if self._inbox is None and self._first is None:
+            return None
+        return super().begin()
+
     def _call_async(self, call: Call) -> Awaitable[object] | None:
+        return self._step(call.callback, call.coroutine)
+
+    def _step(self, callback: Callback, coroutine: Work) -> Awaitable[object] | None:
         """Take the first step of an async callback for a message; return what is left."""
-        callback, coroutine = call.callback, call.coroutine
         frame = Frame(self)
         before = RUNNING.set(frame)
         began = perf_counter()
@@ -111,11 +133,19 @@ class Answering(Caller):
         frame.active = False
         # Only now: a StopIteration that is being handled would show the answer in a traceback.
         if answer is not None:
+            if type(answer) is str and answer.isascii():
+                self._send_answer(answer)
+                return None
             rest = self._answer(callback, answer)
         return None if rest is None else step(rest.begin())
 
     def _send_answer(self, text: str) -> None:
-        self.ws._send(text)
+        ws = self.ws
+        # With more to do there are more answers to come, which shall be one write.
+        if self._inbox is None and ws._held is None and ws.reason is None and not TRACE.is_on:
+            ws._link.answer(text)
+        else:
+            ws._send(text)
 
     def _invalid(self, error: InvalidMessage) -> Rest | None:
         CONNECTION.debug("%s invalid message: %s", self.ws, excerpt(error.text))

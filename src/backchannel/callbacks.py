@@ -94,6 +94,7 @@ class Callbacks:
     opening_is_immediate: bool = field(init=False)
     messages_wait: bool = field(init=False)
     for_texts: Callback | None = field(init=False)
+    async_for_texts: Callback | None = field(init=False)
 
     def __post_init__(self) -> None:
         """Find out what never has to wait for a callback."""
@@ -104,9 +105,12 @@ class Callbacks:
         message = self.on_message
         waits = not self.events and message is not None and not message.returns_at_once
         object.__setattr__(self, "messages_wait", waits)
-        is_plain = not self.events and message is not None and message.returns_at_once
         as_sent = message is not None and (message.decode is None or wants_text(message.decode))
-        object.__setattr__(self, "for_texts", message if is_plain and as_sent else None)
+        texts = message if as_sent and not self.events else None
+        for_texts = texts if texts and texts.returns_at_once else None
+        async_for_texts = texts if texts and texts.is_async and not texts.in_thread else None
+        object.__setattr__(self, "for_texts", for_texts)
+        object.__setattr__(self, "async_for_texts", async_for_texts)
         opening = (self.on_first_open, self.on_open, self.on_error)
         immediate = _return_at_once(membership)
         plain = immediate and self.on_channel_open is None and self.on_channel_close is None
@@ -178,7 +182,7 @@ def _read_instance(listener: Listener, names: Mapping[str, Any]) -> Callbacks:
     found["sends"] = read_sends(kind.sends, f"{kind.__name__}.sends ({where_defined(kind)})")
     if found.keys() == {"on_invalid", "events", "durable", "sends"} and not found["events"]:
         _warn_of_foreign_names(kind)
-    object.__setattr__(listener, "_sealed", True)
+    listener._seal()
     about = vars(kind).get("__doc__") or ""
     return Callbacks(name=kind.__name__, where=where_defined(kind), about=about, **found)
 

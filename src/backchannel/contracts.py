@@ -446,6 +446,14 @@ class Link(Protocol):
         """
         ...
 
+    def answer(self, text: str) -> None:
+        """Send what a callback answered; as ``push``, but what was asked for may go first of all.
+
+        Args:
+            text: the answer, ASCII only; its connection is open.
+        """
+        ...
+
     def close(self, code: int, reason: str) -> None:
         """Close after what was pushed before; later calls do nothing."""
         ...

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from backchannel.lanes import Flushed, Members, Sharing
     from backchannel.messages import Frame
 
-__all__ = ["Encoder", "Fanout"]
+__all__ = ["Encoder", "Fanout", "report"]
 
 SLICE: Final = 0.005
 """Seconds that writing may hold the event loop; what is left then comes in the next turn."""
@@ -251,7 +251,7 @@ class Fanout:
                 link.is_due = False
                 self.rejoin(link)
             parts = [(lane, lane.sockets()) for lane in lanes.values() if lane.numbers]
-            self._round = write_all(parts, due)
+            self._round = write_all(parts, due, report)
             self.is_quiet = False
             if self._answers:
                 self._write_answers()
@@ -274,3 +274,12 @@ class Fanout:
 def _at_the_end_of_the_turn(flush: Callable[[], None]) -> None:
     # Not in the context of whichever connection happens to be first in a turn.
     asyncio.get_running_loop().call_soon(flush, context=_CONTEXT)
+
+
+def report(what: str, error: Exception) -> None:
+    """Report an error in writing to one client, from which others must not suffer.
+
+    By the event loop: what has failed here may be what a log is written by.
+    """
+    context = {"message": f"backchannel: {what}", "exception": error}
+    asyncio.get_running_loop().call_exception_handler(context)

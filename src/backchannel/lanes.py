@@ -203,10 +203,21 @@ def merged(lanes: list[Lane], variant: int) -> list[bytes]:
     return [frame for _, frame in sorted(numbered)]
 
 
-def write_all(parts: list[Part], due: list[Flushed]) -> Iterator[None]:
-    """Write; yields now and then for a look at the clock."""
+def write_all(
+    parts: list[Part], due: list[Flushed], report: Callable[[str, Exception], None]
+) -> Iterator[None]:
+    """Write; yields now and then for a look at the clock.
+
+    Args:
+        parts: the lanes.
+        due: what is to be flushed.
+        report: is told of an error at one of these.
+    """
     for count, link in enumerate(due, 1):
-        link.flush()
+        try:
+            link.flush()
+        except Exception as error:  # noqa: BLE001 - others wait for what comes after
+            report("writing to a client failed", error)
         if not count % BATCH:
             yield
     if len(parts) == 1:

@@ -92,15 +92,19 @@ class Listener:
     def on_channel_close(self, channel: str) -> Any:
         """A channel has lost its last subscriber on this node."""
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Make setting attributes as fast as elsewhere for a class that says ``shared = True``."""
-        super().__init_subclass__(**options)
+    def _seal(self) -> None:
+        """Guard attributes from now on, unless they are meant to be shared.
+
+        For a class that says ``shared = True`` setting one becomes as fast as elsewhere: only now,
+        since a frozen dataclass sets methods of its own when the class has been made.
+        """
+        object.__setattr__(self, "_sealed", True)
+        cls = type(self)
         for name in ("__setattr__", "__delattr__"):
             guarded, free = getattr(Listener, name), getattr(object, name)
-            is_free = cls.shared and getattr(super(), name) is free
+            is_free = cls.shared and getattr(super(Listener, cls), name) is free
             wanted, other = (free, guarded) if is_free else (guarded, free)
-            # Else it is right, or the application's own; a frozen dataclass wants to set its own.
-            if getattr(cls, name) is other:
+            if getattr(cls, name) is other:  # else it is right, or the application's own
                 setattr(cls, name, wanted)
 
     def __setattr__(self, name: str, value: object) -> None:

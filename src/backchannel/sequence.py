@@ -60,7 +60,7 @@ class Sequence:
 
     @abstractmethod
     def _send_answer(self, text: str) -> None:
-        """Send what ``_handle`` gave back as the answer."""
+        """Send an answer, ASCII only: what ``_handle`` gave back, or an async callback."""
 
     @abstractmethod
     def _call_async(self, call: Call) -> Awaitable[object] | None:

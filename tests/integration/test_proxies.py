@@ -174,7 +174,10 @@ async def test_doctor_names_a_proxys_time_limit(behind, name):
     diagnosis = await diagnose(f"ws://127.0.0.1:{port}/ws/where/cars", watch=30)
     assert not diagnosis.ok
     assert "without a close frame" in diagnosis.title, diagnosis
-    assert re.search(r"For 2\.\d s before", diagnosis.explanation), diagnosis
+    silent = re.search(r"For (\d+\.\d) s before", diagnosis.explanation)
+    # The proxy counts from when it read, the doctor from when it was told: that may be later.
+    assert silent is not None, diagnosis
+    assert 1.5 <= float(silent[1]) < 4, diagnosis
     assert "proxy_read_timeout 75s;" in str(diagnosis)
     assert "ProxyTimeout 75" in str(diagnosis)
 

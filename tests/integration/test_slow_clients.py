@@ -93,3 +93,23 @@ async def test_by_default_it_is_closed_and_the_others_get_everything(server, mak
         server.process.wait_for_output("ENDED 4001 by server")
         assert await sleeper.close_code() in {4001, 1006}  # 1006: the frame waited behind the rest
         assert server.printed().count("ENDED") == 1
+
+
+@pytest.mark.parametrize(
+    ("server", "policy"),
+    [*((each, "") for each in COMMANDS), ("native-uvloop", "dropping/")],
+    indirect=["server"],
+)
+async def test_an_error_while_writing_to_one_does_not_silence_the_others(server, make_raw, policy):
+    path = f"/ws/buggy/{policy}own"
+    async with (
+        make_raw(server, path) as sender,
+        make_raw(server, path, receive_buffer=4096) as sleeper,
+    ):
+        await flood(sender, sleeper)
+        server.process.wait_for_output("a bug in a filter of the log")
+        for number in range(3):
+            await sender.send(json.dumps({"first": COUNT + number, "count": 1, "size": 20}))
+            last = b"%d other " % (COUNT + number)
+            while not (await sender.frame())[1].startswith(last):
+                pass

@@ -733,6 +733,7 @@ def test_what_is_shared_is_set_as_on_any_object():
         pass
 
     for kind in (Shared, Child):
+        read_listener(kind)
         assert (kind.__setattr__, kind.__delattr__) == (object.__setattr__, object.__delattr__)
 
 
@@ -782,10 +783,11 @@ def test_a_listener_may_be_a_frozen_dataclass():
     class Shared(Listener):
         shared = True
 
-    for base in (Listener, Shared):
+    for base, is_shared in ((Listener, False), (Listener, True), (Shared, True)):
 
         @dataclasses.dataclass(frozen=True)
         class Greeter(base):
+            shared = is_shared
             greeting: str = "hello"
 
             def on_open(self, ws):

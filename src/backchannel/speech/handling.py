@@ -65,6 +65,9 @@ class Handling(Dispatch):
 
     # ── messages and calls ────────────────────────────────────────────────────────────────────
 
+    def _send_answer(self, text: str) -> None:
+        self.ws._send(text)  # in a frame of the dialect
+
     def _invalid(self, error: InvalidMessage) -> Rest | None:
         """Answer an invalid message with an error, unless the listener has its own way."""
         callback = self.endpoint.callbacks.on_invalid

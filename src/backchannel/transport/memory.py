@@ -51,6 +51,10 @@ class MemoryLink:
         self.frames.put_nowait(frame)
         return True
 
+    def answer(self, text: str) -> None:
+        """Hand an answer to the client."""
+        self.push(text)
+
     async def drained(self) -> None:
         """There is no network to wait for."""
 

@@ -21,6 +21,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from backchannel.connection import CloseReason
+from backchannel.fanout import report
 from backchannel.lanes import COMPRESSED, ENCLOSED
 from backchannel.observe import CONNECTION
 from backchannel.wire import frames
@@ -284,10 +285,17 @@ class NativeSocket(asyncio.Protocol):
         if isinstance(error, (BlockingIOError, InterruptedError)):
             self._write_buffered(data)
         else:
-            CONNECTION.debug("writing failed: %r", error)
             self._abort()
+            CONNECTION.debug("writing failed: %r", error)
 
     def _write_buffered(self, data: bytes) -> None:
+        try:
+            self._write_later(data)
+        except Exception as error:  # noqa: BLE001 - others wait to be written to
+            self._abort()
+            report(f"writing to {self.ws} failed", error)
+
+    def _write_later(self, data: bytes) -> None:
         transport = self._transport
         if transport.is_closing():
             return

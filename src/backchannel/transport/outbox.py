@@ -89,6 +89,10 @@ class Outbox:
             self._check_soon(_PATIENCE, self._sent)
         return True
 
+    def answer(self, text: str) -> None:
+        """Queue an answer."""
+        self.push(text)
+
     def close(self, code: int, reason: str) -> None:
         """Close after what waits; a client that does not take it in time is left."""
         if self._lost or self._close is not None:
