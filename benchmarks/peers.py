@@ -101,6 +101,11 @@ PEERS = {
         (*f"{sys.executable} -m backchannel run backchannel_app.py --port {{port}}".split(),),
         make.own,
     ),
+    "backchannel-spinning": Peer(
+        "the same on an event loop that never sleeps, as an experiment",
+        uvicorn(sys.executable, "spinning_app:app", "backchannel.transport.uvicorn:Protocol"),
+        make.own,
+    ),
     "backchannel-asgi": Peer(
         "Backchannel, portable ASGI transport (uvicorn)",
         uvicorn(sys.executable, "backchannel_app:hub"),

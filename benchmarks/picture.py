@@ -8,7 +8,7 @@ from html import escape
 import figures
 from figures import Measured, Run
 from peers import PEERS
-from plan import OURS, RUN
+from plan import OURS, RUN, SPINNING
 
 WIDTH, BAR, GAP, LABELS, VALUES, HEAD = 900, 18, 6, 330, 90, 46
 PANELS: list[tuple[str, str, Callable[[Run], float], str]] = [
@@ -70,7 +70,7 @@ def panel(top: int, title: str, bars: list[tuple[str, float]], form: str) -> str
     for number, (peer, value) in enumerate(bars):
         y = top + 32 + number * (BAR + GAP)
         length = max(1, (WIDTH - LABELS - VALUES - 20) * value / longest)
-        kind = "bar ours" if peer in {*OURS, RUN} else "bar"
+        kind = "bar ours" if peer in {*OURS, RUN, SPINNING} else "bar"
         label = escape(PEERS[peer].label.replace("*", ""))
         parts += [
             f'<text x="{LABELS - 8}" y="{y + 14}" text-anchor="end">{label}</text>',
