@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Never, TypeVar
 
-from backchannel.attendance import check_callback
+from backchannel.attendance import check_callback, check_only
 from backchannel.channel import check_channel
 from backchannel.listener import MISSING
 from backchannel.observe import CONNECTION, HUB
@@ -157,8 +157,9 @@ class Access:
             callback: ``def``, ``async def`` or ``@threaded def``. What it raises is logged.
 
         Raises:
-            ListenerError: it can't be called with a channel and a user.
+            ListenerError: it can't be called with a channel and a user, or there is one already.
         """
+        check_only(self.attendance.on_join, callback, "on_join")
         self.attendance.on_join = check_callback(callback, "on_join", "channel", "user")
         return callback
 
@@ -168,6 +169,7 @@ class Access:
         That is when the last of the user's devices has left it, and none has come back for
         ``presence_moment`` seconds. See ``on_join``.
         """
+        check_only(self.attendance.on_leave, callback, "on_leave")
         self.attendance.on_leave = check_callback(callback, "on_leave", "channel", "user")
         return callback
 
@@ -175,8 +177,9 @@ class Access:
         """Call ``callback(user)`` when a user's first device has come; a decorator.
 
         Raises:
-            ListenerError: it can't be called with a user.
+            ListenerError: it can't be called with a user, or there is one already.
         """
+        check_only(self.presence.on_online, callback, "on_user_online")
         self.presence.on_online = check_callback(callback, "on_user_online", "user")
         return callback
 
@@ -184,8 +187,9 @@ class Access:
         """Call ``callback(user)`` when a user's last device has gone; a decorator.
 
         Raises:
-            ListenerError: it can't be called with a user.
+            ListenerError: it can't be called with a user, or there is one already.
         """
+        check_only(self.presence.on_offline, callback, "on_user_offline")
         self.presence.on_offline = check_callback(callback, "on_user_offline", "user")
         return callback
 

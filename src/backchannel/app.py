@@ -264,6 +264,7 @@ class Hub(HubCore):
 
         Raises:
             ListenerError, TemplateError: as for ``add``, at the first connection.
+            TypeError: params lacks what ``channel=`` names.
         """
         scope = websocket.scope
         check_options(options, "hub.serve", scope["path"])
@@ -273,6 +274,7 @@ class Hub(HubCore):
             (listener, template),
             lambda: Endpoint(_label(template, values), read_listener(listener), **options),
         )
+        _check_params(endpoint, values)
         accepted = getattr(getattr(websocket, "application_state", None), "name", "") == "CONNECTED"
 
         async def receive() -> Event:
@@ -358,6 +360,17 @@ def _name_after_hub(*kinds: type) -> None:
 
 
 _name_after_hub(HubCore, Access, Publishing)
+
+
+def _check_params(endpoint: Endpoint, params: Mapping[str, Any]) -> None:
+    if (pattern := endpoint.pattern) is None:
+        return
+    for name in pattern.names:
+        if name not in params:
+            raise TypeError(
+                f"hub.serve(…, channel={pattern.text!r}) needs params={{{name!r}: …}}: what the "
+                "framework's route found for it"
+            )
 
 
 def _label(template: str, params: Mapping[str, Any]) -> Template:

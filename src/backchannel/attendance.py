@@ -16,6 +16,7 @@ from backchannel.errors import ListenerError
 from backchannel.info import User, attending, packed
 from backchannel.listener import MISSING
 from backchannel.observe import LISTENER
+from backchannel.places import where_defined
 from backchannel.presence import tell
 
 if TYPE_CHECKING:
@@ -196,3 +197,22 @@ def check_callback(callback: Any, name: str, *takes: str) -> Any:
             f"hub.{name} calls {label}({given}), which it can't be called with: {error}"
         ) from error
     return callback
+
+
+def check_only(other: Any, callback: Any, name: str) -> None:
+    """Refuse a second function for what calls one.
+
+    Args:
+        other: the one there is; None where there is none.
+        callback: what the decorator is put above.
+        name: the decorator, such as ``"on_join"``.
+
+    Raises:
+        ListenerError: there is another.
+    """
+    if other is not None and other is not callback:
+        label = getattr(other, "__name__", repr(other))
+        raise ListenerError(
+            f"hub.{name} calls one function, and that is {label} ({where_defined(other)}): let it "
+            "do both"
+        )

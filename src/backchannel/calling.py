@@ -16,6 +16,7 @@ from backchannel.errors import Reject
 from backchannel.inbox import Rest, nothing
 from backchannel.observe import LISTENER, address, report_slow
 from backchannel.sequence import Sequence
+from backchannel.spelling import hint_for
 from backchannel.stepping import NOTHING_YET, Watched, step
 from backchannel.threads import call_in_thread
 
@@ -204,8 +205,8 @@ class Caller(Sequence):
     def _failed(self, callback: Callback, error: Exception) -> Rest | None:
         ws = self.ws
         LISTENER.error(
-            "%s (%s) raised %s: %s [%r, connection %s, client %s]",
-            callback.name, callback.where, type(error).__name__, error,
+            "%s (%s) raised %s: %s%s [%r, connection %s, client %s]",
+            callback.name, callback.where, type(error).__name__, error, hint_for(error, type(ws)),
             ws._facts.path, ws.id, address(ws.client), exc_info=error,
         )  # fmt: skip
         on_error = self.endpoint.callbacks.on_error

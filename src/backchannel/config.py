@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import math
 import re
@@ -192,7 +193,7 @@ class Settings:
                 'Hub(broker=…) takes a URL such as "redis://localhost:6379/0" or a Broker, not '
                 f"{self.broker!r}; leave it out to keep messages in this process"
             )
-        if not re.fullmatch(r"[\w.-]{1,64}", self.name):
+        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]{1,64}", self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(
                 "Hub(name=…) is 1 to 64 letters, digits, dots, dashes and underscores, not "
                 f"{self.name!r}"
@@ -263,16 +264,38 @@ def check_authenticate(where: str, value: object) -> None:
         value: what was given.
 
     Raises:
-        TypeError: it can't be called, or it is one of ``backchannel.auth`` that has to be called
-            first.
+        TypeError: it can't be called with a request, or it is one of ``backchannel.auth`` that has
+            to be called first.
     """
     if value is not None and not callable(value):
         raise TypeError(f"{where} must be callable, not {value!r}")
-    if not isinstance(value, FunctionType | type):
+    if value is None:
         return
-    if value.__module__.startswith("backchannel.auth.") and value.__qualname__ == value.__name__:
+    if isinstance(value, FunctionType | type) and _is_maker(value):
         call = f"{value.__name__}({'' if value.__name__ == 'starlette_user' else '…'})"
         raise TypeError(f"{where} got {value.__name__}, which makes one: write {call}")
+    _check_takes_request(where, value)
+
+
+def _is_maker(value: FunctionType | type) -> bool:
+    """Tell whether it is one of ``backchannel.auth``, which make what is wanted."""
+    is_ours = value.__module__.startswith("backchannel.auth.")
+    return is_ours and value.__qualname__ == value.__name__
+
+
+def _check_takes_request(where: str, value: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return  # some written in C have none
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        name = getattr(value, "__qualname__", repr(value))
+        raise TypeError(
+            f"{where} is called with the request alone, as {name}(request), which it can't be: "
+            f"{error}"
+        ) from None
 
 
 def _texts(name: str, value: str | Iterable[str]) -> tuple[str, ...]:

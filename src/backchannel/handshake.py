@@ -55,7 +55,7 @@ def check_origin(request: Request, settings: Settings) -> Reject | None:
         advice = "it is a local file or a sandboxed frame, which only allowed_origins='*' admits"
     HANDSHAKE.warning(
         "refused %r from %s: its Origin %r is not the Host %r; %s",
-        request.path, address(request.client), ", ".join(origins), host, advice,
+        request.scope["path"], address(request.client), ", ".join(origins), host, advice,
     )  # fmt: skip
     return Reject(
         403,
@@ -176,7 +176,7 @@ async def _find_session(request: Request, settings: Settings) -> Reject | None:
         else:
             request.session = await settings.session.find(request)
     except SessionUnavailable as error:
-        HANDSHAKE.error("refused %r with 503: %s", request.path, error, exc_info=error)
+        HANDSHAKE.error("refused %r with 503: %s", request.scope["path"], error, exc_info=error)
         text = "Sessions can't be read at the moment. Try again in a few seconds."
         return Reject(503, text, headers={"Retry-After": "5"})
     return None
@@ -219,7 +219,7 @@ async def _redeem(request: Request, offered: list[str], tickets: TicketStore) ->
     try:
         holder = await tickets.take(key_of(offered[0]))
     except BrokerUnavailable as error:
-        HANDSHAKE.error("refused %r with 503: %s", request.path, error, exc_info=error)
+        HANDSHAKE.error("refused %r with 503: %s", request.scope["path"], error, exc_info=error)
         text = "Tickets can't be read at the moment. Try again in a few seconds."
         return Reject(503, text, headers={"Retry-After": "5"})
     if holder is None:
@@ -241,7 +241,7 @@ def _noted(refused: Reject, by: str, request: Request) -> Reject:
     """Say in the log who is refused by what; the text is what the client is told, no token."""
     HANDSHAKE.info(
         "refused %r from %s with %d by %s: %s",
-        request.path, address(request.client), refused.status, by, excerpt(refused.text),
+        request.scope["path"], address(request.client), refused.status, by, excerpt(refused.text),
     )  # fmt: skip
     return refused
 
@@ -295,7 +295,7 @@ async def _report(
     error_id = new_error_id()
     HANDSHAKE.error(
         "error id %s: the handshake of %r (%s, %s) %s: %r [client %s]",
-        error_id, request.path, callbacks.name, callbacks.where, what,
+        error_id, request.scope["path"], callbacks.name, callbacks.where, what,
         error, address(request.client), exc_info=error,
     )  # fmt: skip
     if callbacks.on_error is not None:

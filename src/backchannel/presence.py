@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from backchannel.observe import LISTENER
+from backchannel.places import where_defined
 from backchannel.threads import call_in_thread
 from backchannel.turn import Occupancy
 
@@ -81,4 +82,7 @@ async def tell(callback: Callable[..., Any] | None, *arguments: str) -> None:
             await told
     except Exception as error:  # noqa: BLE001 - the application may raise anything
         shown = ", ".join(map(repr, arguments))
-        LISTENER.error("%r(%s) raised %r", callback, shown, error, exc_info=error)
+        name = getattr(callback, "__qualname__", repr(callback))
+        LISTENER.error(
+            "%s(%s) (%s) raised %r", name, shown, where_defined(callback), error, exc_info=error
+        )

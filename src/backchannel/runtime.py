@@ -150,7 +150,11 @@ class Runtime:
 
         Raises:
             RuntimeError: called outside the event loop.
+            TypeError: it is no coroutine.
         """
+        if not isinstance(work, Coroutine):  # pyright: ignore[reportUnnecessaryIsInstance]
+            hint = ": call it, as in spawn(self.tick())" if callable(work) else ""
+            raise TypeError(f"spawn() takes a coroutine, not {work!r}{hint}")
         if self.is_elsewhere():
             work.close()
             raise RuntimeError("spawn() must be called in the hub's event loop")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Final
 
-__all__ = ["foreign_names", "unknown_callbacks"]
+__all__ = ["foreign_names", "hint_for", "unknown_callbacks"]
 
 _LIKE_A_CALLBACK: Final = re.compile(r"[oO]n(_|[A-Z])")
 
@@ -53,3 +53,32 @@ def foreign_names(kind: type) -> Iterator[tuple[str, str]]:
     for name in _CONSUMERS:
         if inspect.isfunction(inspect.getattr_static(kind, name, None)):
             yield name, _ELSEWHERE[name.replace("_", "")]
+
+
+_MISSING: Final = re.compile(r"'(\w+)' object has no attribute '(\w+)'")
+_SENDING: Final = {"send_json", "send_text", "send_bytes", "sendall", "write", "emit", "reply"}
+
+
+def hint_for(error: Exception, kind: type) -> str:
+    """Say what was probably meant by an attribute that a connection does not have.
+
+    Args:
+        error: what a callback raised.
+        kind: the connection's class.
+
+    Returns:
+        The hint, to be put behind the error; empty where it is about something else.
+    """
+    if not isinstance(error, AttributeError) or not (found := _MISSING.match(str(error))):
+        return ""
+    if found[1] not in [one.__name__ for one in kind.__mro__]:
+        return ""
+    name = found[2]
+    if name in _SENDING:
+        return "; ws.send(…) takes str, bytes and all that can be JSON"
+    if name in {"accept", "receive", "receive_text", "receive_json"}:
+        return "; it is accepted before on_open, and messages come to on_message"
+    known = [one for one in dir(kind) if not one.startswith("_")]
+    if near := difflib.get_close_matches(name, known, n=1, cutoff=0.75):
+        return f"; did you mean ws.{near[0]}?"
+    return f"; what is yours belongs in ws.state: ws.state.{name}"

@@ -22,6 +22,9 @@ __all__ = ["NamePattern", "Router", "Template", "near_misses"]
 
 _VARIABLE: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([^}]*))?\}")
 _NOT_IN_A_PATH: Final = re.compile(r"[?#]|%[0-9A-Fa-f]{2}")
+# As Express, Flask, Django and globs write what is a variable here.
+_FOREIGN: Final = re.compile(r":(\w+)|<(?:\w+:)?(\w+)>|\*\*?")
+_FOREIGN_IN_A_NAME: Final = re.compile(r"<(?:\w+:)?(\w+)>|\*")
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _UUID: Final = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
@@ -99,6 +102,12 @@ def _parse(text: str) -> Iterable[str | Variable]:
                 raise TemplateError(
                     f"URL template {text!r} has {wrong[0]!r}: write the path alone, without query "
                     "and fragment, and with nothing percent-encoded"
+                )
+            if foreign := _FOREIGN.fullmatch(part):
+                name = foreign[1] or foreign[2] or "name"
+                raise TemplateError(
+                    f"URL template {text!r}: {part!r} would be taken literally: a variable is "
+                    f"written {{{name}}}, and {{rest:path}} takes all that is left"
                 )
             yield part
             continue
@@ -253,6 +262,11 @@ class NamePattern:
             literals[-1] += literal
             if name is not None:
                 literals.append("")
+        if foreign := next(filter(None, map(_FOREIGN_IN_A_NAME.search, literals)), None):
+            raise TemplateError(
+                f"{label}: {foreign[0]!r} would be taken literally, and fit no other name: a "
+                f"variable is written {{{foreign[1] or 'name'}}}"
+            )
         self._literals = tuple(literals)
         self.literal_length = sum(map(len, literals))
 

@@ -67,6 +67,11 @@ async def served(websocket: WebSocket) -> None:
     await hub.serve(websocket, where)
 
 
+@app.websocket("/own/nameless/{room}")
+async def nameless(websocket: WebSocket) -> None:
+    await hub.serve(websocket, where, channel="room:{room}")
+
+
 @app.post("/open-gate")
 async def open_gate() -> None:
     await waiting.wait()

@@ -149,6 +149,16 @@ async def test_serve_behind_a_frameworks_route_is_native(start):
     assert await is_native(server, "/own/served")
 
 
+async def test_serve_says_which_variable_of_its_channel_it_was_not_given(start):
+    server = start("native", DOOR)
+    with pytest.raises(InvalidStatus):
+        async with server.connect("/own/nameless/7"):
+            pass
+    server.process.wait_for_output(
+        re.escape("channel='room:{room}') needs params={'room': …}: what")
+    )
+
+
 @pytest.mark.parametrize("path", ["/ws/slow", "/own/echo?wait=1"])
 @pytest.mark.parametrize("size", [3, 50_000])
 async def test_what_a_client_sends_before_the_101_is_read(start, make_raw, path, size):

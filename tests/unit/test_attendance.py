@@ -399,6 +399,22 @@ def test_presence_that_is_something_else_is_refused(value, error):
         Hub().rule("room:{name}", presence=value)
 
 
+@pytest.mark.parametrize("name", ["on_join", "on_leave", "on_user_online", "on_user_offline"])
+def test_a_second_function_is_refused_and_the_first_one_named(name):
+    hub = Hub()
+
+    def first(user, channel=None):
+        """Be told."""
+
+    register = getattr(hub, name)
+    register(first)
+    assert register(first) is first
+    with pytest.raises(
+        ListenerError, match=rf"hub\.{name} calls one function, and that is first \("
+    ):
+        register(lambda user, channel=None: None)
+
+
 @pytest.mark.parametrize("name", ["on_join", "on_leave"])
 def test_a_callback_that_takes_something_else_is_refused(name):
     decorate = getattr(Hub(), name)

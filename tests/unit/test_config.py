@@ -129,6 +129,32 @@ def test_authenticate_must_be_callable(value):
         Settings(authenticate=value)
 
 
+class Asked:
+    def __call__(self, request, more):
+        """Take one thing too many."""
+
+
+@pytest.mark.parametrize("value", [lambda: "ana", lambda request, hub: "ana", Asked()])
+def test_authenticate_must_take_a_request(value):
+    with pytest.raises(
+        TypeError, match=r"authenticate=…\) is called with the request alone, as .*: "
+    ):
+        Settings(authenticate=value)
+
+
+@pytest.mark.parametrize(
+    "value", [lambda request: 1, lambda *all_: 1, lambda request, more=None: 1, str]
+)
+def test_authenticate_may_take_more_than_it_is_given(value):
+    assert Settings(authenticate=value).authenticate is value
+
+
+@pytest.mark.parametrize("value", [3, None, b"chat"])
+def test_a_name_must_be_text(value):
+    with pytest.raises(ValueError, match=r"Hub\(name=…\) is 1 to 64 letters.* not "):
+        Settings(name=value)
+
+
 @pytest.mark.parametrize("value", [5, b"redis://localhost"])
 def test_a_broker_must_be_one(value):
     with pytest.raises(TypeError, match=r"Hub\(broker=…\)"):

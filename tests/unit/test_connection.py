@@ -9,6 +9,7 @@ import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from shared import lines_of
 
 from backchannel import CloseReason, Connection, Listener, UnsendableMessage, threaded
 from backchannel.testing import ConnectionClosed
@@ -304,6 +305,21 @@ async def test_spawned_work_runs_beside_the_messages(hub):
         await client.send("stream")
         await client.send("other")
         assert [await client.receive() for _ in range(3)] == ["started", "answered", "streamed"]
+
+
+async def test_what_is_no_coroutine_is_not_spawned(hub, caplog):
+    async def work():
+        """Be called first."""
+
+    hub.add("/ws", lambda ws, message: ws.spawn(work if message == "work" else 5))
+    async with hub.test_client("/ws") as client:
+        await client.send("work")
+        await client.send("5")
+        await client.settled()
+    first, second = lines_of(caplog)
+    assert "TypeError: spawn() takes a coroutine, not <function" in first
+    assert "call it, as in spawn(self.tick())" in first
+    assert "TypeError: spawn() takes a coroutine, not 5 [" in second
 
 
 async def test_spawned_work_is_cancelled_at_the_end(hub):

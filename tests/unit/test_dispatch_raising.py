@@ -49,6 +49,37 @@ async def test_an_on_message_that_raises_is_logged_once_and_the_connection_kept(
         assert ws.received() == []
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("name", "what is yours belongs in ws.state: ws.state.name"),
+        ("send_json", "ws.send(…) takes str, bytes and all that can be JSON"),
+        ("receive_text", "messages come to on_message"),
+        ("subscribed", "did you mean ws.subscribe?"),
+    ],
+)
+@pytest.mark.parametrize("access", [getattr, lambda ws, name: setattr(ws, name, 1)])
+async def test_the_log_says_what_was_meant_by_an_attribute_that_is_none(
+    hub, caplog, name, hint, access
+):
+    hub.add("/ws", lambda ws, message: access(ws, name))
+    async with hub.test_client("/ws") as ws:
+        await ws.send("x")
+        await ws.settled()
+    (line,) = lines_of(caplog, logging.ERROR, "backchannel.listener")
+    assert f"has no attribute '{name}'; " in line
+    assert hint in line
+
+
+async def test_an_attribute_error_about_something_else_gets_no_hint(hub, caplog):
+    hub.add("/ws", lambda ws, message: message.name)
+    async with hub.test_client("/ws") as ws:
+        await ws.send("x")
+        await ws.settled()
+    (line,) = lines_of(caplog, logging.ERROR, "backchannel.listener")
+    assert "has no attribute 'name' [" in line
+
+
 async def test_the_log_names_file_and_line_of_the_callback(hub, caplog):
     class Chat(Listener):
         def on_message(self, ws, message):

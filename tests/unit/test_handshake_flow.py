@@ -412,7 +412,7 @@ async def test_an_unknown_path_answers_404_and_names_the_nearest(hub):
     assert "/ws/chat/{channel}" in answer.text
 
 
-async def knock(hub, path, mount=""):
+async def knock(hub, path, mount="", headers=()):
     """Ask for a WebSocket as an ASGI server does, below a mount; return what it is to answer."""
     sent = []
 
@@ -423,7 +423,7 @@ async def knock(hub, path, mount=""):
         sent.append(event)
 
     scope = {
-        "type": "websocket", "path": mount + path, "root_path": mount, "headers": [],
+        "type": "websocket", "path": mount + path, "root_path": mount, "headers": headers,
         "query_string": b"token=secret", "client": ("127.0.0.1", 5123),
         "extensions": {"websocket.http.response": {}},
     }  # fmt: skip
@@ -443,6 +443,15 @@ async def test_an_unknown_path_is_logged_with_those_that_are_known(hub, caplog, 
         f"refused '{mount}/ws/eccho' from 127.0.0.1:5123 with 404: no endpoint has this URL; the "
         f"nearest are {mount}/ws/echo, {mount}/ws/chat/{{channel}}"
     )
+
+
+async def test_a_foreign_origin_is_logged_with_the_path_that_was_asked_for(hub, caplog):
+    hub.add("/ws/echo", Room)
+    headers = [(b"host", b"a.example"), (b"origin", b"https://b.example")]
+    sent = await knock(hub, "/ws/echo", "/live", headers)
+    assert sent[0]["status"] == 403
+    (line,) = lines_of(caplog, logging.WARNING, "backchannel.handshake")
+    assert line.startswith("refused '/live/ws/echo' from 127.0.0.1:5123: its Origin")
 
 
 async def test_an_unknown_path_is_logged_for_the_test_client_too(hub, caplog):

@@ -421,6 +421,7 @@ async def test_without_a_secret_one_is_made_when_it_is_needed_and_the_log_says_s
         ({"secret": "short"}, ValueError, "at least 32 characters"),
         ({"secret": ""}, ValueError, "at least 32 characters"),
         ({"secret": []}, TypeError, "takes a str, or a list of some"),
+        ({"secret": 7}, TypeError, "takes a str, or a list of some"),
         ({"secret": [7]}, TypeError, "takes a str, or a list of some"),
         ({"store": "postgres://u:pw@host"}, ValueError, '"memory", or where Redis is'),
         ({"store": None}, ValueError, '"memory", or where Redis is'),

@@ -336,7 +336,8 @@ def _signature(secret: bytes, key: str) -> str:
 
 
 def _keys(secret: str | Sequence[str]) -> list[bytes]:
-    given = [secret] if isinstance(secret, str) else list(secret)
+    is_list = isinstance(secret, Sequence) and not isinstance(secret, str)
+    given: list[Any] = list(secret) if is_list else [secret]
     if not given or not all(isinstance(one, str) for one in given):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError("ServerSessions(secret=…) takes a str, or a list of some")
     if any(len(one) < _SHORTEST for one in given):
