@@ -21,7 +21,7 @@ def asked(origins, host="app.example.com", peer="192.0.2.1", forwarded=None, **o
     if forwarded is not None:
         headers.append((b"x-forwarded-host", forwarded.encode()))
     request = Request(
-        {"headers": headers, "client": (peer, 4000)},
+        {"path": "/ws/echo", "headers": headers, "client": (peer, 4000)},
         path="/ws/echo",
         params={},
         proxies=settings.networks(),
