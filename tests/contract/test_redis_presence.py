@@ -29,8 +29,8 @@ class Told:
         self.queue = asyncio.Queue()
         self.all = []
 
-    def add_to(self, hub):
-        hub.on_join(lambda channel, user: self.put(f"{user} joined", channel))
+    def add_to(self, hub, joined=None):
+        hub.on_join(joined or (lambda channel, user: self.put(f"{user} joined", channel)))
         hub.on_leave(lambda channel, user: self.put(f"{user} left", channel))
 
     def put(self, what, channel):
@@ -58,7 +58,7 @@ async def node(told):
     """Start nodes of one application: ``await node(url)``."""
     hubs = []
 
-    async def start(url, **settings):
+    async def start(url, joined=None, **settings):
         hub = Hub(
             broker=url,
             name="presence",
@@ -73,7 +73,7 @@ async def node(told):
         hub.rule("room:{name}", presence=True)
         hub.rule("quiet:{name}", presence="settled")
         hub.add("/ws/{channel}", Listener)
-        told.add_to(hub)
+        told.add_to(hub, joined)
         hubs.append(hub)
         await hub.start()
         return hub
@@ -373,14 +373,14 @@ class Wall:
 
 
 async def test_callbacks_that_a_node_could_not_call_are_called_by_another(node, redis_server, told):
-    one, two = await node(redis_server.url), await node(redis_server.url)
     begun = asyncio.Event()
 
-    @one.on_join
     async def never_ends(channel, user):
         begun.set()
         await asyncio.Event().wait()
 
+    one = await node(redis_server.url, never_ends)
+    two = await node(redis_server.url)
     async with visit(one, "ana"):
         await asyncio.wait_for(begun.wait(), 5)
         await one.stop()
