@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import traceback
 from time import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from backchannel.connection import ABSENT
@@ -18,6 +17,7 @@ from backchannel.places import where_defined
 from backchannel.request import Request
 from backchannel.session.scope import in_scope
 from backchannel.session.web import NO_SESSION
+from backchannel.stepping import Watched
 from backchannel.threads import call_in_thread
 from backchannel.tickets import key_of, tickets_in
 
@@ -40,7 +40,7 @@ def check_origin(request: Request, settings: Settings) -> Reject | None:
     The Origin's host and port must equal the Host's, default ports filled in and the scheme
     ignored, or be listed in ``allowed_origins``. Without an Origin it is no browser.
     """
-    origins = request.headers.getlist("origin")
+    origins = request._values_of("origin")
     if not origins:
         return None
     origin, host = origins[0], request.host
@@ -109,9 +109,6 @@ def _admits(pattern: str, origin: str) -> bool:
     return wanted is not None and wanted == _host_port(origin_netloc, scheme)
 
 
-_NO_LIMIT: Final = contextlib.nullcontext()
-
-
 def going_away() -> Reject:
     """Return what newcomers are told by a hub that stops: another server may take them."""
     return Reject(503, "The server is going away.", {"Retry-After": "1"})
@@ -144,26 +141,39 @@ async def shake_hands(
         return refused
     callbacks = endpoint.callbacks
     asked = settings.authenticate if endpoint.authenticate is None else endpoint.authenticate
-    offered = tickets_in(request) if user is ABSENT else []
-    limit: contextlib.AbstractAsyncContextManager[object] = _NO_LIMIT
-    may_wait = settings.session is not None or "session_handler" in request.scope
-    if may_wait or callbacks.on_handshake or asked is not None or offered:
-        limit = asyncio.timeout(settings.handshake_timeout)
+    limit: asyncio.Timeout | None = None
+    checks = _checks(request, callbacks, settings, tickets, asked, user)
     try:
-        async with limit:
-            refused = await _find_session(request, settings)
-            if refused is None and offered:
-                refused = await _redeem(request, offered, tickets)
-            elif refused is None:
-                refused = await _identify(request, settings, asked, user)
-            if refused is None and callbacks.on_handshake:
-                refused = await _ask(callbacks.on_handshake, settings, request)
+        try:
+            waits_for = checks.send(None)
+        except StopIteration as done:  # nothing had to wait, so that nothing needs a limit
+            return cast("Reject | None", done.value)
+        async with asyncio.timeout(settings.handshake_timeout) as limit:
+            return cast("Reject | None", await Watched(checks, waits_for=waits_for))
     except Exception as error:  # noqa: BLE001 - the application may raise anything
-        late = isinstance(limit, asyncio.Timeout) and limit.expired()
-        if isinstance(error, TimeoutError) and late:
+        if isinstance(error, TimeoutError) and limit is not None and limit.expired():
             why = f"took longer than handshake_timeout={settings.handshake_timeout:g} s"
             return await _report(request, callbacks, error, 503, why, settings)
         return await _report(request, callbacks, error, 500, "raised", settings)
+
+
+async def _checks(
+    request: Request,
+    callbacks: Callbacks,
+    settings: Settings,
+    tickets: TicketStore,
+    asked: Callable[..., Any] | None,
+    user: object,
+) -> Reject | None:
+    """Make those checks that may have to wait."""
+    offered = tickets_in(request) if user is ABSENT else []
+    refused = await _find_session(request, settings)
+    if refused is None and offered:
+        refused = await _redeem(request, offered, tickets)
+    elif refused is None:
+        refused = await _identify(request, settings, asked, user)
+    if refused is None and callbacks.on_handshake:
+        refused = await _ask(callbacks.on_handshake, settings, request)
     return refused
 
 

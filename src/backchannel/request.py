@@ -130,6 +130,17 @@ class Request:
             self._headers = MultiMapping(pairs, casefold=True)
         return self._headers
 
+    def _values_of(self, name: str) -> list[str]:
+        """Return all values of one header, without reading the others.
+
+        Args:
+            name: in lower case.
+        """
+        if self._headers is not None:
+            return self._headers.getlist(name)
+        wanted = name.encode()
+        return [v.decode("latin-1") for k, v in self.scope["headers"] if k.lower() == wanted]
+
     @property
     def query(self) -> MultiMapping:
         """The query string's fields, blank ones included; ``.getlist(key)`` has all values."""
@@ -141,15 +152,16 @@ class Request:
     def cookies(self) -> MultiMapping:
         """The cookies; of several with one name the first, which is the most specific."""
         if self._cookies is None:
-            self._cookies = MultiMapping(_cookies(self.headers.getlist("cookie")))
+            self._cookies = MultiMapping(_cookies(self._values_of("cookie")))
         return self._cookies
 
     @property
     def host(self) -> str:
         """Host and port the client asked for; a trusted proxy's word counts."""
-        if self._proxied and (forwarded := self.headers.get("x-forwarded-host")):
-            return forwarded.split(",")[0].strip()
-        return self.headers.get("host", "")
+        forwarded = self._values_of("x-forwarded-host")[:1] if self._proxied else []
+        if forwarded and forwarded[0]:
+            return forwarded[0].split(",")[0].strip()
+        return next(iter(self._values_of("host")), "")
 
     @property
     def is_local(self) -> bool:
@@ -206,9 +218,11 @@ class Facts:
         self._query_string: bytes = request.scope.get("query_string", b"")
         self._params = tuple(part for item in request.params.items() for part in item)
         # Many clients have the same browser: what they all send is kept once.
-        pairs = request.scope["headers"]
-        self._common = _the_same(_packed(pairs, own=False))
-        self._own = _packed(pairs, own=True)
+        common, own = list[bytes](), list[bytes]()
+        for name, value in request.scope["headers"]:
+            (own if name in _OWN else common).append(name + b"\0" + value + b"\0")
+        self._common = _the_same(b"".join(common))
+        self._own = b"".join(own)
 
     @property
     def params(self) -> Mapping[str, Any]:
@@ -274,12 +288,6 @@ def _query(text: bytes) -> MultiMapping:
 def _the_same(data: bytes) -> bytes:
     """Return the one object for equal bytes, so that they are kept once."""
     return data
-
-
-def _packed(headers: Iterable[tuple[bytes, bytes]], *, own: bool) -> bytes:
-    """Return one blob of those headers that a client has for itself, or of all others."""
-    chosen = [name + b"\0" + value + b"\0" for name, value in headers if (name in _OWN) is own]
-    return b"".join(chosen)
 
 
 def _unpacked(blob: bytes) -> Iterator[tuple[str, str]]:

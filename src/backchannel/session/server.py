@@ -336,7 +336,7 @@ def _signature(secret: bytes, key: str) -> str:
 
 
 def _keys(secret: str | Sequence[str]) -> list[bytes]:
-    is_list = isinstance(secret, Sequence) and not isinstance(secret, str)
+    is_list = isinstance(secret, Sequence) and not isinstance(secret, str)  # pyright: ignore[reportUnnecessaryIsInstance]
     given: list[Any] = list(secret) if is_list else [secret]
     if not given or not all(isinstance(one, str) for one in given):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError("ServerSessions(secret=…) takes a str, or a list of some")

@@ -7,8 +7,10 @@ list of connections. Other WebSocket routes of the same app are served as before
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.datastructures import Headers
 from websockets.http11 import MAX_NUM_HEADERS, Request
@@ -21,7 +23,7 @@ from backchannel.wire import deflate
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
-    from uvicorn._types import ASGISendEvent
+    from uvicorn._types import ASGISendEvent, WebSocketAcceptEvent
 
 __all__ = ["NativeProtocol"]
 
@@ -112,6 +114,9 @@ class NativeProtocol(WebSocketsSansIOProtocol):
         """Read what came early, once the app has accepted for itself."""
         if not self.handshake_complete and self.scope["query_string"]:
             self._hide_credentials()
+        if self._is_promised and message["type"] == "websocket.accept" and not self.disconnected:
+            self._switch(message)
+            return
         await super().send(message)
         if self._is_promised or not self.handshake_complete:
             return
@@ -122,6 +127,21 @@ class NativeProtocol(WebSocketsSansIOProtocol):
             next(self.conn.parser)
         if self._early:
             super().data_received(self._take_early())
+
+    def _switch(self, message: WebSocketAcceptEvent) -> None:
+        """Write the 101; the library need not know, since the socket is given away next."""
+        if self.logger.isEnabledFor(logging.INFO):
+            client, path = get_client_addr(self.scope), get_path_with_query_string(self.scope)
+            self.logger.info('%s - "WebSocket %s" [accepted]', client, path)
+        headers = self.response.headers
+        del headers["Date"]
+        for name, value in [*self.default_headers, *message.get("headers", ())]:
+            headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        if subprotocol := message.get("subprotocol"):
+            headers["Sec-WebSocket-Protocol"] = subprotocol
+        if not self.transport.is_closing():
+            self.handshake_complete = True
+            self.transport.write(self.response.serialize())
 
     def _hide_credentials(self) -> None:
         """Keep tickets and tokens out of the line that uvicorn writes of this handshake.
