@@ -70,6 +70,16 @@ async def test_a_rule_that_is_added_later_is_written_too(new_hub, redis_server):
     await until(lambda: len(notice(redis_server)["rules"]) == 2)
 
 
+async def test_no_rule_is_forgotten_that_is_added_while_another_is_being_written(
+    new_hub, redis_server
+):
+    hub = new_hub()
+    await hub.start()
+    for count in range(1, 60):
+        hub.rule(f"room-{count}", history=1)
+        await until(lambda count=count: len(notice(redis_server)["rules"]) == count)
+
+
 async def test_the_last_writer_wins_and_a_node_that_comes_back_is_none(new_hub, redis_server):
     old, new = new_hub(), new_hub()
     new.rule("chat:{room}", history=10)

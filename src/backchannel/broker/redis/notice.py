@@ -69,13 +69,14 @@ class Notice:
             self._node.keep(self._catch_up())
 
     async def _catch_up(self) -> None:
+        # What becomes news from here on may come too late for this one, and has its own.
+        over, self._is_news = self._is_news, False
         try:
-            await self._put(over=self._is_news)
-            self._is_news = False
-        except BrokerUnavailable:
-            pass  # it is done when the engine is back
-        except BrokerUnusable as error:
-            self._node.report(str(error), error)
+            await self._put(over=over)
+        except (BrokerUnavailable, BrokerUnusable) as error:
+            self._is_news = self._is_news or over  # it is done when the engine is back
+            if isinstance(error, BrokerUnusable):
+                self._node.report(str(error), error)
 
     async def _put(self, *, over: bool) -> None:
         """Write it where nothing stands, or over what stands there.
