@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Never, TypeVar
 
-from backchannel.attendance import check_callback, check_only
+from backchannel.attendance import check_callback
 from backchannel.channel import check_channel
 from backchannel.listener import MISSING
 from backchannel.observe import CONNECTION, HUB
@@ -159,8 +159,9 @@ class Access:
         Raises:
             ListenerError: it can't be called with a channel and a user, or there is one already.
         """
-        check_only(self.attendance.on_join, callback, "on_join")
-        self.attendance.on_join = check_callback(callback, "on_join", "channel", "user")
+        self.attendance.on_join = check_callback(
+            self.attendance.on_join, callback, "on_join", "channel", "user"
+        )
         return callback
 
     def on_leave(self, callback: MemberCallback = MISSING) -> MemberCallback:
@@ -169,8 +170,9 @@ class Access:
         That is when the last of the user's devices has left it, and none has come back for
         ``presence_moment`` seconds. See ``on_join``.
         """
-        check_only(self.attendance.on_leave, callback, "on_leave")
-        self.attendance.on_leave = check_callback(callback, "on_leave", "channel", "user")
+        self.attendance.on_leave = check_callback(
+            self.attendance.on_leave, callback, "on_leave", "channel", "user"
+        )
         return callback
 
     def on_user_online(self, callback: UserCallback = MISSING) -> UserCallback:
@@ -179,8 +181,9 @@ class Access:
         Raises:
             ListenerError: it can't be called with a user, or there is one already.
         """
-        check_only(self.presence.on_online, callback, "on_user_online")
-        self.presence.on_online = check_callback(callback, "on_user_online", "user")
+        self.presence.on_online = check_callback(
+            self.presence.on_online, callback, "on_user_online", "user"
+        )
         return callback
 
     def on_user_offline(self, callback: UserCallback = MISSING) -> UserCallback:
@@ -189,8 +192,9 @@ class Access:
         Raises:
             ListenerError: it can't be called with a user, or there is one already.
         """
-        check_only(self.presence.on_offline, callback, "on_user_offline")
-        self.presence.on_offline = check_callback(callback, "on_user_offline", "user")
+        self.presence.on_offline = check_callback(
+            self.presence.on_offline, callback, "on_user_offline", "user"
+        )
         return callback
 
     async def may_publish(self, ws: Connection, channel: str) -> bool:

@@ -171,16 +171,17 @@ class Attendance:
         return self.on_join if joined else self.on_leave
 
 
-def check_callback(callback: Any, name: str, *takes: str) -> Any:
+def check_callback(there: Any, callback: Any, name: str, *takes: str) -> Any:
     """Return what a decorator of the hub is put above.
 
     Args:
+        there: what it was put above before, since it calls one function; None where nothing is.
         callback: it.
         name: the decorator, such as ``"on_join"``.
         takes: what it is called with.
 
     Raises:
-        ListenerError: it can't be.
+        ListenerError: it can't be, or there is another one.
     """
     given = ", ".join(takes)
     if not callable(callback):
@@ -196,23 +197,10 @@ def check_callback(callback: Any, name: str, *takes: str) -> Any:
         raise ListenerError(
             f"hub.{name} calls {label}({given}), which it can't be called with: {error}"
         ) from error
-    return callback
-
-
-def check_only(other: Any, callback: Any, name: str) -> None:
-    """Refuse a second function for what calls one.
-
-    Args:
-        other: the one there is; None where there is none.
-        callback: what the decorator is put above.
-        name: the decorator, such as ``"on_join"``.
-
-    Raises:
-        ListenerError: there is another.
-    """
-    if other is not None and other is not callback:
-        label = getattr(other, "__name__", repr(other))
+    if there is not None and there is not callback:
+        label = getattr(there, "__name__", repr(there))
         raise ListenerError(
-            f"hub.{name} calls one function, and that is {label} ({where_defined(other)}): let it "
+            f"hub.{name} calls one function, and that is {label} ({where_defined(there)}): let it "
             "do both"
         )
+    return callback

@@ -1,4 +1,4 @@
-"""Methods that are named like a callback and would never be called: say so, and what was meant."""
+"""Names of callbacks and of a connection's attributes that are none: what was meant."""
 
 from __future__ import annotations
 

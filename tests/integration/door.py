@@ -21,6 +21,25 @@ hub = Hub(**json.loads(os.environ.get("SETTINGS", "{}")))
 app = FastAPI(lifespan=hub.lifespan)
 
 
+class Adding:
+    """A middleware that adds headers to the 101, two of one name."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def add(event: Any) -> None:
+            if event["type"] == "websocket.accept":
+                cookies = [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
+                event = {**event, "headers": [*event.get("headers", ()), *cookies]}
+            await send(event)
+
+        await self.app(scope, receive, add if scope["type"] == "websocket" else send)
+
+
+app.add_middleware(Adding)
+
+
 @hub.endpoint("/ws/echo")
 def echo(ws: Connection, message: str | bytes) -> str | bytes:
     return message

@@ -149,6 +149,16 @@ async def test_serve_behind_a_frameworks_route_is_native(start):
     assert await is_native(server, "/own/served")
 
 
+async def test_what_middleware_and_the_command_line_add_to_the_101_arrives(start):
+    server = start("native", f"{DOOR} --header x-own:yes")
+    assert await is_native(server, "/ws/where")
+    async with server.connect("/ws/where") as client:
+        headers = client.response.headers
+    assert headers.get_all("set-cookie") == ["a=1", "b=2"]
+    assert headers.get_all("x-own") == ["yes"]
+    assert len(headers.get_all("server")) == 1
+
+
 async def test_serve_says_which_variable_of_its_channel_it_was_not_given(start):
     server = start("native", DOOR)
     with pytest.raises(InvalidStatus):
