@@ -143,7 +143,7 @@ class Wire:
     """
 
     def __init__(self, port):
-        self.target, self.writers = port, set()
+        self.target, self.pairs = port, []
         self.truncating, self.half_closed = None, set()
         self.delays, self.connections = {"up": 0.0, "down": 0.0}, 0
         self.flowing, self.came = asyncio.Event(), asyncio.Condition()
@@ -156,20 +156,22 @@ class Wire:
         return self
 
     async def _serve(self, reader, writer):
-        self.writers.add(writer)  # so that it is cut also before the other end is there
+        pair = [writer]  # so that it is cut also before the other end is there
+        self.pairs.append(pair)
         self.connections += 1
         async with self.came:
             self.came.notify_all()
-        with contextlib.suppress(OSError):
+        try:
             back, forth = await asyncio.open_connection("localhost", self.target)
-            pair = {writer, forth}
-            self.writers |= pair
+            pair.append(forth)
             await asyncio.gather(
                 self._pump(reader, forth, pair, "up"),
                 self._pump(back, writer, pair, "down"),
             )
-            return
-        writer.transport.abort()
+        except OSError:
+            writer.transport.abort()
+        finally:
+            self.pairs.remove(pair)
 
     async def _pump(self, reader, writer, pair, way):
         with contextlib.suppress(OSError):
@@ -187,23 +189,24 @@ class Wire:
                 await writer.drain()
         for each in pair:
             each.close()
-        self.writers -= pair
-        self.half_closed -= pair
+        self.half_closed.difference_update(pair)
 
     def cut(self):
-        for writer in list(self.writers):
-            writer.transport.abort()
+        for pair in self.pairs:
+            for writer in pair:
+                writer.transport.abort()
 
     def half_close(self, rng):
         """End one direction of each connection, or both; the socket stays open."""
-        for writer in [each for each in self.writers if rng.random() < 0.7] or list(self.writers):
-            self.half_closed.add(writer)
-            with contextlib.suppress(OSError):
-                writer.write_eof()
+        for pair in self.pairs:
+            for writer in [each for each in pair if rng.random() < 0.7] or pair:
+                self.half_closed.add(writer)
+                with contextlib.suppress(OSError):
+                    writer.write_eof()
 
     def forget(self):
         """Pass on nothing any more of what is connected, and tell nobody, as routers do."""
-        self.half_closed |= self.writers
+        self.half_closed.update(*self.pairs)
 
     async def next(self):
         """Wait until someone connects."""

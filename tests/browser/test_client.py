@@ -45,11 +45,13 @@ async def test_calls_go_both_ways_and_can_be_cancelled(visit):
 async def test_two_pages_meet_in_a_channel_with_presence(visit):
     ana, bob = await visit("/ws/main?user=ana"), await visit("/ws/main?user=bob")
     await ana.evaluate("client.subscribe('room:1').ready")
-    joined = "new Promise((then) => client.channel('room:1').on('join', ({ user }) => then(user)))"
-    joining = asyncio.create_task(ana.evaluate(f"{joined}"))
-    await ana.evaluate("0")  # it listens
+    listening = """() => {
+        const room = client.channel('room:1');
+        window.joined = new Promise((then) => room.on('join', ({ user }) => then(user)));
+    }"""
+    await ana.evaluate(listening)
     await bob.evaluate("client.subscribe('room:1').ready")
-    assert await joining == "bob"
+    assert await ana.evaluate("joined") == "bob"
     position = await ana.evaluate("client.publish('room:1', { text: 'hi' })")
     assert position
     await bob.evaluate("until(() => log.got.length)")

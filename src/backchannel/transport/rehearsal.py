@@ -27,6 +27,7 @@ _UPGRADE: Final = (
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
     b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
 )
+_UNUSUAL: Final = _UPGRADE.replace(b"Connection: ", b"Connection: close, ")
 _REQUEST: Final = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -89,6 +90,7 @@ class _Rehearsal:
     def __init__(self, websocket: type[Any], http: Callable[..., Any]):
         self.loop = _Loop()
         self.taken: list[tuple[Any, Taken]] = []
+        self.scopes: list[dict[str, Any]] = []
         self.error: Exception | None = None
         self.state = ServerState()
         ws: Any = functools.partial(cast("Callable[..., Any]", websocket), _loop=self.loop)
@@ -97,6 +99,7 @@ class _Rehearsal:
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         try:
+            self.scopes.append({**scope, "headers": None, "extensions": None})
             await receive()
             giver: Giver = scope["extensions"][EXTENSION]
             giver.prepare(None)
@@ -163,23 +166,26 @@ def _silence(*names: str) -> Generator[None]:
 
 
 def _take_over(stage: _Rehearsal) -> None:
-    socket = stage.connect(_UPGRADE)
-    stage.send(socket, b"early")
-    (task,) = stage.loop.tasks
-    try:
-        task.send(None)
-    except StopIteration:
-        if stage.error is not None:
-            raise stage.error from None
-    ((giver, taken),) = stage.taken
-    answer = socket.written.lower()
-    expect("it accepts", answer.startswith(b"http/1.1 101"))
-    expect("it agrees on no compression", b"sec-websocket-extensions" not in answer)
-    expect("it leaves the socket open", not socket.is_closed)
-    expect("it gives the socket", taken.transport is socket)
-    expect("it keeps what came early", taken.unread == b"early")
-    expect("it knows its connections", taken.connections is stage.state.connections)
-    expect("it forgets what it gave", giver not in stage.state.connections)
+    """Take over from a handshake that we read, and from one that the websockets library reads."""
+    for request in (_UPGRADE, _UNUSUAL):
+        socket = stage.connect(request)
+        stage.send(socket, b"early")
+        try:
+            stage.loop.tasks[-1].send(None)
+        except StopIteration:
+            if stage.error is not None:
+                raise stage.error from None
+        giver, taken = stage.taken.pop()
+        answer = socket.written.lower()
+        expect("it accepts", answer.startswith(b"http/1.1 101"))
+        expect("it agrees on no compression", b"sec-websocket-extensions" not in answer)
+        expect("it leaves the socket open", not socket.is_closed)
+        expect("it gives the socket", taken.transport is socket)
+        expect("it keeps what came early", taken.unread == b"early")
+        expect("it knows its connections", taken.connections is stage.state.connections)
+        expect("it forgets what it gave", giver not in stage.state.connections)
+    ours, uvicorns = stage.scopes
+    expect("it makes the scope that uvicorn makes", ours == uvicorns)
 
 
 def _wait_for_a_request(stage: _Rehearsal) -> None:

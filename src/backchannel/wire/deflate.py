@@ -13,6 +13,7 @@ served uncompressed; browsers and the usual libraries do not.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -42,6 +43,7 @@ _END: Final = b"\x01\x00\x00\xff\xff"
 _MAX_LAST_BLOCKS: Final = 256
 
 
+@functools.lru_cache(maxsize=64)  # most clients are one of a few browsers
 def negotiate(offers: str, window: int = WINDOW_BITS) -> str | None:
     """Accept the first offer that one fixed window and no context takeover fit.
 
