@@ -20,7 +20,7 @@ from backchannel.changing import Changing
 from backchannel.codes import fit_reason, meaning_of
 from backchannel.connection import CloseReason, Connection
 from backchannel.errors import Reject, TryLater
-from backchannel.handshake import refusal
+from backchannel.handshake import REFUSED, refusal
 from backchannel.identity import expiry_of
 from backchannel.inbox import Rest, nothing
 from backchannel.messages import Frame as Message
@@ -238,7 +238,7 @@ class Dispatch(Answering, Changing):
                 await self.failed(callbacks.on_open, error)
                 self.end(CloseReason(1011, "listener failed", "server"), refused=True)
                 return
-            if refused := refusal(answer, Reject(403, "refused")):
+            if refused := refusal(answer, REFUSED):
                 self._refuse(refused)
                 return
         if ws.reason is not None:

@@ -240,8 +240,10 @@ class Endpoints:
 
     def match(self, readings: Iterable[list[str]]) -> tuple[Endpoint, Mapping[str, Any]] | None:
         """Find the endpoint for the first reading of a path that has one."""
-        found = (self._router.match(segments) for segments in readings)
-        return next((match for match in found if match), None)
+        for segments in readings:
+            if found := self._router.match(segments):
+                return found
+        return None
 
     def near_misses(self, path: str) -> list[str]:
         """Return the templates that look most like a path."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import inspect
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from backchannel.change import Coming
 from backchannel.channel import Channel
 from backchannel.errors import BrokerUnavailable, Reject
-from backchannel.handshake import refusal
+from backchannel.handshake import REFUSED, refusal
 from backchannel.observe import CONNECTION, TRACE
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from backchannel.rules import Rules
 
 __all__ = ["Entering"]
-
-_REFUSED: Final = Reject(403, "refused")
 
 
 class Entering:
@@ -255,7 +253,7 @@ class Entering:
         name = channel.name
         if callback is not None and inspect.iscoroutine(answer):
             answer = await dispatch.call_safely_with(callback, answer)
-        if seen != self.rechecks and refusal(answer, _REFUSED) is None:
+        if seen != self.rechecks and refusal(answer, REFUSED) is None:
             answer = await self._ask_again(dispatch, name, seen)
         if self._is_let_in(dispatch, name, answer):
             return True
@@ -274,7 +272,7 @@ class Entering:
         """Tell whether this is the end of it: refused, ended, or in by another call already."""
         if name in ws._channels:
             return True
-        if ws.reason is not None or (answer is not None and refusal(answer, _REFUSED) is not None):
+        if ws.reason is not None or (answer is not None and refusal(answer, REFUSED) is not None):
             CONNECTION.debug("%s was refused %r", ws, name)
             return True
         return False

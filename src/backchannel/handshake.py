@@ -6,7 +6,7 @@ import asyncio
 import functools
 import traceback
 from time import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
 
 from backchannel.connection import ABSENT
@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from backchannel.endpoint import Endpoint
     from backchannel.stores import TicketStore
 
-__all__ = ["check_origin", "going_away", "refusal", "shake_hands"]
+__all__ = ["REFUSED", "check_origin", "going_away", "refusal", "shake_hands"]
+
+REFUSED: Final = Reject(403, "refused")
+"""What a client is told that False keeps out."""
+
+_NOBODY: Final = Reject(401, "Not authenticated.")
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -203,11 +208,11 @@ async def _identify(
             identity = await _call(_Check(asked), settings, request)
         except Reject as answer:
             identity = answer
-        refused = refusal(identity, Reject(401, "Not authenticated.")) or _note(request, identity)
+        refused = refusal(identity, _NOBODY) or _note(request, identity)
     if refused is not None:
         return _noted(refused, "authenticate", request)
     if settings.require_user and request.user is None:
-        return _noted(Reject(401, "Not authenticated."), "require_user", request)
+        return _noted(_NOBODY, "require_user", request)
     return None
 
 

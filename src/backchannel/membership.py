@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backchannel.catchup import CatchUp, Missed
 from backchannel.entering import Entering
 from backchannel.errors import BrokerUnavailable, Reject, TryLater
-from backchannel.handshake import refusal
 from backchannel.observe import CONNECTION, HUB
 
 if TYPE_CHECKING:
@@ -253,18 +252,19 @@ class Membership(Entering):
             needs_yes: nothing but True admits.
             what: what is refused, for the client.
         """
-        default = Reject(403, f"{what} {name!r} refused")
         if callback is None:
             return None
+        answer: Any
         try:
             answer = await dispatch.call(callback, dispatch.ws, name)
         except Reject as raised:
             return raised
         except Exception as error:  # noqa: BLE001 - a listener may raise anything
             await dispatch.failed(callback, error)
-            return default
-        refused = refusal(answer, default)
-        return default if needs_yes and refused is None and answer is not True else refused
+            answer = False
+        if answer is False or (needs_yes and not isinstance(answer, Reject) and answer is not True):
+            return Reject(403, f"{what} {name!r} refused")
+        return answer if isinstance(answer, Reject) else None
 
     async def _release(self, dispatch: Changing, channel: Channel) -> None:
         leaving = self._close_behind(dispatch, channel)
