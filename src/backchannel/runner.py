@@ -15,7 +15,7 @@ import asyncio
 import itertools
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextvars import Context
 from typing import Any, Final, Protocol, cast
 
@@ -64,16 +64,28 @@ class Runner:
     """Runs work in tasks.
 
     Args:
-        create: makes a task that somebody holds, for a coroutine and its context.
+        create: makes a task for a coroutine and its context.
+        hold: holds a task until it ends, and reports what it raises.
     """
 
-    __slots__ = ("_create", "_takers", "_waiting", "_width")
+    __slots__ = ("_create", "_hold", "_takers", "_untaken", "_waiting", "_width")
 
-    def __init__(self, create: Callable[[Coroutine[Any, Any, Any], Context], asyncio.Task[Any]]):
+    def __init__(
+        self,
+        create: Callable[[Coroutine[Any, Any, Any], Context], asyncio.Task[Any]],
+        hold: Callable[[asyncio.Task[Any]], object],
+    ):
         self._create = create
+        self._hold = hold
         self._waiting: deque[Work] = deque()
         self._takers: set[asyncio.Task[Any]] = set()
+        self._untaken = self._ended  # bound once
         self._width = 1
+
+    @property
+    def tasks(self) -> Iterable[asyncio.Task[Any]]:
+        """Those that take first steps; nobody else holds them."""
+        return self._takers
 
     def start(self, work: Work) -> None:
         """Begin work in the next turn of the event loop."""
@@ -85,24 +97,28 @@ class Runner:
     def _wake(self) -> None:
         task = self._create(self._run(), _CONTEXT)
         self._takers.add(task)
-        task.add_done_callback(self._leave)
+        task.add_done_callback(self._untaken)
 
     def _leave(self, task: asyncio.Task[Any]) -> None:
-        """Let others go on with what waits; also when this one never took a step."""
+        """Take no first steps any more; others go on with what waits."""
         takers = self._takers
-        if task not in takers:
-            return
         takers.remove(task)
+        # It is for tasks that end otherwise, and would take a turn of the event loop.
+        task.remove_done_callback(self._untaken)
         if self._waiting and not takers:
             self._width = min(2 * self._width, MOST)
             for _ in range(min(self._width, len(self._waiting))):
                 self._wake()
 
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        """Go on without a task that was cancelled before its first step, or failed."""
+        self._hold(task)  # which reports it
+        self._leave(task)
+
     async def _run(self) -> None:
         task = cast("asyncio.Task[Any]", asyncio.current_task())
-        takers = self._takers
         unshared = _references(task)
-        while task in takers and self._waiting:
+        while self._waiting:
             work = self._waiting.popleft()
             rest: Awaitable[object] | None = None
             try:
@@ -112,11 +128,14 @@ class Runner:
                     work.ended()
             if rest is not None:
                 work.task = task
+                self._hold(task)
                 self._leave(task)
                 try:
                     await InContext(rest, work.context)
                 finally:
                     work.task = None
                     work.ended()
-            elif _references(task) > unshared or task.cancelling():
-                return  # whoever cancels or keeps it means what has ended, not what comes next
+                return
+            if _references(task) > unshared or task.cancelling():
+                break  # whoever cancels or keeps it means what has ended, not what comes next
+        self._leave(task)

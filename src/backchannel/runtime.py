@@ -60,7 +60,7 @@ class Runtime:
         self.problems: tuple[str, ...] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.thread: int | None = None
-        self.runner = Runner(self.keep)
+        self.runner = Runner(self._create, self._hold)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._spawned: set[asyncio.Task[Any]] = set()
 
@@ -90,7 +90,7 @@ class Runtime:
         guard_servers()
         self._loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
-        self.runner = Runner(self.keep)
+        self.runner = Runner(self._create, self._hold)
         self._tasks.clear()
         self._spawned.clear()
 
@@ -128,9 +128,8 @@ class Runtime:
 
     def keep(self, work: Coroutine[Any, Any, Any], context: Context) -> asyncio.Task[None]:
         """Run a coroutine of the hub's own; what it raises is a bug, and reported."""
-        task = self.loop.create_task(work, context=context)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
+        task = self._create(work, context)
+        self._hold(task)
         return task
 
     def spawn(
@@ -177,7 +176,8 @@ class Runtime:
             timeout: seconds to wait.
         """
         me = asyncio.current_task()
-        running = [task for task in (*self._spawned, *self._tasks) if task is not me]
+        all_of_them = (*self._spawned, *self._tasks, *self.runner.tasks)
+        running = [task for task in all_of_them if task is not me]
         for task in running:
             task.cancel()
         if running:
@@ -187,6 +187,13 @@ class Runtime:
         """Log a problem, and show it in the hub's health."""
         self.problems = (*self.problems[1 - PROBLEMS_KEPT :], text)
         HUB.error("%s", text, exc_info=error)
+
+    def _create(self, work: Coroutine[Any, Any, Any], context: Context) -> asyncio.Task[Any]:
+        return self.loop.create_task(work, context=context)
+
+    def _hold(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
