@@ -92,8 +92,8 @@ class Fanout:
     """
 
     __slots__ = (
-        "_answers", "_due", "_making", "_number", "_outsiders", "_round", "_schedule", "_scheduled",
-        "enclose", "encoder", "is_quiet", "lanes",
+        "_answers", "_due", "_gathers", "_making", "_number", "_outsiders", "_round", "_schedule",
+        "_scheduled", "enclose", "encoder", "is_quiet", "lanes",
     )  # fmt: skip
 
     def __init__(
@@ -112,6 +112,7 @@ class Fanout:
         self._round: Iterator[None] | None = None
         self._schedule = schedule or _at_the_end_of_the_turn
         self._scheduled = False
+        self._gathers = False
         self.is_quiet = True
 
     def broadcast(
@@ -195,8 +196,18 @@ class Fanout:
         answers.append((socket, data))
         if len(answers) >= ANSWERS:
             self._write_answers()
-        elif not self._scheduled:
+        elif not self._scheduled and not self._gathers:
             self._wake()
+
+    def gather(self) -> None:
+        """Keep answers until ``release``, which comes before the turn ends."""
+        self._gathers = True
+
+    def release(self) -> None:
+        """Write the answers that were gathered."""
+        self._gathers = False
+        if self._answers:
+            self._write_answers()
 
     def due(self, link: Flushed) -> None:
         """Flush a link at the end of this turn, apart from all lanes."""

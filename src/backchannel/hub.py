@@ -93,7 +93,7 @@ class HubCore(Publishing, Access):
         self.farewells = Farewells()
         self.tickets: TicketStore = broker.tickets or MemoryTickets()
         self._resume_store: ResumeStore = broker.resumes or MemoryResumes()
-        self.runtime = Runtime()
+        self.runtime = Runtime(self.fanout)
         self.resumes = self._new_resumes()
         self.touches = Touches(functools.partial(self.runtime.keep, context=Context()))
         self.is_stopping = False
@@ -322,9 +322,9 @@ class HubCore(Publishing, Access):
                 "this hub runs in another event loop already; one Hub serves one event loop: make "
                 "a second Hub, or stop the first with `await hub.stop()`"
             )
-        self.runtime.bind()
-        self.roster = Roster()
         self.fanout = _fanout(self.settings)
+        self.runtime.bind(self.fanout)
+        self.roster = Roster()
         self._begin_membership()
         self.dispatches.clear()
         self.presence.forget()

@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, cast
 
 from backchannel.stepping import InContext
 
-__all__ = ["Runner", "Work"]
+__all__ = ["Runner", "Work", "Writer"]
 
 _CONTEXT: Final = Context()
 
@@ -60,23 +60,38 @@ class Work(Protocol):
         ...
 
 
+class Writer(Protocol):
+    """Writes what work answers."""
+
+    def gather(self) -> None:
+        """Keep from now on what work answers."""
+        ...
+
+    def release(self) -> None:
+        """Write it."""
+        ...
+
+
 class Runner:
     """Runs work in tasks.
 
     Args:
         create: makes a task for a coroutine and its context.
         hold: holds a task until it ends, and reports what it raises.
+        writer: writes what is answered in first steps, when all that are due have been taken.
     """
 
-    __slots__ = ("_create", "_hold", "_takers", "_untaken", "_waiting", "_width")
+    __slots__ = ("_create", "_hold", "_takers", "_untaken", "_waiting", "_width", "_writer")
 
     def __init__(
         self,
         create: Callable[[Coroutine[Any, Any, Any], Context], asyncio.Task[Any]],
         hold: Callable[[asyncio.Task[Any]], object],
+        writer: Writer,
     ):
         self._create = create
         self._hold = hold
+        self._writer = writer
         self._waiting: deque[Work] = deque()
         self._takers: set[asyncio.Task[Any]] = set()
         self._untaken = self._ended  # bound once
@@ -117,6 +132,26 @@ class Runner:
 
     async def _run(self) -> None:
         task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._writer.gather()
+        try:
+            waits = self._take_first_steps(task)
+        finally:
+            self._writer.release()
+        if waits is None:
+            self._leave(task)
+            return
+        work, rest = waits
+        work.task = task
+        self._hold(task)
+        self._leave(task)
+        try:
+            await InContext(rest, work.context)
+        finally:
+            work.task = None
+            work.ended()
+
+    def _take_first_steps(self, task: asyncio.Task[Any]) -> tuple[Work, Awaitable[object]] | None:
+        """Take them until one has to wait; return whose that is, and what is left of it."""
         unshared = _references(task)
         while self._waiting:
             work = self._waiting.popleft()
@@ -127,15 +162,7 @@ class Runner:
                 if rest is None:
                     work.ended()
             if rest is not None:
-                work.task = task
-                self._hold(task)
-                self._leave(task)
-                try:
-                    await InContext(rest, work.context)
-                finally:
-                    work.task = None
-                    work.ended()
-                return
+                return work, rest
             if _references(task) > unshared or task.cancelling():
                 break  # whoever cancels or keeps it means what has ended, not what comes next
-        self._leave(task)
+        return None

@@ -13,7 +13,7 @@ from typing import Any, TypeVarTuple
 from backchannel.change import detached
 from backchannel.contracts import Receipt
 from backchannel.observe import HUB, LISTENER, PAUSES, guard_servers
-from backchannel.runner import Runner
+from backchannel.runner import Runner, Writer
 from backchannel.sent import Outcome, Sent
 
 __all__ = ["Health", "Runtime"]
@@ -50,17 +50,20 @@ class Health:
 class Runtime:
     """One event loop, bound when the hub starts.
 
+    Args:
+        writer: writes what connections answer.
+
     Attributes:
         runner: runs what connections have to do.
         thread: the id of the event loop's thread; None before there is one.
         problems: what went wrong and was not awaited by anyone, newest last.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, writer: Writer) -> None:
         self.problems: tuple[str, ...] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.thread: int | None = None
-        self.runner = Runner(self._create, self._hold)
+        self.runner = Runner(self._create, self._hold, writer)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._spawned: set[asyncio.Task[Any]] = set()
 
@@ -84,13 +87,13 @@ class Runtime:
         """Tell whether the running event loop is this one."""
         return self._loop is asyncio.get_running_loop()
 
-    def bind(self) -> None:
+    def bind(self, writer: Writer) -> None:
         """Take the running event loop; nothing of an earlier one is alive."""
         PAUSES.watch()
         guard_servers()
         self._loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
-        self.runner = Runner(self._create, self._hold)
+        self.runner = Runner(self._create, self._hold, writer)
         self._tasks.clear()
         self._spawned.clear()
 

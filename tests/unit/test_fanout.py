@@ -322,6 +322,18 @@ class Readings(Turns):
             answer = functools.partial(self.answering, n) if answers else nothing
             self.clients[n].reads(count, *self.done(n, deeds), answer=answer)
 
+    @rule(n=who, deeds=deeds, before=st.lists(who, max_size=2), after=st.lists(who, max_size=2))
+    def first_steps_are_taken(self, n, deeds, before, after):
+        """Async callbacks in one task, and what they do beside it."""
+        self.fan.gather()
+        for each in before:
+            self.answer(each)
+        for deed in self.done(n, deeds):
+            deed()
+        for each in after:
+            self.answer(each)
+        self.fan.release()
+
 
 TestReadings = Readings.TestCase
 TestReadings.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
@@ -378,6 +390,22 @@ def test_many_answers_do_not_wait_for_the_end_of_the_turn():
     assert [client.read() for client in clients] == fanout.ANSWERS * [["yes"]] + [[]]
     queued.pop()()
     assert (clients[-1].read(), queued) == (["yes"], [])
+
+
+def test_what_is_answered_while_it_gathers_needs_no_end_of_a_turn():
+    queued = []
+    fan = Fanout(Encoder(1024, 12), queued.append)
+    clients = [SocketClient(fan, shares=True, held=False) for _ in range(2)]
+    fan.gather()
+    for client in clients:
+        client.rejoin()
+        client.socket.answer("yes")
+    assert [client.read() for client in clients] == [[], []]
+    fan.release()
+    assert ([client.read() for client in clients], queued) == ([["yes"], ["yes"]], [])
+    clients[0].socket.answer("later")
+    queued.pop()()
+    assert (clients[0].read(), queued) == (["yes", "later"], [])
 
 
 async def test_many_messages_to_a_channel_are_one_write_to_each_member():
