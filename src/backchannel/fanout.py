@@ -200,7 +200,7 @@ class Fanout:
             self._wake()
 
     def gather(self) -> None:
-        """Keep answers until ``release``, which comes before the turn ends."""
+        """Keep answers, if they don't become many, until ``release``: still in this turn."""
         self._gathers = True
 
     def release(self) -> None:

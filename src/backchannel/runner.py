@@ -76,12 +76,12 @@ class Runner:
     """Runs work in tasks.
 
     Args:
-        create: makes a task for a coroutine and its context.
+        create: makes a task for a coroutine and its context, which begins in the next turn.
         hold: holds a task until it ends, and reports what it raises.
-        writer: writes what is answered in first steps, when all that are due have been taken.
+        writer: writes what is answered in first steps, when a task has taken its last one.
     """
 
-    __slots__ = ("_create", "_hold", "_takers", "_untaken", "_waiting", "_width", "_writer")
+    __slots__ = ("_create", "_hold", "_on_end", "_takers", "_waiting", "_width", "_writer")
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Runner:
         self._writer = writer
         self._waiting: deque[Work] = deque()
         self._takers: set[asyncio.Task[Any]] = set()
-        self._untaken = self._ended  # bound once
+        self._on_end = self._ended  # bound once
         self._width = 1
 
     @property
@@ -112,14 +112,14 @@ class Runner:
     def _wake(self) -> None:
         task = self._create(self._run(), _CONTEXT)
         self._takers.add(task)
-        task.add_done_callback(self._untaken)
+        task.add_done_callback(self._on_end)
 
     def _leave(self, task: asyncio.Task[Any]) -> None:
         """Take no first steps any more; others go on with what waits."""
         takers = self._takers
         takers.remove(task)
         # It is for tasks that end otherwise, and would take a turn of the event loop.
-        task.remove_done_callback(self._untaken)
+        task.remove_done_callback(self._on_end)
         if self._waiting and not takers:
             self._width = min(2 * self._width, MOST)
             for _ in range(min(self._width, len(self._waiting))):

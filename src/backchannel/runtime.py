@@ -63,7 +63,7 @@ class Runtime:
         self.problems: tuple[str, ...] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.thread: int | None = None
-        self.runner = Runner(self._create, self._hold, writer)
+        self.runner = Runner(self._new_task, self._hold, writer)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._spawned: set[asyncio.Task[Any]] = set()
 
@@ -93,7 +93,7 @@ class Runtime:
         guard_servers()
         self._loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
-        self.runner = Runner(self._create, self._hold, writer)
+        self.runner = Runner(self._new_task, self._hold, writer)
         self._tasks.clear()
         self._spawned.clear()
 
@@ -131,7 +131,7 @@ class Runtime:
 
     def keep(self, work: Coroutine[Any, Any, Any], context: Context) -> asyncio.Task[None]:
         """Run a coroutine of the hub's own; what it raises is a bug, and reported."""
-        task = self._create(work, context)
+        task = self.loop.create_task(work, context=context)
         self._hold(task)
         return task
 
@@ -191,8 +191,9 @@ class Runtime:
         self.problems = (*self.problems[1 - PROBLEMS_KEPT :], text)
         HUB.error("%s", text, exc_info=error)
 
-    def _create(self, work: Coroutine[Any, Any, Any], context: Context) -> asyncio.Task[Any]:
-        return self.loop.create_task(work, context=context)
+    def _new_task(self, work: Coroutine[Any, Any, Any], context: Context) -> asyncio.Task[Any]:
+        """Make a task whatever factory the loop has: an eager one would run it at once."""
+        return asyncio.Task(work, loop=self.loop, context=context)
 
     def _hold(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import random
 import threading
@@ -14,6 +15,9 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from shared import turns
+
+from backchannel import Hub
+from backchannel.runtime import Runtime
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 SEEN: ContextVar[int] = ContextVar("seen", default=0)
@@ -458,3 +462,92 @@ async def test_one_that_raises_is_reported_once_and_all_go_on(hub, caplog, error
     said = errors_of(caplog)
     assert len(said) == 2
     assert all("work" in line and "raised" in line for line in said)
+
+
+# ── what begins it ────────────────────────────────────────────────────────────────────────────
+
+
+class Odd(BaseException):
+    """What no callback may raise, and one did."""
+
+
+async def test_what_nobody_catches_is_reported_and_others_begin_all_the_same():
+    hub, answers = Hub(), []
+
+    @hub.endpoint("/ws")
+    async def answer(ws, message: str):
+        if message == "odd":
+            raise Odd
+        answers.append(message)
+
+    async with crowd(hub, 3) as clients:
+        await all_say(clients, "odd", "a", "b")
+        for one in clients:
+            await one.settled()
+        await turns()
+    assert answers == ["a", "b"]
+    assert [problem for problem in hub.health.problems if "Odd" in problem]
+    await hub.stop()
+
+
+class Steps:
+    """Work of one step, and the writer of what it answers: notes what happens, and when."""
+
+    task = None
+    context = contextvars.copy_context()
+
+    def __init__(self, *, fails=False):
+        self.seen, self.fails = [], fails
+
+    def begin(self):
+        self.seen.append("begun")
+        if self.fails:
+            raise Odd
+
+    def ended(self):
+        self.seen.append("ended")
+
+    def gather(self):
+        self.seen.append("gathers")
+
+    def release(self):
+        self.seen.append("released")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_is_answered_is_written_when_the_steps_are_taken_also_after_an_error(fails):
+    steps = Steps(fails=fails)
+    runtime = Runtime(steps)
+    runtime.bind(steps)
+    runtime.runner.start(steps)
+    await turns(3)
+    assert steps.seen == ["gathers", "begun", "ended", "released"]
+    assert len(runtime.problems) == fails
+
+
+def eager(loop, work, **options):
+    """A factory of tasks that begin at once, where Python has one."""
+    begin = getattr(asyncio, "eager_task_factory", None)
+    return begin(loop, work, **options) if begin else asyncio.Task(work, loop=loop, **options)
+
+
+async def test_a_loop_of_eager_tasks_runs_callbacks_that_wait_and_others(hub):
+    gate = asyncio.Event()
+
+    @hub.endpoint("/ws")
+    async def answer(ws, message: str):
+        if message == "wait":
+            await gate.wait()
+        return message
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(eager)
+    try:
+        async with crowd(hub, 3) as clients:
+            await all_say(clients, "wait", "a", "b")
+            assert [await one.receive() for one in clients[1:]] == ["a", "b"]
+            gate.set()
+            assert await clients[0].receive() == "wait"
+    finally:
+        loop.set_task_factory(None)
+    assert hub.health.problems == ()

@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import sha1
 from typing import Final, NamedTuple
+
+from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS
 
 __all__ = ["Opening", "read_opening", "switching"]
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
-_MOST: Final = 8192
-"""Bytes of a usual request: no line of it is over a limit of any library."""
-
-_MOST_HEADERS: Final = 128
+_MOST: Final = min(8192, MAX_LINE_LENGTH)
+"""Bytes of a usual request: no line of it is over a limit of the library's."""
 
 _TOKEN: Final = rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+_TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]*"
 _OFFER: Final = rb"%b(?:; *%b(?:=%b)?)*" % (_TOKEN, _TOKEN, _TOKEN)
+
+_is_name: Final = re.compile(_TOKEN).fullmatch
+_is_text: Final = re.compile(_TEXT).fullmatch
+_parts: Final = re.compile(
+    rb"GET (/[!-~]*) HTTP/1\.1\r\n((?:%b: %b\r\n)*)\r\n" % (_TOKEN, _TEXT)
+).fullmatch
 
 _USUAL: Final = {
     name: re.compile(pattern).fullmatch
@@ -68,46 +75,49 @@ def read_opening(data: bytes) -> Opening | None:
     """Read a usual request of a client that wants a WebSocket.
 
     Args:
-        data: the whole request, checked by an HTTP parser, names of headers in lower case.
+        data: the whole request, names of headers in lower case.
 
     Returns:
         None where it is not quite usual, which need not mean that it is wrong.
     """
-    if not data.startswith(b"GET /") or not data.endswith(b"\r\n\r\n") or len(data) > _MOST:
+    if len(data) > _MOST or (parts := _parts(data)) is None:
         return None
-    first, *lines = data[:-4].split(b"\r\n")
-    target, _, protocol = first[4:].partition(b" ")
-    if protocol != b"HTTP/1.1" or len(lines) > _MOST_HEADERS or not target.isascii():
-        return None
+    target, lines = parts.groups()
     headers: list[tuple[bytes, bytes]] = []
-    leading: dict[bytes, str] = {}
-    for line in lines:
-        name, separator, value = line.partition(b": ")
-        if not separator:
-            return None
+    known: dict[bytes, str] = {}
+    for line in lines.split(b"\r\n")[:-1]:
+        name, _, value = line.partition(b": ")
         value = value.strip(b" \t")
         headers.append((name, value))
         if (is_usual := _USUAL.get(name)) is not None:
-            if name in leading or is_usual(value) is None:
+            if name in known or is_usual(value) is None:
                 return None
-            leading[name] = value.decode("latin-1")
-    if not leading.keys() >= _NEEDED:
+            known[name] = value.decode("latin-1")
+    if not known.keys() >= _NEEDED or len(headers) > MAX_NUM_HEADERS:
         return None
-    offers = leading.get(b"sec-websocket-extensions", "")
-    subprotocols = _LIST(leading.get(b"sec-websocket-protocol", ""))
-    return Opening(target, headers, leading[b"sec-websocket-key"], offers, subprotocols)
+    offers = known.get(b"sec-websocket-extensions", "")
+    subprotocols = _LIST(known.get(b"sec-websocket-protocol", ""))
+    return Opening(target, headers, known[b"sec-websocket-key"], offers, subprotocols)
 
 
-def switching(key: str, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def switching(key: str, headers: Iterable[Sequence[bytes]]) -> bytes:
     """Return the 101 that ends a handshake (RFC 6455 §4.2.2).
 
     Args:
         key: the client's ``Sec-WebSocket-Key``.
         headers: names and values of what else it says, in their order.
+
+    Raises:
+        ValueError: one can't be sent as a header: with a line break in it, it would be two.
     """
     accept = b64encode(sha1(key.encode() + _GUID, usedforsecurity=False).digest())
-    said = b"".join([b"%b: %b\r\n" % header for header in headers])
-    return (
+    said = [
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (accept, said)
-    )
+        b"Sec-WebSocket-Accept: %b\r\n" % accept
+    ]
+    for name, value in headers:
+        if _is_name(name) is None or _is_text(value) is None:
+            raise ValueError(f"a handshake can't be answered with the header {name!r}: {value!r}")
+        said.append(b"%b: %b\r\n" % (name, value))
+    said.append(b"\r\n")
+    return b"".join(said)
