@@ -306,6 +306,17 @@ async def test_a_client_that_says_nothing_is_hung_up_on(impatient, dial):
     assert 0.3 < seconds < 3
 
 
+async def test_a_request_for_a_websocket_with_a_body_is_answered_at_once(impatient, dial):
+    head = (
+        b"GET /ws/echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    )
+    client = await dial(impatient, head + b"Content-Length: 5\r\n\r\n")
+    got, _ = await hung_up(client)
+    assert got.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"body" in got
+
+
 async def test_a_request_that_dribbles_in_is_hung_up_on(impatient, dial):
     client = await dial(impatient, b"GET /ws/echo HTTP/1.1\r\n")
 

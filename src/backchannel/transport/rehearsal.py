@@ -27,6 +27,7 @@ _UPGRADE: Final = (
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
     b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
 )
+_KEPT: Final = _UPGRADE.replace(b"?x=1", b"?kept")
 _UNUSUAL: Final = _UPGRADE.replace(b"Connection: ", b"Connection: close, ")
 _REQUEST: Final = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -102,9 +103,12 @@ class _Rehearsal:
             self.scopes.append({**scope, "headers": None, "extensions": None})
             await receive()
             giver: Giver = scope["extensions"][EXTENSION]
-            giver.prepare(None)
+            is_kept = scope["query_string"] == b"kept"
+            if not is_kept:
+                giver.prepare(None)
             await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
-            self.taken.append((giver, giver.take_over()))
+            if not is_kept:
+                self.taken.append((giver, giver.take_over()))
         except Exception as error:  # noqa: BLE001 - uvicorn would only log it
             self.error = error
 
@@ -124,6 +128,14 @@ class _Rehearsal:
         """Let a client's packet come, and be read in one of the turns that follow."""
         socket.protocol.data_received(packet)
         self.loop.run()
+
+    def serve(self) -> None:
+        """Run the app for the last request that came."""
+        try:
+            self.loop.tasks[-1].send(None)
+        except StopIteration:
+            if self.error is not None:
+                raise self.error from None
 
     def end(self) -> None:
         """Throw away what was begun, so that nobody warns of it."""
@@ -146,6 +158,7 @@ def rehearse(websocket: type[Any], http: Callable[..., Any]) -> None:
         stage = _Rehearsal(websocket, http)
         try:
             _take_over(stage)
+            _accept(stage)
             _wait_for_a_request(stage)
         finally:
             stage.end()
@@ -170,11 +183,7 @@ def _take_over(stage: _Rehearsal) -> None:
     for request in (_UPGRADE, _UNUSUAL):
         socket = stage.connect(request)
         stage.send(socket, b"early")
-        try:
-            stage.loop.tasks[-1].send(None)
-        except StopIteration:
-            if stage.error is not None:
-                raise stage.error from None
+        stage.serve()
         giver, taken = stage.taken.pop()
         answer = socket.written.lower()
         expect("it accepts", answer.startswith(b"http/1.1 101"))
@@ -186,6 +195,13 @@ def _take_over(stage: _Rehearsal) -> None:
         expect("it forgets what it gave", giver not in stage.state.connections)
     ours, uvicorns = stage.scopes
     expect("it makes the scope that uvicorn makes", ours == uvicorns)
+
+
+def _accept(stage: _Rehearsal) -> None:
+    """Let an app accept that keeps its connection."""
+    socket = stage.connect(_KEPT)
+    stage.serve()
+    expect("it accepts for an app", socket.written.lower().startswith(b"http/1.1 101"))
 
 
 def _wait_for_a_request(stage: _Rehearsal) -> None:

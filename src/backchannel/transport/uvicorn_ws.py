@@ -32,7 +32,7 @@ _ENOUGH: Final = 64 * 1024
 """Bytes that a client may send before its handshake is answered; more is not read until then."""
 
 
-_UNREADABLE: Final = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_UNREADABLE: Final = b"This request for a WebSocket can't be read: "
 
 
 class _Given:
@@ -59,6 +59,8 @@ class NativeProtocol(WebSocketsSansIOProtocol):
         if not self.handshake_initiated:
             if (opening := read_opening(data)) is None:
                 super().data_received(data)
+                if not self.handshake_initiated:  # though it is all there
+                    self._refuse_unread()
             elif self._is_welcome():
                 self._unseen = data
                 self._ask_app(opening)
@@ -158,10 +160,20 @@ class NativeProtocol(WebSocketsSansIOProtocol):
             self.response = self.conn.accept(self.request)
             if self.response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
                 return
-        self.handshake_complete = self.close_sent = True
-        self.transport.write(_UNREADABLE)
-        self.transport.close()
+        self._refuse_unread()
         raise RuntimeError("the websockets library does not accept what was taken for usual")
+
+    def _refuse_unread(self) -> None:
+        """Answer 400, and hang up: the library says nothing of a request that it can't read."""
+        self.handshake_initiated = self.handshake_complete = self.close_sent = True
+        why = self.conn.handshake_exc
+        self.logger.warning("a WebSocket's request can't be read: %r", why)
+        body = _UNREADABLE + f"{why.__cause__ or why}\n".encode() if why else _UNREADABLE
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
+            b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        self.transport.close()
 
     def _switch(self, message: WebSocketAcceptEvent) -> None:
         """Write the 101; the library need not know, since the socket is given away next."""

@@ -60,9 +60,21 @@ class Waits(NativeProtocol):
         await self.queue.get()
 
 
+class Renames(NativeProtocol):
+    def _ask_app(self, opening):
+        super()._ask_app(opening._replace(target=b"/other"))
+
+
+class Hides(NativeProtocol):
+    def _tell_library(self):
+        pass
+
+
 @pytest.mark.parametrize(
     ("other", "why"),
     [
+        (Renames, "it makes the scope that uvicorn makes"),
+        (Hides, "response"),
         (Closes, "it leaves the socket open"),
         (Compresses, "it agrees on"),
         (Forgets, "it keeps what came early"),

@@ -154,7 +154,10 @@ def test_the_scope_and_the_101_are_those_of_uvicorn(target, headers, root, data)
     headers = data.draw(st.permutations([*USUAL, *headers]))
     asked = request(headers, usual=(), target=target)
     ours, uvicorns = asyncio.run(both(asked, ACCEPT, root_path=root))
-    assert ours == uvicorns
+    if uvicorns[2]:
+        assert ours == uvicorns
+    else:  # it says nothing of what it can't read
+        assert ours[2].startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize("usual", [USUAL, UNUSUAL], ids=["usual", "unusual"])
@@ -214,3 +217,22 @@ async def test_a_socket_that_closes_is_told_nothing_more():
     await asyncio.wait(protocol.tasks)
     assert done == ["/ws"]
     assert socket.written.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        (("content-length", "5"), b"unsupported request body"),
+        (("transfer-encoding", "chunked"), b"transfer codings"),
+        (("x-long", "x" * 9000), b"8192 bytes"),
+        (("x-control", "a\x01b"), b"invalid HTTP header value"),
+    ],
+)
+async def test_a_request_that_the_library_cant_read_is_a_400_that_says_why(header, why, caplog):
+    """Else its client would wait for ever, and hold its connection."""
+    scopes, _, written, is_closed = await handshake(NativeProtocol, request([header]))
+    assert scopes == []
+    assert written.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert why in written.partition(b"\r\n\r\n")[2]
+    assert is_closed
+    assert "can't be read" in caplog.text
