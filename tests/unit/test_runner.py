@@ -17,6 +17,7 @@ import pytest
 from shared import turns
 
 from backchannel import Hub
+from backchannel.fanout import Fanout
 from backchannel.runtime import Runtime
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
@@ -523,6 +524,30 @@ async def test_what_is_answered_is_written_when_the_steps_are_taken_also_after_a
     await turns(3)
     assert steps.seen == ["gathers", "begun", "ended", "released"]
     assert len(runtime.problems) == fails
+
+
+async def test_a_hub_gathers_what_its_own_connections_are_answered_also_when_it_starts_again(
+    hub, monkeypatch
+):
+    gathering = set()
+
+    def gather(fan):
+        gathering.add(fan)
+
+    monkeypatch.setattr(Fanout, "gather", gather)
+
+    @hub.endpoint("/ws")
+    async def echo(ws, message: str):
+        return message
+
+    for _ in range(2):
+        await hub.start()
+        async with crowd(hub, 1) as (one,):
+            await one.send("a")
+            assert await one.receive() == "a"
+            assert gathering == {hub.fanout}
+        await hub.stop()
+        gathering.clear()
 
 
 def eager(loop, work, **options):

@@ -167,6 +167,7 @@ class NativeProtocol(WebSocketsSansIOProtocol):
         """Answer 400, and hang up: the library says nothing of a request that it can't read."""
         self.handshake_initiated = self.handshake_complete = self.close_sent = True
         why = self.conn.handshake_exc
+        # Without its cause, which quotes the header: that may be a credential.
         self.logger.warning("a WebSocket's request can't be read: %r", why)
         body = _UNREADABLE + f"{why.__cause__ or why}\n".encode() if why else _UNREADABLE
         self.transport.write(
