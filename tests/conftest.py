@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -88,6 +89,21 @@ def together(nodeid: str) -> str:
     if file in ON_SHARED_SERVERS and (server := SHARED_SERVER.search(name)):
         return f"server {server[0]}"
     return nodeid if path.removeprefix("tests/") in EACH_BY_ITSELF else path
+
+
+# ── what the tests of a process share ─────────────────────────────────────────────────────────
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_as_it_was() -> Iterator[None]:
+    """Put the root logger back: an app that is made in a test may configure it for the process."""
+    root = logging.getLogger()
+    level, handlers = root.level, [*root.handlers]
+    yield
+    root.setLevel(level)
+    for each in [*root.handlers]:
+        if each not in handlers and not type(each).__module__.startswith("_pytest"):
+            root.removeHandler(each)
 
 
 # ── what npm has ──────────────────────────────────────────────────────────────────────────────
