@@ -20,6 +20,7 @@ from backchannel.changing import Changing
 from backchannel.codes import fit_reason, meaning_of
 from backchannel.connection import CloseReason, Connection
 from backchannel.errors import Reject, TryLater
+from backchannel.fanout import report
 from backchannel.handshake import REFUSED, refusal
 from backchannel.identity import expiry_of
 from backchannel.inbox import Rest, nothing
@@ -153,7 +154,16 @@ class Dispatch(Answering, Changing):
             self._since = None
             self._hub.farewells.end()
         words = f"{reason.code} {reason.text!r}" if reason.text else reason.code
-        CONNECTION.info("%s ended by the %s: %s", ws, reason.by, words)
+        try:
+            CONNECTION.info("%s ended by the %s: %s", ws, reason.by, words)
+        except Exception as error:  # noqa: BLE001 - a filter of the log's may raise anything
+            report(f"telling that {ws} ended failed", error)
+        self._leave(reason, inside=inside)
+        return True
+
+    def _leave(self, reason: CloseReason, *, inside: bool) -> None:
+        """Take the connection out of all audiences, end its work, and begin its closing."""
+        ws = self.ws
         self._hub.fanout.ending(ws)
         self._hub.roster.remove(ws)
         if self._hub.rules.presence:
@@ -172,7 +182,6 @@ class Dispatch(Answering, Changing):
                 task.cancel()
         closing = self._close(own_wish=inside or self._has_more())
         self._hub.runtime.keep(closing, ws._context)
-        return True
 
     def expire(self) -> None:
         """End the connection: the time has come that its identity or session holds until."""

@@ -23,6 +23,12 @@ FULL: Final = 64
 ROOM: Final = 16
 """Items left when it reads again."""
 
+FULL_SIZE: Final = 256 * 1024
+"""Bytes, or characters, of messages that may wait before it stops; one message always may."""
+
+ROOM_SIZE: Final = FULL_SIZE // 4
+"""What is left of them when it reads again."""
+
 
 class Rest(msgspec.Struct, eq=False):
     """What is left of a piece of work once it has to wait; it has not begun.
@@ -32,10 +38,12 @@ class Rest(msgspec.Struct, eq=False):
     Args:
         begin: does it.
         give_up: what to do instead when the connection has ended; None where it must be done.
+        size: bytes, or characters, of the message that it is for.
     """
 
     begin: Callable[[], Coroutine[Any, Any, Any]]
     give_up: Callable[[], object] | None = None
+    size: int = 0
 
 
 class Call(msgspec.Struct, eq=False):
@@ -60,11 +68,12 @@ Item = Frame | Change | Rest | Call
 class Inbox:
     """A queue in which what a callback wants for its own connection comes before what came in."""
 
-    __slots__ = ("_items", "_loop", "_news", "_room", "_wishes")
+    __slots__ = ("_items", "_loop", "_news", "_room", "_size", "_wishes")
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self._loop = loop
         self._items: deque[Item] = deque()
+        self._size = 0
         self._wishes: deque[Change] = deque()
         self._room: asyncio.Future[None] | None = None
         self._news: asyncio.Future[None] | None = None
@@ -75,20 +84,22 @@ class Inbox:
     @property
     def is_full(self) -> bool:
         """So much waits that nothing more should be read for now."""
-        return len(self._items) >= FULL
+        return self.has(FULL, FULL_SIZE)
 
-    def has(self, many: int) -> bool:
-        """Tell whether so many items wait."""
-        return len(self._items) >= many
+    def has(self, many: int, much: int) -> bool:
+        """Tell whether so many items wait, or so many bytes of them."""
+        return len(self._items) >= many or self._size >= much
 
     def put(self, item: Frame | Change | Rest) -> None:
         """Add what came in."""
         self._items.append(item)
+        self._size += _size_of(item)
         self._tell(item)
 
     def put_first(self, rest: Item) -> None:
         """Add what is left of what was begun, before all else."""
         self._items.appendleft(rest)
+        self._size += _size_of(rest)
 
     def wish(self, change: Change) -> None:
         """Add what a callback wants for its own connection."""
@@ -101,9 +112,11 @@ class Inbox:
         Raises:
             IndexError: nothing waits.
         """
-        item = self._wishes.popleft() if self._wishes else self._items.popleft()
-        if len(self._items) <= ROOM:
-            _settle(self._room)
+        if self._wishes:
+            return self._wishes.popleft()
+        item = self._items.popleft()
+        self._size -= _size_of(item)
+        self._look_for_room()
         return item
 
     def take_change(self) -> Change | None:
@@ -113,6 +126,7 @@ class Inbox:
             for item in box:
                 if isinstance(item, Change) and item.is_waiting:
                     box.remove(item)
+                    self._look_for_room()
                     return item
         return None
 
@@ -125,6 +139,7 @@ class Inbox:
         waiting = [*self._wishes, *self._items]
         self._wishes.clear()
         self._items.clear()
+        self._size = 0
         for item in waiting:
             if isinstance(item, Change) and not item.has_begun:
                 item.settle(result=False)
@@ -132,6 +147,7 @@ class Inbox:
                 item.give_up()
             elif keep_messages or not isinstance(item, str | bytes):
                 self._items.append(item)
+                self._size += _size_of(item)
         _settle(self._room)
 
     async def wait_for_room(self) -> None:
@@ -147,9 +163,19 @@ class Inbox:
             self._news = self._loop.create_future()
         return self._news
 
+    def _look_for_room(self) -> None:
+        if self._room is not None and not self.has(ROOM + 1, ROOM_SIZE + 1):
+            _settle(self._room)
+
     def _tell(self, item: Frame | Change | Rest) -> None:
         if isinstance(item, Change):
             _settle(self._news)
+
+
+def _size_of(item: Item) -> int:
+    if isinstance(item, str | bytes):
+        return len(item)
+    return item.size if isinstance(item, Rest) else 0
 
 
 def _settle(future: asyncio.Future[None] | None) -> None:

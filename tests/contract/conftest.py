@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import inspect
-import random
-import socket
 import subprocess
 import time
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
+from ports import BUS, free_port, free_ports
 from redis import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
@@ -158,27 +156,6 @@ async def cabled(monkeypatch):
             await cable.__aexit__()
 
 
-def free_ports(count):
-    """Return ports at which nobody listens, and that no connection is given meanwhile."""
-    found = []
-    for port in random.sample(range(20_000, 32_000), 1000):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-    return found[:count]
-
-
-def ports_below_a_bus(count):
-    """Return ports at which nobody listens, nor at those 10,000 above them."""
-    found = []
-    for port in range(20_000, 30_000):
-        with contextlib.suppress(OSError), socket.socket() as probe, socket.socket() as bus:
-            probe.bind(("127.0.0.1", port))
-            bus.bind(("127.0.0.1", port + 10_000))
-            found.append(port)
-    return random.sample(found, count)
-
-
 def wait_until(is_so, seconds=30):
     """Wait for what nothing tells of."""
     deadline = time.monotonic() + seconds
@@ -209,8 +186,7 @@ class EngineCluster:
     def __init__(self, program, folder, *, masters=3, spare=0, replicas=False, **options):
         self.program, self.folder = program, folder
         self.old_program, count = options.get("old", (None, 0))
-        find = ports_below_a_bus if count else free_ports
-        ports = find(2 * masters + spare)
+        ports = free_ports(2 * masters + spare, with_bus=bool(count))
         self.masters, more = ports[:masters], ports[masters : 2 * masters]
         self.spare = ports[2 * masters :]
         self.replicas = dict(zip(self.masters, more, strict=True)) if replicas else {}
@@ -268,7 +244,7 @@ class EngineCluster:
         folder = self.folder / str(port)
         folder.mkdir(exist_ok=True)
         is_old = port in self.old
-        self.bus[port] = self.bus.get(port) or (port + 10_000 if is_old else free_ports(1)[0])
+        self.bus[port] = self.bus.get(port) or (port + BUS if is_old else free_port())
         bus = () if is_old else ("--cluster-port", str(self.bus[port]))
         with (self.folder / f"{port}.log").open("ab") as log:
             self.running[port] = subprocess.Popen(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import subprocess
 import time
 
 import pytest
+from ports import free_port
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 from shared import until
@@ -16,12 +16,6 @@ from shared import until
 from backchannel import AsyncPublisher, Hub, Listener, Publisher
 from backchannel.broker.redis import engine
 from backchannel.errors import BrokerUnavailable, BrokerUrlError
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(is_so, seconds=30):

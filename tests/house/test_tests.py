@@ -43,7 +43,9 @@ def run(tmp_path):
     def start(*options, **files):
         for name, text in files.items():
             (tmp_path / f"{name}.py").write_text(text)
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+        shared = f"pythonpath={TESTS / 'unit'}"
+        quiet = ["-q", "-p", "no:cacheprovider", "-o", shared]
+        command = [sys.executable, "-m", "pytest", *quiet, *options]
         done = subprocess.run(
             command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -46,12 +47,6 @@ PROXIES = {
     "apache": ("apache2", APACHE, ["apache2", "-D", "FOREGROUND", "-f", "{config}"]),
     "caddy": ("caddy", CADDY, ["caddy", "run", "--adapter", "caddyfile", "--config", "{config}"]),
 }
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def documented(name):

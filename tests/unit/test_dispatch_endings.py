@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 
 import pytest
 from shared import lines_of, turns
 
 from backchannel import Hub, Listener, threaded
+from backchannel.dialect import NAME
+from backchannel.observe import CONNECTION
 from backchannel.testing import ConnectionClosed
 
 # ── every way to end ──────────────────────────────────────────────────────────────────────────
@@ -445,3 +448,28 @@ async def test_what_a_vanished_client_had_sent_is_dropped_with_the_connection():
     await client.drop()
 
     assert handled == ["begun"]
+
+
+@pytest.mark.parametrize("name", [None, NAME])
+async def test_who_ends_leaves_its_channels_although_the_log_raises(
+    hub, diary, name, monkeypatch, caplog
+):
+    def mistaken(record):
+        if "ended" in record.getMessage():
+            raise RuntimeError("a bug in a filter of the log")
+        return True
+
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    hub.add("/ws/{channel}", diary.listener())
+    client = await hub.test_client("/ws/cars", subprotocols=[name] if name else ()).connect()
+    if name:
+        await client.send('{"type":"hello","v":1}')
+    monkeypatch.setattr(CONNECTION, "filters", [mistaken])
+    caplog.set_level(logging.INFO, CONNECTION.name)
+    await client.close()
+    assert hub.channels() == {}
+    assert "on_close 1000" in diary
+    (context,) = told
+    assert "telling that <Connection " in context["message"]
+    assert str(context["exception"]) == "a bug in a filter of the log"

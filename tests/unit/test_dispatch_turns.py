@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 
 import pytest
 from shared import turns
 
 from backchannel import Listener, event, threaded
+from backchannel.dialect import NAME
 
 # ── one at a time ─────────────────────────────────────────────────────────────────────────────
 
@@ -126,6 +128,42 @@ async def test_a_full_inbox_lets_the_sender_wait(hub):
         await asyncio.wait_for(pouring, 2)
         await ws.settled()
     assert seen == [str(number) for number in range(200)]
+
+
+@pytest.mark.parametrize("dialect", [None, NAME])
+@pytest.mark.parametrize(("size", "few"), [(100_000, 3), (1_000_000, 1), (5_050, 52)])
+async def test_an_inbox_is_full_of_few_messages_where_they_are_large(hub, dialect, size, few):
+    """Up to a quarter of a MiB, and one in any case; besides the one that is at work."""
+    go, seen = asyncio.Event(), []
+
+    class Slow(Listener):
+        async def on_message(self, ws, message):
+            seen.append(message)
+            await go.wait()
+
+    hub.add("/ws", Slow)
+    async with hub.test_client("/ws", subprotocols=[dialect] if dialect else ()) as ws:
+        sent = 0
+
+        async def say(text, id_):
+            frame = {"type": "message", "id": id_, "data": text}
+            await ws.send(json.dumps(frame) if dialect else text)
+
+        async def pour():
+            nonlocal sent
+            for number in range(1, 80):
+                await say(f"{number:<{size}}", number)
+                sent = number
+
+        if dialect:
+            await ws.send('{"type":"hello","v":1}')
+        pouring = asyncio.create_task(pour())
+        await turns(300)
+        assert sent == few  # the last of them waits for room
+        go.set()
+        await asyncio.wait_for(pouring, 5)
+        await ws.settled()
+    assert [int(text) for text in seen] == list(range(1, 80))
 
 
 async def test_several_senders_that_wait_for_room_all_go_on(hub):

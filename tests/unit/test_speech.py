@@ -447,6 +447,31 @@ async def test_what_comes_while_too_much_waits_is_refused_and_can_be_sent_again(
         assert (await ana.hear("subscribed"))["id"] == MANY + 3
 
 
+async def test_few_large_frames_are_too_much_where_a_callback_waits_for_the_client():
+    hub, seen = new_hub(), []
+
+    class Asking(Listener):
+        @event("ask")
+        async def ask(self, ws):
+            return await ws.call("question", timeout=60)
+
+        def on_message(self, ws, message):
+            seen.append(len(message))
+
+    hub.add("/asking", Asking)
+    async with Speaker(hub, "/asking") as ana:
+        await ana.say("call", id=1, event="ask")
+        question = await ana.hear("call")
+        for n in range(2, 8):  # 4 MiB are exceeded by the fifth
+            await ana.say("message", id=n, data="x" * 1_000_000)
+        error = await ana.hear("error")
+        assert (error["id"], error["code"]) == (7, "too_many")
+        await ana.say("reply", id=question["id"], data="answer")
+        assert (await ana.hear("reply"))["data"] == "answer"
+        assert [(await ana.hear("ack"))["id"] for _ in range(5)] == [2, 3, 4, 5, 6]
+        assert seen == [1_000_000] * 5
+
+
 async def test_a_whisper_has_its_channel_and_position_for_those_alone():
     hub = new_hub(url="/ws/{channel}")
     hub.rule("a", history=5)

@@ -27,8 +27,11 @@ export function toBody(data: unknown): Body {
   throw new TypeError(`lone surrogate: ${where}`);
 }
 
-/** Takes the name of a channel or an event, and throws as above. */
-export const named = (name: string): string => (toBody(name), name);
+/** Takes the name of a channel or an event; throws as above, and where it is no text. */
+export const named = (name: string): string => {
+  if (toBody(name) && typeof name === "string") return name;
+  throw new TypeError(`${name} is no name`);
+};
 
 export const sizeOf = (wire: string | Uint8Array): number =>
   // Only text that may be over a limit is worth encoding, and that is rare.

@@ -61,6 +61,11 @@ test("text that UTF-8 does not have is an error at once, wherever it is, and not
   }
   for (const act of ["publish", "call"]) await assert.rejects(client[act]("\ud800", 1), TypeError);
   for (const act of ["subscribe", "channel"]) assert.throws(() => client[act]("\ud800"), TypeError);
+  for (const name of [undefined, null, 7, {}, []]) {
+    const what = { name: "TypeError", message: `${name} is no name` };
+    for (const act of ["publish", "call"]) await assert.rejects(client[act](name, 1), what);
+    for (const act of ["subscribe", "channel"]) assert.throws(() => client[act](name), what);
+  }
   for (const data of ["\u{1f600}", "\\ud800", "\\\\udfff", { "\\ud800": "\u{1f600}" }]) {
     await client.deliver(data);
     assert.deepEqual(server.done.pop(), data);

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgspec
 
 from backchannel.codes import ENDINGS, fit_reason, meaning_of
+from backchannel.config import MIB
 from backchannel.connection import CloseReason
 from backchannel.contracts import Target
 from backchannel.dialect import frames
@@ -38,6 +39,11 @@ __all__ = ["SpeakingDispatch", "speaking"]
 
 MANY: Final = 1024
 """Frames that may wait for a callback that itself waits for the client; more are refused."""
+
+MUCH: Final = 4 * MIB
+"""Bytes, or characters, of frames that may wait for it."""
+
+_TOO_MANY: Final = f"{MANY} frames wait already, or {MUCH // MIB} MiB"
 
 REPLACED: Final = CloseReason(4005, meaning_of(4005), "server")
 
@@ -265,7 +271,7 @@ class SpeakingDispatch(Handling):
         if (at_once := _AT_ONCE.get(kind)) is not None:
             at_once(self, frame, data)
             return False
-        return self._queue_frame(frame, data)
+        return self._queue_frame(frame, data, len(message))
 
     def _take_invalid(self, error: InvalidMessage, message: Message) -> None:
         CONNECTION.debug("%s invalid frame: %s", self.ws, excerpt(error.text))
@@ -286,7 +292,7 @@ class SpeakingDispatch(Handling):
         else:
             self.end(CloseReason(1008, "the first frame is hello", "server"), refused=True)
 
-    def _queue_frame(self, frame: Any, data: bytes | None) -> bool:
+    def _queue_frame(self, frame: Any, data: bytes | None, size: int) -> bool:
         """Let a frame have its turn; tell whether nothing more should be read."""
         talk = self.talk
         if frame.id is not msgspec.UNSET:
@@ -307,17 +313,17 @@ class SpeakingDispatch(Handling):
                     return False
             else:  # clients send again first, then what is new
                 talk.unsure = False
-        work = Rest(functools.partial(self.handle, frame, data), nothing)
+        work = Rest(functools.partial(self.handle, frame, data), nothing, size)
         if isinstance(frame, frames.Call):
             self._queue_call(frame)
         if not self._is_busy:
             self._work_on(work)
             return False
         if talk.calls:  # the callback waits for an answer that has to be read
-            if self.inbox.has(MANY):
+            if self.inbox.has(MANY, MUCH):
                 talk.queued.pop(cast("int", frame.id), None)
                 talk.done(cast("int", frame.id), "too_many")
-                self.complain("too_many", f"{MANY} frames wait already", id_=frame.id)
+                self.complain("too_many", _TOO_MANY, id_=frame.id)
                 return False
             self.inbox.put(work)
             return False

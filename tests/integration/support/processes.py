@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import httpx
+from ports import free_port
 from websockets.asyncio.client import connect
 
 PROGRAMS = Path(__file__).parents[1]
@@ -172,12 +173,6 @@ class Server:
             assert time.monotonic() < deadline, f"did not come to it: {stats}"
             await asyncio.sleep(0.05)
         return stats
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import trustme
 from click.testing import CliRunner
+from ports import free_port
 from rich.console import Console
 from websockets.asyncio.server import serve
 
@@ -107,12 +108,6 @@ async def websocket(handler, **options):
 
 async def stay(ws):
     await ws.wait_closed()
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        return sock.getsockname()[1]
 
 
 # What can't be asked at all
