@@ -92,8 +92,8 @@ class Fanout:
     """
 
     __slots__ = (
-        "_answers", "_due", "_gathers", "_making", "_number", "_outsiders", "_round", "_schedule",
-        "_scheduled", "enclose", "encoder", "is_quiet", "lanes",
+        "_answers", "_due", "_gathers", "_kinds", "_making", "_number", "_outsiders", "_round",
+        "_schedule", "_scheduled", "enclose", "encoder", "is_quiet", "lanes",
     )  # fmt: skip
 
     def __init__(
@@ -107,6 +107,7 @@ class Fanout:
         self.lanes: dict[str, Lane] = {}
         self._answers: list[tuple[Sharing, bytes]] = []
         self._due: list[Flushed] = []
+        self._kinds: dict[int, int] = {}  # how many sockets there are of each variant
         self._outsiders: set[Link | Flushed] = set()  # in channels and apart, with nothing due
         self._number = 0
         self._round: Iterator[None] | None = None
@@ -114,6 +115,15 @@ class Fanout:
         self._scheduled = False
         self._gathers = False
         self.is_quiet = True
+
+    def came(self, variant: int) -> None:
+        """Take note of a socket that may share lanes, and of the variant that its client takes."""
+        self._kinds[variant] = self._kinds.get(variant, 0) + 1
+
+    def went(self, variant: int) -> None:
+        """Take note that such a socket is gone: nothing can be written to it."""
+        if left := self._kinds.pop(variant) - 1:
+            self._kinds[variant] = left
 
     def broadcast(
         self,
@@ -262,7 +272,8 @@ class Fanout:
                 link.is_due = False
                 self.rejoin(link)
             parts = [(lane, lane.sockets()) for lane in lanes.values() if lane.numbers]
-            self._round = write_all(parts, due, report)
+            only = next(iter(self._kinds)) if len(self._kinds) == 1 else None
+            self._round = write_all(parts, due, report, only)
             self.is_quiet = False
             if self._answers:
                 self._write_answers()

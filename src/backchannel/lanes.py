@@ -36,6 +36,9 @@ __all__ = [
 BATCH: Final = 64
 """Writes between two looks at the clock."""
 
+FEW_BYTES: Final = 4096
+"""What some lanes may have together to be copied for each client by itself."""
+
 COMPRESSED: Final = 1
 ENCLOSED: Final = 2
 """In a frame of a dialect."""
@@ -161,6 +164,11 @@ class Lane:
         """Let a member that no longer shares get no more."""
         self.apart.pop(ws, None)
 
+    @property
+    def size(self) -> int:
+        """Bytes, or characters, of its messages."""
+        return sum(len(publication.frame) for publication, _ in self.messages)
+
     def sockets(self) -> list[Sharing]:
         """Return the sockets of those who share."""
         members, without = self._members, self._without
@@ -204,7 +212,10 @@ def merged(lanes: list[Lane], variant: int) -> list[bytes]:
 
 
 def write_all(
-    parts: list[Part], due: list[Flushed], report: Callable[[str, Exception], None]
+    parts: list[Part],
+    due: list[Flushed],
+    report: Callable[[str, Exception], None],
+    only: int | None,
 ) -> Iterator[None]:
     """Write; yields now and then for a look at the clock.
 
@@ -212,6 +223,7 @@ def write_all(
         parts: the lanes.
         due: what is to be flushed.
         report: is told of an error at one of these.
+        only: the variant that all clients take; None where they differ.
     """
     for count, link in enumerate(due, 1):
         try:
@@ -222,31 +234,30 @@ def write_all(
             yield
     if len(parts) == 1:
         lane, sockets = parts[0]
-        for variant, some in _alike(sockets):
-            some[0].write_each(zip(some, repeat(lane.joined(variant))))
+        for start in range(0, len(sockets), BATCH):
+            for variant, some in _alike(sockets[start : start + BATCH], only):
+                some[0].write_each(zip(some, repeat(lane.joined(variant))))
             yield
     elif parts:
-        yield from _write_mixed(parts)
+        yield from _write_mixed(parts, only)
 
 
-def _alike(sockets: list[Sharing]) -> Iterator[tuple[int, list[Sharing]]]:
-    """Give some sockets after the other, with the variant that they take."""
-    batch = BATCH
-    for start in range(0, len(sockets), batch):
-        some = sockets[start : start + batch]
-        variants = {socket.variant for socket in some}
-        for variant in variants:
-            if len(variants) == 1:
-                yield variant, some
-            else:
-                yield variant, [socket for socket in some if socket.variant == variant]
+def _alike(sockets: list[Sharing], only: int | None) -> Iterable[tuple[int, list[Sharing]]]:
+    """Return sockets by the variant that they take."""
+    if only is not None:  # then none is looked at, which takes longer than it seems
+        return ((only, sockets),)
+    found: dict[int, list[Sharing]] = defaultdict(list)
+    for socket in sockets:
+        found[socket.variant].append(socket)
+    return found.items()
 
 
-def _write_mixed(parts: list[Part]) -> Iterator[None]:
+def _write_mixed(parts: list[Part], only: int | None) -> Iterator[None]:
     """Write what all lanes of a socket have to it in one piece."""
     lanes = [lane for lane, _ in parts]
-    if all(one.numbers[-1] < other.numbers[0] for one, other in pairwise(lanes)):
-        plan = _one_after_the_other(parts)
+    in_turn = all(one.numbers[-1] < other.numbers[0] for one, other in pairwise(lanes))
+    if in_turn and sum(lane.size for lane in lanes) <= FEW_BYTES:
+        plan = _one_after_the_other(parts, only)
     else:
         plan = _interleaved(parts)
     sockets, data, batch = list(plan), iter(plan.values()), BATCH
@@ -256,23 +267,20 @@ def _write_mixed(parts: list[Part]) -> Iterator[None]:
         yield
 
 
-def _one_after_the_other(parts: list[Part]) -> dict[Sharing, bytes]:
+def _one_after_the_other(parts: list[Part], only: int | None) -> dict[Sharing, bytes]:
     """Return what lanes have for each, none of which begins before the last has ended.
 
-    Those who had the same until then have the same afterwards, and share it.
+    Those who have the same don't share it: to find that out takes longer than a short copy.
     """
     plan: dict[Sharing, bytes] = {}
     for lane, sockets in parts:
-        made: dict[int, dict[bytes, bytes]] = defaultdict(dict)
-        for variant, some in _alike(sockets):
-            data, known = lane.joined(variant), made[variant]
+        for variant, some in _alike(sockets, only):
+            data = lane.joined(variant)
             for socket in some:
-                if socket not in plan:
-                    plan[socket] = data
-                elif (before := plan[socket]) in known:
-                    plan[socket] = known[before]
+                if socket in plan:
+                    plan[socket] += data
                 else:
-                    plan[socket] = known[before] = before + data
+                    plan[socket] = data
     return plan
 
 

@@ -138,6 +138,7 @@ class NativeSocket(asyncio.Protocol):
         self.ws = dispatch.ws
         if self.ws._speaks:
             self.variant |= ENCLOSED
+        self._fanout.came(self.variant)
         self._transport.set_protocol(self)
         # resume_writing() then tells when nothing waits any more.
         self._transport.set_write_buffer_limits(high=0)
@@ -436,6 +437,7 @@ class NativeSocket(asyncio.Protocol):
         if self._dispatch is not None:
             self.ws.hub.heartbeat.discard(self)
             self._dispatch.end(CloseReason(1006, "connection lost", "network"))
+            self._fanout.went(self.variant)
 
     # ── signs of life ─────────────────────────────────────────────────────────────────────────
 
