@@ -112,7 +112,7 @@ class Dispatch(Answering, Changing):
             CONNECTION.debug("%s received %s", ws, excerpt(message))
         if self._is_busy:
             self.inbox.put(message)
-            return self.inbox.is_full
+            return self._is_full()
         if self.endpoint.callbacks.messages_wait:
             self._first = message
             self._is_busy = True
@@ -154,10 +154,7 @@ class Dispatch(Answering, Changing):
             self._since = None
             self._hub.farewells.end()
         words = f"{reason.code} {reason.text!r}" if reason.text else reason.code
-        try:
-            CONNECTION.info("%s ended by the %s: %s", ws, reason.by, words)
-        except Exception as error:  # noqa: BLE001 - a filter of the log's may raise anything
-            report(f"telling that {ws} ended failed", error)
+        self._note("%s ended by the %s: %s", ws, reason.by, words)
         self._leave(reason, inside=inside)
         return True
 
@@ -292,12 +289,19 @@ class Dispatch(Answering, Changing):
             return False
         return True
 
+    def _note(self, text: str, *values: object) -> None:
+        """Log a step of the connection's life, which goes on whatever comes of that."""
+        try:
+            CONNECTION.info(text, *values)
+        except Exception as error:  # noqa: BLE001 - a filter of the log's may raise anything
+            report(f"logging {text!r} failed for {self.ws}", error)
+
     def _refuse(self, answer: Reject) -> None:
         code = 1013 if isinstance(answer, TryLater) else 1008
         self.end(CloseReason(code, fit_reason(answer.text or "refused"), "server"), refused=True)
 
     def _release(self) -> None:
-        CONNECTION.info("%s open, client %s", self.ws, address(self.ws.client))
+        self._note("%s open, client %s", self.ws, address(self.ws.client))
         if len(self.ws._held or ()) > _FEW:
             self._hub.runtime.keep(release_slowly(self.ws), Context())
             return

@@ -150,12 +150,15 @@ class Inbox:
                 self._size += _size_of(item)
         _settle(self._room)
 
-    async def wait_for_room(self) -> None:
-        """Wait while too much waits."""
-        while self.is_full:
-            if self._room is None or self._room.done():
-                self._room = self._loop.create_future()
-            await asyncio.shield(self._room)
+    async def room(self) -> None:
+        """Wait until less waits, or ``let_in`` is called."""
+        if self._room is None or self._room.done():
+            self._room = self._loop.create_future()
+        await asyncio.shield(self._room)
+
+    def let_in(self) -> None:
+        """Let those who wait for room look again whether they have to."""
+        _settle(self._room)
 
     def news(self) -> asyncio.Future[None]:
         """Return a future that is done when another change comes in."""

@@ -37,7 +37,8 @@ BATCH: Final = 64
 """Writes between two looks at the clock."""
 
 FEW_BYTES: Final = 4096
-"""What some lanes may have together to be copied for each client by itself."""
+FEW_LANES: Final = 64
+"""What so many lanes have together is copied for each client by itself."""
 
 COMPRESSED: Final = 1
 ENCLOSED: Final = 2
@@ -164,11 +165,6 @@ class Lane:
         """Let a member that no longer shares get no more."""
         self.apart.pop(ws, None)
 
-    @property
-    def size(self) -> int:
-        """Bytes, or characters, of its messages."""
-        return sum(len(publication.frame) for publication, _ in self.messages)
-
     def sockets(self) -> list[Sharing]:
         """Return the sockets of those who share."""
         members, without = self._members, self._without
@@ -234,8 +230,9 @@ def write_all(
             yield
     if len(parts) == 1:
         lane, sockets = parts[0]
-        for start in range(0, len(sockets), BATCH):
-            for variant, some in _alike(sockets[start : start + BATCH], only):
+        batch = BATCH
+        for start in range(0, len(sockets), batch):
+            for variant, some in _alike(sockets[start : start + batch], only):
                 some[0].write_each(zip(some, repeat(lane.joined(variant))))
             yield
     elif parts:
@@ -255,10 +252,12 @@ def _alike(sockets: list[Sharing], only: int | None) -> Iterable[tuple[int, list
 def _write_mixed(parts: list[Part], only: int | None) -> Iterator[None]:
     """Write what all lanes of a socket have to it in one piece."""
     lanes = [lane for lane, _ in parts]
-    in_turn = all(one.numbers[-1] < other.numbers[0] for one, other in pairwise(lanes))
-    if in_turn and sum(lane.size for lane in lanes) <= FEW_BYTES:
+    plan = None
+    if len(lanes) <= FEW_LANES and all(
+        one.numbers[-1] < other.numbers[0] for one, other in pairwise(lanes)
+    ):
         plan = _one_after_the_other(parts, only)
-    else:
+    if plan is None:
         plan = _interleaved(parts)
     sockets, data, batch = list(plan), iter(plan.values()), BATCH
     for start in range(0, len(sockets), batch):
@@ -267,15 +266,19 @@ def _write_mixed(parts: list[Part], only: int | None) -> Iterator[None]:
         yield
 
 
-def _one_after_the_other(parts: list[Part], only: int | None) -> dict[Sharing, bytes]:
+def _one_after_the_other(parts: list[Part], only: int | None) -> dict[Sharing, bytes] | None:
     """Return what lanes have for each, none of which begins before the last has ended.
 
-    Those who have the same don't share it: to find that out takes longer than a short copy.
+    Those who have the same don't share it: to find that out takes longer than a short copy. None
+    where it is not short.
     """
     plan: dict[Sharing, bytes] = {}
+    size = 0
     for lane, sockets in parts:
         for variant, some in _alike(sockets, only):
             data = lane.joined(variant)
+            if (size := size + len(data)) > FEW_BYTES:
+                return None
             for socket in some:
                 if socket in plan:
                     plan[socket] += data

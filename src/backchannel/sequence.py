@@ -73,9 +73,18 @@ class Sequence:
             self._inbox = Inbox(self._runtime.loop)
         return self._inbox
 
-    async def _wait_for_room(self) -> None:
+    def _is_full(self) -> bool:
+        """So much waits that nothing more should be read for now."""
+        return self._inbox is not None and self._inbox.is_full
+
+    def look_for_room(self) -> None:
+        """Let those who wait for room look again: it may be that they need not any more."""
         if self._inbox is not None:
-            await self._inbox.wait_for_room()
+            self._inbox.let_in()
+
+    async def _wait_for_room(self) -> None:
+        while self._inbox is not None and self._is_full():
+            await self._inbox.room()
 
     def _has_more(self) -> bool:
         """Something waits that has not begun."""

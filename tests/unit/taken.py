@@ -20,13 +20,13 @@ class Given:
         return Taken(self.transport, [], b"", set())
 
 
-async def take_over(hub, path, sock):
+async def take_over(hub, path, sock, *subprotocols):
     """Let a hub take over the server's end of a pair of sockets."""
     transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, sock)
     scope = {
         "type": "websocket", "path": path, "root_path": "", "query_string": b"",
         "headers": [(b"host", b"test")], "client": ("127.0.0.1", 1), "scheme": "ws",
-        "server": ("127.0.0.1", 2), "subprotocols": [], "http_version": "1.1",
+        "server": ("127.0.0.1", 2), "subprotocols": [*subprotocols], "http_version": "1.1",
         "extensions": {EXTENSION: Given(transport)},
     }  # fmt: skip
 

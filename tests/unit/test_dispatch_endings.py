@@ -450,26 +450,29 @@ async def test_what_a_vanished_client_had_sent_is_dropped_with_the_connection():
     assert handled == ["begun"]
 
 
+@pytest.mark.parametrize("which", ["open, client", "ended"])
 @pytest.mark.parametrize("name", [None, NAME])
-async def test_who_ends_leaves_its_channels_although_the_log_raises(
-    hub, diary, name, monkeypatch, caplog
+async def test_a_connection_opens_and_leaves_its_channels_although_the_log_raises(
+    hub, diary, name, monkeypatch, caplog, which
 ):
     def mistaken(record):
-        if "ended" in record.getMessage():
+        if which in record.getMessage():
             raise RuntimeError("a bug in a filter of the log")
         return True
 
     told = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
     hub.add("/ws/{channel}", diary.listener())
+    monkeypatch.setattr(CONNECTION, "filters", [mistaken])
+    caplog.set_level(logging.INFO, CONNECTION.name)
     client = await hub.test_client("/ws/cars", subprotocols=[name] if name else ()).connect()
     if name:
         await client.send('{"type":"hello","v":1}')
-    monkeypatch.setattr(CONNECTION, "filters", [mistaken])
-    caplog.set_level(logging.INFO, CONNECTION.name)
+    hub.broadcast("cars", "to all")
+    assert "to all" in "".join([await client.receive() for _ in range(3 if name else 1)])
     await client.close()
     assert hub.channels() == {}
     assert "on_close 1000" in diary
     (context,) = told
-    assert "telling that <Connection " in context["message"]
+    assert f"{which}" in context["message"]
     assert str(context["exception"]) == "a bug in a filter of the log"

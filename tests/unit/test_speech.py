@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from shared import turns
 from speaking import Speaker
 
 from backchannel import Hub, Listener, Reject, event
@@ -447,7 +448,8 @@ async def test_what_comes_while_too_much_waits_is_refused_and_can_be_sent_again(
         assert (await ana.hear("subscribed"))["id"] == MANY + 3
 
 
-async def test_few_large_frames_are_too_much_where_a_callback_waits_for_the_client():
+@pytest.mark.parametrize("acknowledged", [True, False])
+async def test_few_large_frames_are_too_much_where_a_callback_waits_for_the_client(acknowledged):
     hub, seen = new_hub(), []
 
     class Asking(Listener):
@@ -463,13 +465,53 @@ async def test_few_large_frames_are_too_much_where_a_callback_waits_for_the_clie
         await ana.say("call", id=1, event="ask")
         question = await ana.hear("call")
         for n in range(2, 8):  # 4 MiB are exceeded by the fifth
-            await ana.say("message", id=n, data="x" * 1_000_000)
+            await ana.say("message", data="x" * 1_000_000, **({"id": n} if acknowledged else {}))
         error = await ana.hear("error")
-        assert (error["id"], error["code"]) == (7, "too_many")
+        assert (error.get("id"), error["code"]) == (7 if acknowledged else None, "too_many")
         await ana.say("reply", id=question["id"], data="answer")
         assert (await ana.hear("reply"))["data"] == "answer"
-        assert [(await ana.hear("ack"))["id"] for _ in range(5)] == [2, 3, 4, 5, 6]
+        if acknowledged:
+            assert [(await ana.hear("ack"))["id"] for _ in range(5)] == [2, 3, 4, 5, 6]
+        await ana.client.settled()
         assert seen == [1_000_000] * 5
+
+
+@pytest.mark.parametrize("count", [5, 100])
+@pytest.mark.parametrize("acknowledged", [True, False])
+async def test_a_callback_that_asks_the_client_gets_its_answer_however_much_waits(
+    acknowledged, count
+):
+    """Also what stands behind so much that nothing more was read."""
+    hub, go, seen = new_hub(), asyncio.Event(), []
+
+    class Asking(Listener):
+        @event("ask")
+        async def ask(self, ws):
+            await go.wait()
+            return await ws.call("question", timeout=5)
+
+        def on_message(self, ws, message):
+            seen.append(message[:3])
+
+    hub.add("/asking", Asking)
+    async with Speaker(hub, "/asking") as ana:
+        await ana.say("call", id=1, event="ask")
+
+        async def pour():
+            for n in range(2, count + 2):
+                id_ = {"id": n} if acknowledged else {}
+                await ana.say("message", data=f"{n:<{500_000 // count}}", **id_)
+
+        pouring = asyncio.create_task(pour())
+        await turns(500)
+        assert not pouring.done()
+        go.set()
+        question = await ana.hear("call")
+        await asyncio.wait_for(pouring, 5)
+        await ana.say("reply", id=question["id"], data="answer")
+        assert (await ana.hear("reply"))["data"] == "answer"
+        await ana.client.settled()
+    assert [int(n) for n in seen] == list(range(2, count + 2))
 
 
 async def test_a_whisper_has_its_channel_and_position_for_those_alone():

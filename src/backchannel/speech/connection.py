@@ -113,6 +113,7 @@ class SpeakingConnection(Connection):
         if talk.calls is None:
             talk.calls = {}
         talk.calls[number] = answer
+        self._dispatch.look_for_room()  # its answer has to be read
         content = encode(data)
         frame = frames.Call(number, event, timeout=timeout)
         if isinstance(content, bytes):

@@ -260,6 +260,9 @@ class SpeakingDispatch(Handling):
         if len(talk.keys) > 1:
             self._hub.resumes.arrived(ws)
         if kind is frames.Message and frame.id is msgspec.UNSET:
+            if talk.calls and self._has_too_much():
+                self.complain("too_many", _TOO_MANY)
+                return False
             answer = super().feed(content_of(frame.data, data))
             if isinstance(answer, bool):
                 return answer
@@ -320,7 +323,7 @@ class SpeakingDispatch(Handling):
             self._work_on(work)
             return False
         if talk.calls:  # the callback waits for an answer that has to be read
-            if self.inbox.has(MANY, MUCH):
+            if self._has_too_much():
                 talk.queued.pop(cast("int", frame.id), None)
                 talk.done(cast("int", frame.id), "too_many")
                 self.complain("too_many", _TOO_MANY, id_=frame.id)
@@ -328,7 +331,15 @@ class SpeakingDispatch(Handling):
             self.inbox.put(work)
             return False
         self.inbox.put(work)
-        return self.inbox.is_full
+        return self._is_full()
+
+    def _is_full(self) -> bool:
+        # While a callback waits for the client, its answer has to be read.
+        return not self.talk.calls and super()._is_full()
+
+    def _has_too_much(self) -> bool:
+        """Tell whether so much waits for a callback that waits for the client."""
+        return self._inbox is not None and self._inbox.has(MANY, MUCH)
 
     def _has_no_key(self, frame: Any) -> bool:
         """Tell whether nothing but the session knows that it was done: no history does."""

@@ -361,7 +361,7 @@ class NativeSocket(asyncio.Protocol):
                 answer = dispatch.feed(event)
                 if isinstance(answer, str):
                     self.ws._push(answer)
-                is_full = answer is True
+                is_full = is_full or answer is True
             else:
                 self._take_control(event, dispatch)
         return is_full

@@ -11,6 +11,7 @@ from shared import until
 from taken import take_over
 
 from backchannel import Listener, fanout
+from backchannel.dialect import NAME
 from backchannel.observe import TRACE
 from backchannel.wire import frames
 
@@ -18,7 +19,7 @@ MEMBERS = 200  # more than are written to between two looks at the clock
 
 
 @contextlib.asynccontextmanager
-async def clients(hub, path, count):
+async def clients(hub, path, count, *subprotocols):
     """The clients' ends of so many connections."""
     with contextlib.ExitStack() as stack:
         ends = []
@@ -26,7 +27,7 @@ async def clients(hub, path, count):
             ours, theirs = socket.socketpair()
             ends.append(stack.enter_context(ours))
             ours.setblocking(False)
-            await take_over(hub, path, theirs)
+            await take_over(hub, path, theirs, *subprotocols)
         yield ends
 
 
@@ -249,3 +250,34 @@ async def test_an_answer_that_is_no_utf_8_is_told_on_error(hub, kind, caplog):
     assert told == ["UnsendableMessage"]
     assert "raised UnsendableMessage" in caplog.text
     assert "secret" not in caplog.text
+
+
+async def test_reading_pauses_although_each_read_ends_with_what_needs_no_turn(hub):
+    """As a ping of the dialect, which is answered at once."""
+    go, seen = asyncio.Event(), []
+
+    class Slow(Listener):
+        async def on_message(self, ws, message):
+            seen.append(message)
+            await go.wait()
+
+    hub.add("/ws/slow", Slow)
+    async with clients(hub, "/ws/slow", 1, NAME) as (end,):
+        end.send(text(b'{"type":"hello","v":1}'))
+        data = b'{"type":"message","data":"%s"}' % (b"x" * 60_000)
+        frame = b"\x81\xfe" + len(data).to_bytes(2) + bytes(4) + data + text(b'{"type":"ping"}')
+        sent, waited, left = 0, 0, b""
+        while waited < 50 and sent < 200:
+            left = left or frame
+            try:
+                left = left[end.send(left) :]
+            except BlockingIOError:
+                waited += 1
+                await asyncio.sleep(0)
+            else:
+                sent, waited = sent + (not left), 0
+                await asyncio.sleep(0)
+        assert 5 < sent < 40
+        go.set()
+        await asyncio.get_running_loop().sock_sendall(end, left)
+        await until(lambda: len(seen) == sent + bool(left))
