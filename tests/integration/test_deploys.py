@@ -361,8 +361,10 @@ async def test_what_was_accepted_reaches_a_broker_that_was_away(run, new_redis_s
         engine.start()
         code, came = await close_of(client)
         assert code == 1012
-        # The engine lost its data, so that the node has first to ask from where on it goes on.
-        assert sorted(came) == ["accepted", "done accepted"]
+        # The engine lost its data, so that the node has first to ask from where on it goes on: the
+        # connections' end does not wait for that.
+        assert "done accepted" in came
+        assert set(came) <= {"accepted", "done accepted"}
         with engine.client as db:
             (kept,) = [key for key in db.keys("*") if db.type(key) in {b"zset", b"list", b"stream"}]
             assert b"accepted" in str(db.dump(kept)).encode()
