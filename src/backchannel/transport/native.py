@@ -17,6 +17,7 @@ import asyncio
 import os
 import signal
 import sys
+from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -27,7 +28,7 @@ from backchannel.observe import CONNECTION
 from backchannel.wire import frames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from backchannel.app import Hub
     from backchannel.connection import Connection
@@ -104,7 +105,7 @@ class NativeSocket(asyncio.Protocol):
         "_awaits_pong", "_closing", "_connections", "_descriptor", "_dispatch", "_drained",
         "_fanout", "_gone",
         "_hangs_up", "_has_backlog", "_paused", "_pending", "_pinged_at", "_reader", "_replies",
-        "_timer", "_transport", "apart", "deflates", "is_due", "variant", "ws",
+        "_timer", "_transport", "_unread", "apart", "deflates", "is_due", "variant", "ws",
     )  # fmt: skip
 
     def __init__(self, taken: Taken, hub: Hub, *, deflates: bool = False):
@@ -121,6 +122,7 @@ class NativeSocket(asyncio.Protocol):
         self._pending: list[bytes] | None = None
         # While it reads: what was answered.
         self._replies: list[bytes] | tuple[()] | None = None
+        self._unread: Iterator[frames.Event] | None = None  # of what came, while it is paused
         self._closing = False
         self._hangs_up = False
         self._has_backlog = False
@@ -353,18 +355,25 @@ class NativeSocket(asyncio.Protocol):
             self._pause(dispatch)
 
     def _read(self, data: bytes, dispatch: Dispatch) -> bool:
-        """Read anything; tell whether nothing more should be read for now."""
-        is_full = False
+        """Read anything until nothing more should be read for now; tell whether that is so."""
+        events = self._reader.events(data)
+        if (before := self._unread) is not None:
+            events, self._unread = chain(before, events), None
+        if self._paused:  # a transport may have had something on its way
+            self._unread = events
+            return True
         self._replies = []
-        for event in self._reader.feed(data):
+        for event in events:
             if type(event) is str or type(event) is bytes:
                 answer = dispatch.feed(event)
                 if isinstance(answer, str):
                     self.ws._push(answer)
-                is_full = is_full or answer is True
+                elif answer:
+                    self._unread = events
+                    return True
             else:
                 self._take_control(event, dispatch)
-        return is_full
+        return False
 
     def _take_control(self, event: frames.Event, dispatch: Dispatch) -> None:
         if isinstance(event, frames.Ping):
@@ -398,7 +407,9 @@ class NativeSocket(asyncio.Protocol):
     def _resume(self, _waiting: object) -> None:
         self._paused = False
         self._pinged_at = perf_counter()  # its answer may be among what is read only now
-        if not self._transport.is_closing():
+        if self._unread is not None:
+            self.data_received(b"")
+        if not self._paused and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def pause_writing(self) -> None:
@@ -428,6 +439,7 @@ class NativeSocket(asyncio.Protocol):
         """Forget the descriptor before anything else can run."""
         self._descriptor = _NO_DESCRIPTOR
         self._closing = True
+        self._unread = None
         self._connections.discard(self)
         self._tell_drained()
         if self._timer is not None:

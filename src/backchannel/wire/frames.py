@@ -8,6 +8,7 @@ without waiting for the rest. A reader that waits for the next message holds not
 from __future__ import annotations
 
 from codecs import utf_8_decode
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -252,14 +253,23 @@ class Reader:
 
         After a Close or a Violation nothing more is read.
         """
+        return list(self.events(data))
+
+    def events(self, data: bytes) -> Iterator[Event]:
+        """Read as ``feed`` does, each message only when it is asked for.
+
+        So there is no more of what was compressed than one message, if who asks keeps none. No
+        more bytes may be given before the last ones are read to the end.
+        """
         if (message := self.whole(data)) is not None:
-            return [message]
-        events = self._read(data)
+            yield message
+            return
+        self._brief = 0
+        yield from self._read(data)
         is_idle = self._message is None and self._tail == b""
         self._brief = self._idle_brief() if is_idle else 0
-        return events
 
-    def _read(self, data: bytes) -> list[Event]:
+    def _read(self, data: bytes) -> Iterator[Event]:
         events: list[Event] = []
         if self._tail:
             data, self._tail = self._tail + data, b""
@@ -274,22 +284,24 @@ class Reader:
                         after = at + 6 + size
                         if 0 <= size < 126 and after <= end and size <= self._max:
                             payload = apply_mask(data[at + 6 : after], data[at + 2 : at + 6])
-                            events.append(payload.decode() if first == _WHOLE_TEXT else payload)
                             at = after
+                            yield payload.decode() if first == _WHOLE_TEXT else payload
                             continue
                 elif message.left:
                     at = self._read_payload(data, at, end, message, events)
+                    yield from _taken(events)
                     continue
                 after = self._read_frame(data, at, end, events)
                 if after < 0:
                     self._tail = data[at:]
                     break
                 at = after
+                yield from _taken(events)
         except UnicodeDecodeError:
             self._fail(Violation(1007, _NOT_UTF8), events)
         except _Broken as broken:
             self._fail(broken.violation, events)
-        return events
+        yield from events
 
     def _fail(self, violation: Violation, events: list[Event]) -> None:
         self._tail = self._message = None
@@ -405,6 +417,13 @@ class Reader:
         elif turn := taken % 4:
             message.mask = message.mask[turn:] + message.mask[:turn]
         return after
+
+
+def _taken(events: list[Event]) -> list[Event]:
+    """Take all there is out of a list."""
+    taken = events[:]
+    events.clear()
+    return taken
 
 
 def _text(payload: bytes) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import tracemalloc
+import zlib
 
 import pytest
-from shared import until
+from shared import turns, until
 from taken import take_over
 
 from backchannel import Listener, fanout
@@ -19,7 +21,7 @@ MEMBERS = 200  # more than are written to between two looks at the clock
 
 
 @contextlib.asynccontextmanager
-async def clients(hub, path, count, *subprotocols):
+async def clients(hub, path, count, *subprotocols, deflates=False):
     """The clients' ends of so many connections."""
     with contextlib.ExitStack() as stack:
         ends = []
@@ -27,7 +29,7 @@ async def clients(hub, path, count, *subprotocols):
             ours, theirs = socket.socketpair()
             ends.append(stack.enter_context(ours))
             ours.setblocking(False)
-            await take_over(hub, path, theirs, *subprotocols)
+            await take_over(hub, path, theirs, *subprotocols, deflates=deflates)
         yield ends
 
 
@@ -281,3 +283,33 @@ async def test_reading_pauses_although_each_read_ends_with_what_needs_no_turn(hu
         go.set()
         await asyncio.get_running_loop().sock_sendall(end, left)
         await until(lambda: len(seen) == sent + bool(left))
+
+
+@pytest.mark.parametrize("rest", [b"", b"\x81"])  # the beginning of a frame that comes later
+async def test_what_one_read_brought_is_inflated_only_when_there_is_room_for_it(hub, rest):
+    go, seen = asyncio.Event(), []
+
+    class Slow(Listener):
+        async def on_message(self, ws, message):
+            seen.append(message)
+            await go.wait()
+
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    data = packer.compress(bytes(200_000)) + packer.flush(zlib.Z_SYNC_FLUSH)
+    data = data[:-4]
+    frame = b"\xc2\xfe" + len(data).to_bytes(2) + bytes(4) + data
+    hub.add("/ws/slow", Slow)
+    async with clients(hub, "/ws/slow", 1, deflates=True) as (end,):
+        tracemalloc.start()
+        end.send(50 * frame + b"\x89\x80\0\0\0\0" + frame + rest)
+        await until(lambda: seen)
+        await turns()
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+        tracemalloc.stop()
+        assert len(seen) == 1
+        go.set()
+        end.send((text(b"last") if not rest else text(b"last")[1:]) + text(b"one more"))
+        await until(lambda: len(seen) == 53)
+        assert seen == 51 * [bytes(200_000)] + ["last", "one more"]
+        answer = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(end, 99), 5)
+        assert answer == b"\x8a\0"  # its ping's
